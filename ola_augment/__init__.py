@@ -1,0 +1,1 @@
+"""Image augmentation that learns itself while the model trains."""
