@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -60,7 +61,7 @@ class WideResNet(nn.Module):
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
-        for group, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for group, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
             for block in range((depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1
                 blocks.append(_WideBlock(outputs if block else inputs, outputs, stride))

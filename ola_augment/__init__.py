@@ -1,1 +1,43 @@
 """Image augmentation that learns itself while the model trains."""
+
+from ola_augment.actions import Actions
+from ola_augment.alignment import BackPACKAlignment, GradientAlignment
+from ola_augment.files import load_policy, save_policy
+from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
+from ola_augment.space import Operation, SearchSpace
+from ola_augment.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.transforms import (
+    OLAAugment,
+    PolicyTransform,
+    RandAugment,
+    TrivialAugment,
+    UniformAugment,
+)
+from ola_augment.updater import GARUpdater, NSLRUpdater, UpdateStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Actions",
+    "BackPACKAlignment",
+    "GARUpdater",
+    "GradientAlignment",
+    "NSLRUpdater",
+    "OLAAugment",
+    "OLAPolicy",
+    "Operation",
+    "Policy",
+    "PolicyTransform",
+    "RandAugment",
+    "RandAugmentPolicy",
+    "SearchSpace",
+    "SplitActions",
+    "SplitBatchSampler",
+    "SplitPolicy",
+    "TrivialAugment",
+    "UniformAugment",
+    "UniformPolicy",
+    "UpdateStats",
+    "load_policy",
+    "save_policy",
+]

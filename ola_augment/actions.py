@@ -39,7 +39,7 @@ class Actions(NamedTuple):
         """Number of examples B."""
         return len(self.num_ops)
 
-    def select(self, index: Tensor | slice | list[int]) -> Actions:
+    def select(self, index: Tensor | slice | list[int] | int) -> Actions:
         """Actions of some of the examples (``actions[i]`` is a tuple's field, as for any tuple)."""
         return Actions(*(field[index] for field in self))
 
@@ -58,9 +58,7 @@ class Actions(NamedTuple):
         return Actions(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def check_actions(
-    actions: Actions, space: SearchSpace, batch_size: int | None = None
-) -> None:
+def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None = None) -> None:
     """Refuse actions that do not belong to a space or to a batch.
 
     Raises:

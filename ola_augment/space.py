@@ -13,7 +13,7 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
-#: Built-in operations and the magnitudes each accepts, both ends included; None: takes no magnitude.
+#: Built-in operations and the magnitudes each accepts, both ends included; None: no magnitude.
 DOMAINS: dict[str, tuple[float, float] | None] = {
     "identity": None,
     "auto_contrast": None,
@@ -88,7 +88,8 @@ class Operation:
             )
         if self.side not in (None, "width", "height"):
             raise ValueError(
-                f"operation {self.name!r}: side must be 'width', 'height' or None, got {self.side!r}"
+                f"operation {self.name!r}: side must be 'width', 'height' or None, "
+                f"got {self.side!r}"
             )
         if self.per < 1:
             raise ValueError(f"operation {self.name!r}: per must be at least 1, got {self.per}")
@@ -285,4 +286,3 @@ def _magnitude_table(space: SearchSpace, height: int, width: int) -> Tensor:
         ],
         dtype=torch.float64,
     )
-

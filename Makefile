@@ -1,0 +1,41 @@
+# Every target works as the first command in a fresh clone: `setup` builds .venv once.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint docs bench clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## build .venv with the package and everything the other targets need
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train on real handwritten digits with OLA and the comparison methods (minutes)
+	$(BIN)/python examples/train.py $(DEMO)
+
+test: lint ## lint, check types and run all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP) ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
+	$(BIN)/python examples/benchmarks/augment.py
+	$(BIN)/python examples/benchmarks/alignment.py
+
+clean: ## remove what the other targets made
+	rm -rf .venv runs docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+DEMO := --data digits --train-size 300 --method none randaugment uniform ola --out runs/demo

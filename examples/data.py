@@ -1,0 +1,185 @@
+"""Real images for the examples, held in memory as uint8 tensors."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: uint8 images (N, C, H, W), int64 labels (N,), and whether mirroring is safe."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    mirror: bool
+
+    def subset(self, size: int, seed: int) -> ImageData:
+        """Keep ``size`` random training images, the same ones for the same seed."""
+        if not 1 <= size <= len(self.train_images):
+            raise ValueError(f"train size must be in 1 .. {len(self.train_images)}, got {size}")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.train_images), generator=generator)[:size]
+        return replace(
+            self, train_images=self.train_images[chosen], train_labels=self.train_labels[chosen]
+        )
+
+
+def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> ImageData:
+    """Load ``digits``, ``cifar10``, ``cifar100`` or ``imagefolder:PATH``.
+
+    Args:
+        source: which; PATH is a directory or a zip with train/CLASS/*.jpg and test/CLASS/*.jpg.
+        image_size: images of a folder are scaled and centre-cropped to this many pixels a side.
+        root: where torchvision keeps its own downloads.
+
+    Raises:
+        ValueError: an unknown source, or a folder without images.
+        FileNotFoundError: no such path.
+    """
+    if source == "digits":
+        return _digits()
+    if source in ("cifar10", "cifar100"):
+        return _cifar(source, root)
+    if source.startswith("imagefolder:"):
+        return _image_folder(Path(source.removeprefix("imagefolder:")), image_size)
+    raise ValueError(f"data must be digits, cifar10, cifar100 or imagefolder:PATH, got {source!r}")
+
+
+def _digits() -> ImageData:
+    """1,797 handwritten digits of 8x8 pixels from scikit-learn, up-sampled to 32x32; test: 797."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+    images, labels = large.round().to(torch.uint8), torch.from_numpy(digits.target).long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1000], order[1000:]
+    return ImageData("digits", images[train], labels[train], images[test], labels[test], 10, False)
+
+
+def _cifar(source: str, root: str) -> ImageData:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[source]
+    parts = []
+    for train in (True, False):
+        data = kind(root, train=train, download=True)
+        parts += [torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()]
+        parts += [torch.tensor(data.targets)]
+    return ImageData(source, *parts, num_classes=len(data.classes), mirror=True)
+
+
+def _image_folder(path: Path, size: int) -> ImageData:
+    if not path.exists():
+        raise FileNotFoundError(f"no such directory or zip: {path}")
+    files = _zip_files(path) if path.is_file() else _directory_files(path)
+    classes = sorted({name for part, name, _ in files if part == "train"})
+    if not classes or not any(part == "test" for part, _, _ in files):
+        raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
+    parts = []
+    for part in ("train", "test"):
+        chosen = [(name, read) for where, name, read in files if where == part]
+        images = np.stack([_decode(read, size) for _, read in chosen])
+        parts += [torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()]
+        parts += [torch.tensor([classes.index(name) for name, _ in chosen])]
+    return ImageData(path.stem, *parts, num_classes=len(classes), mirror=True)
+
+
+def _zip_files(path: Path) -> list:
+    archive = zipfile.ZipFile(path)
+    found = []
+    for entry in sorted(archive.namelist()):
+        parts = PurePosixPath(entry).parts
+        if len(parts) >= 3 and PurePosixPath(entry).suffix.lower() in SUFFIXES:
+            found.append((parts[-3], parts[-2], lambda entry=entry: archive.read(entry)))
+    return found
+
+
+def _directory_files(path: Path) -> list:
+    found = []
+    for entry in sorted(path.glob("*/*/*")):
+        if entry.suffix.lower() in SUFFIXES:
+            found.append((entry.parts[-3], entry.parts[-2], entry.read_bytes))
+    return found
+
+
+def _decode(read, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(read())) as image:
+        picture = image.convert("RGB")
+    if picture.size != (size, size):
+        scale = size / min(picture.size)
+        wide = [max(size, round(side * scale)) for side in picture.size]
+        left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
+        picture = picture.resize(wide).crop((left, top, left + size, top + size))
+    return np.asarray(picture)
+
+
+class Batches:
+    """Shuffled batches of tensors in memory, another order on every pass.
+
+    The last, smaller batch is left out unless it is the only one.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
+        self.images, self.labels = images, labels
+        self.batch_size = min(batch_size, len(images))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.images), generator=self.generator)
+        for index in order.split(self.batch_size)[: len(self)]:
+            yield self.images[index], self.labels[index]
+
+
+class Preprocess:
+    """The default pre-processing: pad-4 random crop, a mirror where safe, then normalisation.
+
+    Each image of a batch gets its own crop and mirror. ``training=False`` only normalises.
+    """
+
+    def __init__(self, data: ImageData, seed: int, padding: int = 4) -> None:
+        pixels = data.train_images.float() / 255
+        self.mean = pixels.mean((0, 2, 3))[:, None, None]
+        self.std = pixels.std((0, 2, 3))[:, None, None]
+        self.mirror = data.mirror
+        self.padding = padding
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def test(self, images: Tensor) -> Tensor:
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images.float() / 255 - mean) / std
+
+    def __call__(self, images: Tensor) -> Tensor:
+        n, _, height, width = images.shape
+        shifts = torch.randint(2 * self.padding + 1, (2, n, 1), generator=self.generator)
+        rows = shifts[0] + torch.arange(height)
+        columns = shifts[1] + torch.arange(width)
+        if self.mirror:
+            mirrored = torch.rand(n, 1, generator=self.generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = F.pad(images, (self.padding,) * 4)
+        examples = torch.arange(n)[:, None, None]
+        index = (examples, rows[:, :, None], columns[:, None, :])
+        index = tuple(part.to(images.device) for part in index)
+        cropped = padded.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        return self.test(cropped.contiguous())

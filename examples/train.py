@@ -1,0 +1,166 @@
+"""Train with augmentation that learns itself, beside the comparison methods.
+
+    python examples/train.py --method none randaugment uniform ola --seeds 3
+
+Writes per run ``metrics.jsonl`` (and for ola ``policy.json`` and ``policy.png``; for every method
+that augments ``samples.png``) and prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from data import Batches, ImageData, Preprocess, load_data
+from networks import make_network
+
+from ola_augment import (
+    GARUpdater,
+    OLAAugment,
+    PolicyTransform,
+    RandAugment,
+    TrivialAugment,
+    UniformAugment,
+    save_policy,
+)
+from ola_augment.plots import augmented_samples, policy_over_time
+from ola_augment.training import accuracy, fit
+
+METHODS: dict[str, Callable[[str, torch.Generator], PolicyTransform | None]] = {
+    "none": lambda space, generator: None,
+    "randaugment": lambda space, generator: RandAugment(space=space, generator=generator),
+    "trivialaugment": lambda space, generator: TrivialAugment(space=space, generator=generator),
+    "uniform": lambda space, generator: UniformAugment(space, generator=generator),
+    "ola": lambda space, generator: OLAAugment(space, generator=generator),
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", default="digits", help="digits, cifar10, cifar100 or imagefolder:PATH")
+    add("--train-size", type=int, help="train on this many random images (default: all)")
+    add("--image-size", type=int, default=32, help="pixels a side for imagefolder")
+    add("--method", nargs="+", choices=METHODS, default=["uniform", "ola"])
+    add("--space", choices=["wide_long", "rand_augment"], default="wide_long")
+    add("--model", default="small_cnn", help="small_cnn, wrn-DEPTH-WIDTH or torchvision's names")
+    add("--epochs", type=int, default=100)
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
+    add("--weight-decay", type=float, default=5e-4)
+    add("--meta-lr", type=float, default=0.1, help="of the policy's Adam; the paper's: 0.1")
+    add("--entropy-weight", type=float, default=0.0, help="beyond the paper; the paper's: 0")
+    add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
+    add("--device", default="cpu")
+    add("--out", type=Path, default=Path("runs/train"))
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(arguments)
+
+
+def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, float]:
+    """Train once; write its files; return test accuracy, seconds and milliseconds a step."""
+    out = options.out / f"{method}-seed{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    if options.train_size:
+        data = data.subset(options.train_size, seed)
+    channels = data.train_images.shape[1]
+    model = make_network(options.model, data.num_classes, channels).to(options.device)
+    batches = Batches(data.train_images, data.train_labels, options.batch_size, seed)
+    preprocess = Preprocess(data, seed)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=options.lr,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=options.weight_decay,
+    )
+    steps = options.epochs * len(batches)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
+    updater = None
+    if isinstance(augment, OLAAugment):
+        updater = GARUpdater(
+            augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
+        )
+    history = fit(
+        model,
+        batches,
+        optimizer,
+        epochs=options.epochs,
+        augment=augment,
+        updater=updater,
+        preprocess=preprocess,
+        scheduler=scheduler,
+        metrics_path=out / "metrics.jsonl",
+        progress=not options.quiet,
+    )
+    tests = zip(data.test_images.split(500), data.test_labels.split(500), strict=True)
+    result = {
+        "accuracy": accuracy(model, tests, preprocess.test),
+        "seconds": sum(record["seconds"] for record in history),
+        "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
+    }
+    (out / "result.json").write_text(json.dumps(result) + "\n")
+    if augment is not None:
+        augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
+    if isinstance(augment, OLAAugment):
+        save_policy(augment.policy, out / "policy.json")
+        policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
+    return result
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """One row a method: mean test accuracy with its 95 % interval, seconds, ratio of step times."""
+    first = next(iter(results))
+    base = statistics.median(r["ms_per_step"] for r in results[first])
+    lines = [
+        f"| method | test accuracy (%) | seconds a run | step time / {first} |",
+        "|---|---|---|---|",
+    ]
+    for method, runs in results.items():
+        scores = [100 * r["accuracy"] for r in runs]
+        seconds = statistics.mean(r["seconds"] for r in runs)
+        ratio = statistics.median(r["ms_per_step"] for r in runs) / base
+        lines.append(f"| {method} | {interval(scores)} | {seconds:.1f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def interval(scores: list[float]) -> str:
+    """Mean and 95 % interval of the mean, by Student's t; the mean alone for a single run."""
+    mean = statistics.mean(scores)
+    if len(scores) < 2:
+        return f"{mean:.2f}"
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(scores) - 1) * statistics.stdev(scores) / len(scores) ** 0.5
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    data = load_data(options.data, options.image_size)
+    results: dict[str, list[dict[str, float]]] = {method: [] for method in options.method}
+    # Seeds outside, methods inside: a slow minute of the machine then slows all methods alike.
+    for seed in range(options.seeds):
+        for method in results:
+            results[method].append(run(method, seed, data, options))
+            print(f"{method}, seed {seed}: {results[method][-1]}", flush=True)
+    size = options.train_size or len(data.train_images)
+    print(
+        f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
+        f"{options.epochs} epochs, {options.seeds} seeds, "
+        f"meta lr {options.meta_lr}, entropy weight {options.entropy_weight}\n"
+    )
+    print(table(results))
+    print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Policies: distributions over the augmentations of one image (Algorithms 2 and 3)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit
+from torch import Tensor, nn
+
+from ola_augment.actions import Actions, check_actions
+from ola_augment.space import SearchSpace, named_space
+
+
+class LogProbs(NamedTuple):
+    """The log-probabilities that define a policy over S slots, A operations and K bins.
+
+    Attributes:
+        num_ops: (S,), of applying 1 .. S operations.
+        keep: (A,), of keeping a drawn operation.
+        drop: (A,), of dropping it.
+        magnitude: (A, K), of each magnitude bin of a kept operation.
+    """
+
+    num_ops: Tensor
+    keep: Tensor
+    drop: Tensor
+    magnitude: Tensor
+
+
+class Policy(nn.Module, ABC):
+    """A distribution over :class:`Actions`, sampled as in Algorithm 2.
+
+    Draw the number of operations r; draw r operations uniformly; keep each with its own
+    probability; draw a magnitude bin for each that is kept. Kinds of policies differ in
+    :meth:`log_probs` only.
+
+    Args:
+        space: a :class:`SearchSpace` or its name.
+        max_ops: number of slots S.
+        num_magnitude_bins: of a space given by name.
+        replacement: whether an operation can be drawn twice for one image.
+
+    Raises:
+        ValueError: ``max_ops`` below 1 or, without replacement, above the number of operations;
+            an unknown space name.
+        TypeError: ``max_ops`` is not an int, or ``space`` neither a name nor a space.
+    """
+
+    def __init__(
+        self,
+        space: str | SearchSpace,
+        max_ops: int,
+        num_magnitude_bins: int = 31,
+        *,
+        replacement: bool = False,
+    ) -> None:
+        super().__init__()
+        self.space = named_space(space, num_magnitude_bins)
+        if isinstance(max_ops, bool) or not isinstance(max_ops, int):
+            raise TypeError(f"the number of operations must be an int, got {max_ops!r}")
+        if max_ops < 1 or (not replacement and max_ops > len(self.space)):
+            raise ValueError(
+                f"the number of operations must be in 1 .. {len(self.space)} (the operations of "
+                f"space {self.space.name!r}), got {max_ops}"
+            )
+        self.max_ops = max_ops
+        self.replacement = replacement
+        self._signed = np.array([operation.signed for operation in self.space.operations])
+
+    @abstractmethod
+    def log_probs(self) -> LogProbs:
+        """Return the tables of the distribution, differentiable in the logits."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Actions:
+        """Draw the augmentations of n images (Algorithm 2), on the CPU.
+
+        Args:
+            n: number of examples, 0 or more.
+            generator: a CPU generator; None uses torch's global one.
+
+        Returns:
+            :class:`Actions` of n examples, with their ``log_prob`` and no gradient.
+        """
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, got {n}")
+        with torch.no_grad():
+            log_probs = LogProbs(*(table.cpu() for table in self.log_probs()))
+            uniforms = torch.rand(n, 1 + 6 * self.max_ops, dtype=torch.float64, generator=generator)
+            drawn = _draw(
+                uniforms.numpy(),
+                _cumulative(log_probs.num_ops),
+                log_probs.keep.double().exp().numpy(),
+                _cumulative(log_probs.magnitude),
+                self._signed,
+                self.replacement,
+            )
+            actions = Actions(*map(torch.from_numpy, (*drawn, np.empty(0))))
+            return actions._replace(log_prob=self._log_prob(actions, log_probs))
+
+    def log_prob(self, actions: Actions) -> Tensor:
+        """Log-probability of actions under today's logits.
+
+        Counts the draws that were made: the number of operations, the uniform choice among them,
+        each keep, the bin of each kept operation. Signs and centres, never learned, do not count.
+
+        Args:
+            actions: of B examples, from a policy over the same space.
+
+        Returns:
+            (B,), differentiable in the logits, on their device.
+
+        Raises:
+            TypeError, ValueError: the actions do not belong to this policy.
+        """
+        check_actions(actions, self.space)
+        if actions.ops.shape[1] != self.max_ops:
+            raise ValueError(
+                f"actions have {actions.ops.shape[1]} slots, the policy draws {self.max_ops}"
+            )
+        log_probs = self.log_probs()
+        device = log_probs.keep.device
+        return self._log_prob(Actions(*(field.to(device) for field in actions)), log_probs)
+
+    def _log_prob(self, actions: Actions, log_probs: LogProbs) -> Tensor:
+        used = actions.ops >= 0
+        ops = actions.ops.clamp(min=0)
+        kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
+        slots = torch.where(actions.keep, kept, log_probs.drop[ops])
+        slots = torch.where(used, slots, torch.zeros_like(slots))
+        num_ops = log_probs.num_ops - self._log_choices(log_probs.num_ops)
+        return num_ops[actions.num_ops - 1] + slots.sum(1)
+
+    def _log_choices(self, like: Tensor) -> Tensor:
+        """(S,), log of the number of ordered choices of 1 .. S operations."""
+        size = len(self.space)
+        factors = [size if self.replacement else size - slot for slot in range(self.max_ops)]
+        return like.new_tensor(np.log(factors)).cumsum(0)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the distribution in nats, differentiable in the logits; a scalar."""
+        num_ops, keep, drop, magnitude = self.log_probs()
+        slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
+        counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
+        choices = self._log_choices(num_ops)
+        return _entropy(num_ops) + num_ops.exp() @ (choices + counts * slot.mean())
+
+
+class OLAPolicy(Policy):
+    """The learned policy of Algorithm 2; uniform at the start, all logits 0.
+
+    The logits lie in shared memory, so that DataLoader workers draw with the current ones.
+
+    Args:
+        space: a :class:`SearchSpace` or its name.
+        max_ops: largest number of operations for one image.
+        num_magnitude_bins: of a space given by name.
+
+    Attributes:
+        num_ops_logits: (max_ops,) parameter l_r, of 1 .. max_ops operations.
+        keep_logits: (A,) parameter l_d; an operation is kept with probability sigmoid(l_d).
+        magnitude_logits: (A, K) parameter l_k.
+    """
+
+    def __init__(
+        self, space: str | SearchSpace = "wide_long", max_ops: int = 4, num_magnitude_bins: int = 31
+    ) -> None:
+        super().__init__(space, max_ops, num_magnitude_bins)
+        size, bins = len(self.space), self.space.num_magnitude_bins
+        self.num_ops_logits = nn.Parameter(torch.zeros(max_ops))
+        self.keep_logits = nn.Parameter(torch.zeros(size))
+        self.magnitude_logits = nn.Parameter(torch.zeros(size, bins))
+        self.share_memory()
+
+    def log_probs(self) -> LogProbs:
+        """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
+        return LogProbs(
+            num_ops=F.log_softmax(self.num_ops_logits, dim=0),
+            keep=F.logsigmoid(self.keep_logits),
+            drop=F.logsigmoid(-self.keep_logits),
+            magnitude=F.log_softmax(self.magnitude_logits, dim=1),
+        )
+
+
+class UniformPolicy(Policy):
+    """UniformAugment (Algorithm 3): nothing is learned.
+
+    With ``num_ops=1, keep_prob=1.0`` it is TrivialAugment (Müller and Hutter, 2021).
+
+    Args:
+        space: a :class:`SearchSpace` or its name.
+        num_ops: operations drawn for every image, without replacement.
+        keep_prob: probability in [0, 1] of applying each.
+        num_magnitude_bins: of a space given by name.
+
+    Raises:
+        ValueError: ``keep_prob`` outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "wide_long",
+        num_ops: int = 2,
+        keep_prob: float = 0.5,
+        num_magnitude_bins: int = 31,
+    ) -> None:
+        super().__init__(space, num_ops, num_magnitude_bins)
+        if not 0 <= keep_prob <= 1:
+            raise ValueError(f"keep_prob must lie in [0, 1], got {keep_prob}")
+        self.keep_prob = float(keep_prob)
+
+    def log_probs(self) -> LogProbs:
+        """Tables of Algorithm 3."""
+        size, bins = len(self.space), self.space.num_magnitude_bins
+        return LogProbs(
+            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
+            keep=torch.tensor(self.keep_prob).log().expand(size),
+            drop=torch.tensor(1 - self.keep_prob).log().expand(size),
+            magnitude=torch.full((size, bins), -math.log(bins)),
+        )
+
+
+class RandAugmentPolicy(Policy):
+    """RandAugment (Cubuk et al., 2020): N operations with replacement, all at one magnitude bin.
+
+    Args:
+        space: a :class:`SearchSpace` or its name.
+        num_ops: operations applied to every image (N).
+        magnitude: the bin of all of them (M), 0 .. num_magnitude_bins - 1.
+        num_magnitude_bins: of a space given by name.
+
+    Raises:
+        ValueError: ``magnitude`` is no bin of the space.
+    """
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "rand_augment",
+        num_ops: int = 2,
+        magnitude: int = 9,
+        num_magnitude_bins: int = 31,
+    ) -> None:
+        super().__init__(space, num_ops, num_magnitude_bins, replacement=True)
+        bins = self.space.num_magnitude_bins
+        if isinstance(magnitude, bool) or not isinstance(magnitude, int):
+            raise TypeError(f"magnitude must be an int (a bin), got {magnitude!r}")
+        if not 0 <= magnitude < bins:
+            raise ValueError(f"magnitude must be a bin in 0 .. {bins - 1}, got {magnitude}")
+        self.magnitude = magnitude
+
+    def log_probs(self) -> LogProbs:
+        """Tables with all mass on N operations, kept, at bin M."""
+        size, bins = len(self.space), self.space.num_magnitude_bins
+        return LogProbs(
+            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
+            keep=torch.zeros(size),
+            drop=torch.full((size,), -math.inf),
+            magnitude=_log_one_hot(self.magnitude, bins).expand(size, bins),
+        )
+
+
+def _log_one_hot(index: int, size: int) -> Tensor:
+    table = torch.full((size,), -math.inf)
+    table[index] = 0
+    return table
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Entropy over the last axis; an impossible outcome (-inf) adds 0."""
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(finite.exp() * finite).sum(-1)
+
+
+def _cumulative(log_probs: Tensor) -> np.ndarray:
+    """Cumulative probabilities in float64 that reach exactly 1 at the last possible outcome."""
+    cumulative = log_probs.double().exp().cumsum(-1)
+    return (cumulative / cumulative[..., -1:]).numpy()
+
+
+@njit(cache=True, nogil=True)
+def _draw(uniforms, num_ops_cdf, keep_probs, magnitude_cdf, signed, replacement):  # type: ignore[no-untyped-def]
+    """Algorithm 2 from uniform numbers (n, 1 + 6 S): all fields of Actions but log_prob."""
+    n, slots, size = len(uniforms), len(num_ops_cdf), len(keep_probs)
+    num_ops = np.empty(n, np.int64)
+    ops = np.full((n, slots), -1, np.int64)
+    keep = np.zeros((n, slots), np.bool_)
+    bins = np.zeros((n, slots), np.int64)
+    signs = np.ones((n, slots), np.int8)
+    centers = np.zeros((n, slots, 2), np.float32)
+    urn = np.arange(size)
+    for i in range(n):
+        num_ops[i] = 1 + np.searchsorted(num_ops_cdf, uniforms[i, 0], side="right")
+        for s in range(num_ops[i]):
+            u = uniforms[i, 1 + 6 * s : 7 + 6 * s]
+            # Without replacement, the operations drawn before lie at the front of the urn.
+            first = 0 if replacement else s
+            pick = first + int(u[0] * (size - first))
+            op = urn[pick]
+            urn[pick], urn[first] = urn[first], op
+            ops[i, s] = op
+            if u[1] < keep_probs[op]:
+                keep[i, s] = True
+                bins[i, s] = np.searchsorted(magnitude_cdf[op], u[2], side="right")
+                if signed[op] and u[3] < 0.5:
+                    signs[i, s] = -1
+                # Rounding down to float32 keeps a centre below 1.
+                centers[i, s, 0] = int(u[4] * 16777216) / 16777216
+                centers[i, s, 1] = int(u[5] * 16777216) / 16777216
+    return num_ops, ops, keep, bins, signs, centers

@@ -1,0 +1,58 @@
+"""Rewards: what an example's augmentation earns (equation 1 and the next-step loss)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def gradient_alignment_reward(alignments: Tensor) -> Tensor:
+    """GAR: alignments, normalised within the batch to mean 0 and standard deviation 1.
+
+    Equation 1 is the alignment itself, r_i = <grad l_i(theta_t), grad L(theta_{t+1})>; see
+    :class:`~ola_augment.alignment.GradientAlignment`. Under ``torch.distributed`` the batch is
+    that of all ranks.
+
+    Args:
+        alignments: (B,), finite.
+
+    Returns:
+        (B,), zeros if all alignments are equal (a batch of one included).
+    """
+    return normalize(alignments)
+
+
+def next_step_loss_reward(next_losses: Tensor) -> Tensor:
+    """NSLR: minus the next step's loss, one reward a step, normalised over the steps given.
+
+    Args:
+        next_losses: (T,), L(theta_{t+1}) of T steps, finite.
+
+    Returns:
+        (T,), zeros if all losses are equal.
+    """
+    return normalize(-next_losses)
+
+
+def normalize(values: Tensor) -> Tensor:
+    """Shift and scale to mean 0 and (population) standard deviation 1, over all ranks.
+
+    Values that differ by rounding alone count as equal and give zeros.
+    """
+    exact = values.detach().double()
+    count = sum_over_ranks(exact.new_tensor(float(len(exact))))
+    centered = exact - sum_over_ranks(exact.sum()) / count
+    std = (sum_over_ranks((centered**2).sum()) / count).sqrt()
+    size = (sum_over_ranks((exact**2).sum()) / count).sqrt()
+    rounding = 4 * torch.finfo(values.dtype).eps * size
+    return (centered / torch.where(std > rounding, std, torch.inf)).to(values.dtype)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum over all ranks of ``torch.distributed``; the values themselves in a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,181 @@
+"""SplitPolicy: learn which parts of a data set to draw from (the paper's toy experiment)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+
+class SplitActions(NamedTuple):
+    """Which split each of B examples was drawn from.
+
+    Attributes:
+        splits: (B,) int64.
+        log_prob: (B,) log-probability of the split when it was drawn (no grad).
+    """
+
+    splits: Tensor
+    log_prob: Tensor
+
+
+class SplitPolicy(nn.Module):
+    """A distribution over the splits of a data set; uniform at the start.
+
+    Inverted, p(s)_i = (1 - softmax(s)_i) / (S - 1): tends to leave one split out. Otherwise
+    p(s) = softmax(s): tends to pick one.
+
+    Args:
+        num_splits: S, at least 2.
+        inverted: use the inverted softmax.
+
+    Attributes:
+        logits: (S,) parameter s.
+
+    Raises:
+        ValueError: fewer than 2 splits.
+    """
+
+    def __init__(self, num_splits: int, *, inverted: bool = True) -> None:
+        super().__init__()
+        if num_splits < 2:
+            raise ValueError(f"num_splits must be at least 2, got {num_splits}")
+        self.inverted = inverted
+        self.logits = nn.Parameter(torch.zeros(num_splits))
+        self.share_memory()
+
+    def log_usage(self) -> Tensor:
+        """(S,), log of 1 - softmax(s)_i, or of softmax(s)_i when not inverted.
+
+        In log space: in float32 a softmax that rounds to 1 would make 1 - softmax 0 or negative.
+        """
+        log_softmax = F.log_softmax(self.logits, dim=0)
+        if not self.inverted:
+            return log_softmax
+        others = torch.eye(len(self.logits), dtype=torch.bool, device=self.logits.device)
+        return log_softmax.expand(len(others), -1).masked_fill(others, -torch.inf).logsumexp(1)
+
+    def usage(self) -> Tensor:
+        """(S,) in [0, 1], how much of each split is used: 1 - softmax(s)_i (Figure 2), no grad."""
+        return self.log_usage().detach().exp()
+
+    def log_probs(self) -> Tensor:
+        """(S,), log-probability of drawing an example from each split."""
+        return F.log_softmax(self.log_usage(), dim=0)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> SplitActions:
+        """Draw the splits of n examples, on the CPU."""
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, got {n}")
+        with torch.no_grad():
+            log_probs = self.log_probs().cpu()
+            splits = torch.empty(0, dtype=torch.int64)
+            if n:
+                splits = torch.multinomial(log_probs.exp(), n, True, generator=generator)
+        return SplitActions(splits, log_probs[splits])
+
+    def log_prob(self, actions: SplitActions) -> Tensor:
+        """(B,), log-probability of the splits under today's logits, differentiable.
+
+        Raises:
+            ValueError: a split that the policy does not have.
+        """
+        splits = actions.splits
+        if len(splits) and not 0 <= int(splits.min()) <= int(splits.max()) < len(self.logits):
+            raise ValueError(
+                f"actions.splits must lie in 0 .. {len(self.logits) - 1}, got "
+                f"{int(splits.min())} .. {int(splits.max())}"
+            )
+        return self.log_probs()[splits.to(self.logits.device)]
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, differentiable; a scalar."""
+        log_probs = self.log_probs()
+        return -(log_probs.exp() * log_probs).sum()
+
+
+class SplitBatchSampler(Sampler[list[int]]):
+    """Batches of data-set indices drawn through a :class:`SplitPolicy`, for any DataLoader.
+
+    For every example a split is drawn from the policy, then an index uniformly from the split.
+
+    Args:
+        policy: over ``len(splits)`` splits.
+        splits: the data-set indices of each split, none empty, no index in two splits.
+        batch_size: examples of a batch.
+        num_batches: batches of one pass.
+        generator: a CPU generator; None uses torch's global one.
+
+    Raises:
+        ValueError: a number of splits other than the policy's, an empty split, an index that
+            occurs twice, or a batch size or number of batches below 1.
+
+    Example:
+        >>> sampler = SplitBatchSampler(SplitPolicy(2), [[0, 1], [2, 3]], 4, num_batches=1)
+        >>> indices = next(iter(sampler))
+        >>> sampler.actions(indices).splits.shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        policy: SplitPolicy,
+        splits: Sequence[Sequence[int] | Tensor],
+        batch_size: int,
+        num_batches: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if len(splits) != len(policy.logits):
+            raise ValueError(f"the policy has {len(policy.logits)} splits, got {len(splits)}")
+        if batch_size < 1 or num_batches < 1:
+            raise ValueError(
+                "batch_size and num_batches must be at least 1, got "
+                f"batch_size={batch_size}, num_batches={num_batches}"
+            )
+        self.splits = [torch.as_tensor(split, dtype=torch.int64) for split in splits]
+        sizes = [len(split) for split in self.splits]
+        if min(sizes) == 0:
+            raise ValueError(f"every split needs an example, got splits of {sizes}")
+        indices = torch.cat(self.splits)
+        self._split_of = dict(
+            zip(
+                indices.tolist(),
+                torch.repeat_interleave(torch.tensor(sizes)).tolist(),
+                strict=True,
+            )
+        )
+        if len(self._split_of) < len(indices):
+            raise ValueError("splits must not share an index: its split would be unknown")
+        self.policy = policy
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.num_batches):
+            splits = self.policy.sample(self.batch_size, self.generator).splits
+            uniforms = torch.rand(len(splits), dtype=torch.float64, generator=self.generator)
+            yield [
+                int(self.splits[split][int(u * len(self.splits[split]))])
+                for split, u in zip(splits.tolist(), uniforms.tolist(), strict=True)
+            ]
+
+    def actions(self, indices: Sequence[int] | Tensor) -> SplitActions:
+        """Splits of a batch of data-set indices, with their log-probability under today's logits.
+
+        Raises:
+            ValueError: an index that is in no split.
+        """
+        wanted = [int(index) for index in indices]
+        if unknown := [index for index in wanted if index not in self._split_of]:
+            raise ValueError(f"indices in no split: {unknown[:5]}")
+        splits = torch.tensor([self._split_of[index] for index in wanted], dtype=torch.int64)
+        with torch.no_grad():
+            return SplitActions(splits, self.policy.log_probs().cpu()[splits])

@@ -1,0 +1,389 @@
+"""Transforms: a policy and its operations as a torchvision v2 transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate, get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from ola_augment.actions import Actions, check_actions
+from ola_augment.annotations import ANNOTATIONS, check_annotation, follow
+from ola_augment.operations import apply_actions
+from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
+from ola_augment.space import SearchSpace
+
+Fill = float | Sequence[float]
+
+
+class PolicyTransform(v2.Transform):  # type: ignore[misc]
+    """Draws from a policy and applies what it drew; each example of a batch gets its own.
+
+    Called as any torchvision v2 transform: with a PIL image, a tensor (C, H, W) or (B, C, H, W),
+    tv_tensors or any nesting of these. Masks, boxes and key points follow their image; everything
+    else passes through. A ``Video`` (..., T, C, H, W) gets one draw for a clip.
+
+    Images are uint8, or floating in [0, 1], with 1 or 3 channels. uint8 on the CPU gives Pillow's
+    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs.
+
+    Args:
+        policy: what to draw from.
+        interpolation: ``InterpolationMode.NEAREST`` (Pillow's default) or ``BILINEAR``.
+        fill: value outside of the image for rotate, shear and translate, in the scale of the
+            images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel.
+        generator: a CPU generator to draw with; None uses torch's global one. In a DataLoader
+            worker it is replaced by one seeded with it and the worker's own seed.
+
+    Attributes:
+        policy: the :class:`Policy`.
+        last_actions: :class:`Actions` of the latest call in this process, or None. Without a
+            batch dimension if the images had none.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy must be a Policy, got {type(policy).__name__}")
+        modes = (InterpolationMode.NEAREST, InterpolationMode.BILINEAR)
+        if interpolation not in modes:
+            raise ValueError(f"interpolation must be NEAREST or BILINEAR, got {interpolation!r}")
+        if generator is not None and generator.device.type != "cpu":
+            raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
+        self.policy = policy
+        self.interpolation = interpolation
+        self.fill = _check_fill(fill)
+        self.generator = generator
+        self.last_actions: Actions | None = None
+        self._worker_generator: torch.Generator | None = None
+        self._checked_on_device = False
+
+    @property
+    def space(self) -> SearchSpace:
+        """The policy's search space."""
+        return self.policy.space
+
+    def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
+        """Draw for each image and apply.
+
+        Args:
+            images: (B, C, H, W) or (C, H, W), B may be 0; uint8 or floating in [0, 1].
+
+        Returns:
+            The augmented images and what was drawn; both without B if the images have none.
+
+        Raises:
+            TypeError: no tensor, or another dtype.
+            ValueError: another rank or number of channels, floats outside [0, 1] or NaN. On an
+                accelerator the range is checked on the first batch only, as it costs a
+                synchronisation.
+        """
+        self._check_images(images)
+        actions = self._sample(_batch_size(images))
+        self.last_actions = actions
+        return self._run(images, _batched(actions)), actions
+
+    def replay(self, images: Tensor, actions: Actions) -> Tensor:
+        """Apply actions drawn before; deterministic.
+
+        Args:
+            images: as for :meth:`augment`.
+            actions: as many as there are images, from the same search space.
+
+        Raises:
+            TypeError, ValueError: as :meth:`augment`, or actions that do not match.
+        """
+        self._check_images(images)
+        batch = _batch_size(images)
+        batched = _batched(actions) if batch is None else actions
+        check_actions(batched, self.space, 1 if batch is None else batch)
+        return self._run(images, batched)
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Collate samples (image, ...) and augment: the images, the rest, then the actions.
+
+        For ``DataLoader(..., collate_fn=augment.collate)``: workers augment whole batches.
+
+        Args:
+            samples: tuples whose first entry is a (C, H, W) tensor.
+        """
+        images, *rest = default_collate(samples)
+        images, actions = self.augment(images)
+        return (images, *rest, actions)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Check a sample and draw for it (torchvision's hook).
+
+        Raises:
+            ValueError: no image in the sample, images of different sizes, annotations that do not
+                fit their image, or what :meth:`augment` refuses.
+        """
+        pictures = [entry for entry in flat_inputs if not isinstance(entry, ANNOTATIONS)]
+        if not pictures:
+            raise ValueError("the input holds no image (PIL, tensor, tv_tensors Image or Video)")
+        for picture in pictures:
+            self._check_picture(picture)
+        kinds = {(_batch_size(picture), tuple(tvf.get_size(picture))) for picture in pictures}
+        if len(kinds) > 1:
+            raise ValueError(
+                "all images of a sample must have the same batch size and height and width, got "
+                + ", ".join(f"batch {batch}, size {size}" for batch, size in kinds)
+            )
+        batch, size = kinds.pop()
+        for entry in flat_inputs:
+            if isinstance(entry, ANNOTATIONS):
+                check_annotation(entry, size, batch)
+        self.last_actions = self._sample(batch)
+        return {"actions": _batched(self.last_actions), "batch": batch}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply what was drawn to one entry of a sample (torchvision's hook)."""
+        actions = params["actions"]
+        if isinstance(inpt, ANNOTATIONS):
+            return follow(inpt, self.space, actions, batched=params["batch"] is not None)
+        if isinstance(inpt, PIL.Image.Image):
+            return tvf.to_pil_image(self._run(tvf.pil_to_tensor(inpt), actions), inpt.mode)
+        images = inpt.as_subclass(Tensor)
+        if isinstance(inpt, tv_tensors.Video):
+            frames = images.shape[-4]
+            actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
+        out = self._run(images, actions)
+        return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else out
+
+    def extra_repr(self) -> str:
+        """Search space, slots, bins and how pixels are resampled."""
+        return (
+            f"space={self.space.name!r}, max_ops={self.policy.max_ops}, "
+            f"num_magnitude_bins={self.space.num_magnitude_bins}, "
+            f"interpolation={self.interpolation.value}, fill={self.fill}"
+        )
+
+    def _sample(self, batch: int | None) -> Actions:
+        actions = self.policy.sample(1 if batch is None else batch, self._generator_here())
+        return actions.select(0) if batch is None else actions
+
+    def _run(self, images: Tensor, actions: Actions) -> Tensor:
+        """Apply batched actions to images with any number of dimensions before (C, H, W)."""
+        fill = self._fill_for(images)
+        flat = images if images.ndim == 4 else images.reshape(actions.batch_size, *images.shape[-3:])
+        out = apply_actions(flat, self.space, actions, interpolation=self.interpolation, fill=fill)
+        return out.reshape(images.shape)
+
+    def _generator_here(self) -> torch.Generator | None:
+        """Give each DataLoader worker a stream of its own; the main process uses the generator."""
+        worker = get_worker_info()
+        if self.generator is None or worker is None:
+            return self.generator
+        if self._worker_generator is None:
+            seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
+            self._worker_generator = torch.Generator().manual_seed(seed)
+        return self._worker_generator
+
+    def _check_picture(self, picture: Any) -> None:
+        if isinstance(picture, PIL.Image.Image):
+            if picture.mode not in ("L", "RGB"):
+                raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}")
+        elif isinstance(picture, tv_tensors.Video):
+            if picture.ndim not in (4, 5):
+                raise ValueError(
+                    "a Video must have shape (T, C, H, W) or (B, T, C, H, W), "
+                    f"got {tuple(picture.shape)}"
+                )
+            self._check_images(picture.as_subclass(Tensor).flatten(0, -4))
+        else:
+            self._check_images(picture)
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images must be uint8 or floating in [0, 1], got {images.dtype}")
+        if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or 0 in images.shape[-2:]:
+            raise ValueError(
+                "images must have shape (B, C, H, W) or (C, H, W) with 1 or 3 channels, "
+                f"got {tuple(images.shape)}"
+            )
+        if images.dtype == torch.uint8 or not images.numel():
+            return
+        if images.device.type != "cpu" and self._checked_on_device:
+            return
+        low, high = (float(end) for end in images.detach().aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"floating images must lie in [0, 1], got {low:g} .. {high:g}; "
+                "scale them (divide by 255) or pass uint8"
+            )
+        self._checked_on_device = self._checked_on_device or images.device.type != "cpu"
+
+    def _fill_for(self, images: Tensor) -> Fill:
+        values = self.fill if isinstance(self.fill, Sequence) else (self.fill,)
+        if len(values) not in (1, images.shape[-3]):
+            raise ValueError(
+                f"fill must be one number or one per channel ({images.shape[-3]}), got {self.fill}"
+            )
+        whole = images.dtype == torch.uint8
+        if any(value > (255 if whole else 1) or (whole and value % 1) for value in values):
+            kind = "whole and in 0 .. 255 for uint8" if whole else "in [0, 1] for floating"
+            raise ValueError(f"fill must be {kind} images, got {self.fill}")
+        return self.fill
+
+
+class OLAAugment(PolicyTransform):
+    """Augmentation that learns itself: the policy of Algorithm 2, uniform at the start.
+
+    Args:
+        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        max_ops: largest number of operations for one image.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        generator: see :class:`PolicyTransform`.
+
+    Example:
+        >>> augment = OLAAugment("wide_long", generator=torch.Generator().manual_seed(0))
+        >>> images, actions = augment.augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+        >>> images.shape, actions.ops.shape
+        (torch.Size([8, 3, 32, 32]), torch.Size([8, 4]))
+    """
+
+    policy: OLAPolicy
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "wide_long",
+        max_ops: int = 4,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            OLAPolicy(space, max_ops, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class UniformAugment(PolicyTransform):
+    """UniformAugment (Algorithm 3): two operations, each kept with probability 1/2.
+
+    Args:
+        space: as for :class:`OLAAugment`.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "wide_long",
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            UniformPolicy(space, num_magnitude_bins=num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class RandAugment(PolicyTransform):
+    """RandAugment (Cubuk et al., 2020) with the argument names of torchvision's.
+
+    Args:
+        num_ops: operations applied to every image, with replacement.
+        magnitude: the bin of all of them.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        space: as for :class:`OLAAugment`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int = 9,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        *,
+        space: str | SearchSpace = "rand_augment",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            RandAugmentPolicy(space, num_ops, magnitude, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class TrivialAugment(PolicyTransform):
+    """TrivialAugment (Müller and Hutter, 2021): one uniform operation at a uniform magnitude.
+
+    Args:
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        space: as for :class:`OLAAugment`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        *,
+        space: str | SearchSpace = "wide_long",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            UniformPolicy(space, 1, 1.0, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+def _batched(actions: Actions) -> Actions:
+    """Give actions of a single example a batch dimension of one."""
+    if not isinstance(actions, Actions) or actions.num_ops.ndim == 1:
+        return actions
+    return Actions(*(field[None] for field in actions))
+
+
+def _batch_size(picture: Any) -> int | None:
+    """Examples of a PIL image, tensor or video; None if it has no batch dimension."""
+    unbatched = 4 if isinstance(picture, tv_tensors.Video) else 3
+    if isinstance(picture, PIL.Image.Image) or picture.ndim == unbatched:
+        return None
+    return int(picture.shape[0])
+
+
+def _check_fill(fill: Fill) -> Fill:
+    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise TypeError(f"fill must be a number or a sequence of numbers, got {fill!r}")
+    if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
+        raise ValueError(f"fill must be 1 or 3 numbers in 0 .. 255, got {fill!r}")
+    return values if isinstance(fill, Sequence) else fill
