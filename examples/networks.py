@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions with GroupNorm: trains on some hundred images within seconds."""
+    """Three strided convolutions with GroupNorm: trains on some hundred images within seconds."""
 
     def __init__(self, num_classes: int, channels: int = 3, width: int = 32) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, width, 5, padding=2, stride=2)
         self.norm1 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)
         self.norm2 = nn.GroupNorm(8, 2 * width)
@@ -24,7 +24,7 @@ class SmallCNN(nn.Module):
         self.linear = nn.Linear(2 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        out = F.max_pool2d(F.relu(self.norm1(self.conv1(images))), 2)
+        out = F.relu(self.norm1(self.conv1(images)))
         out = F.relu(self.norm2(self.conv2(out)))
         out = F.relu(self.norm3(self.conv3(out)))
         return self.linear(out.mean((2, 3)))

@@ -3,6 +3,7 @@
 from ola_augment.actions import Actions
 from ola_augment.alignment import BackPACKAlignment, GradientAlignment
 from ola_augment.files import load_policy, save_policy
+from ola_augment.meta_gradient import MetaGradientUpdater
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import Operation, SearchSpace
 from ola_augment.split import SplitActions, SplitBatchSampler, SplitPolicy
@@ -22,6 +23,7 @@ __all__ = [
     "BackPACKAlignment",
     "GARUpdater",
     "GradientAlignment",
+    "MetaGradientUpdater",
     "NSLRUpdater",
     "OLAAugment",
     "OLAPolicy",

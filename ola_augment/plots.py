@@ -46,7 +46,7 @@ def policy_over_time(history: Sequence[dict[str, Any]], space: SearchSpace) -> F
         (keeps, "keep_probs", "probability to keep an operation", 1),
         (magnitudes, "mean_magnitude_bins", "mean magnitude bin", space.num_magnitude_bins - 1),
     ):
-        table = torch.tensor([record[key] for record in history]).T
+        table = torch.tensor([record[key] for record in history]).T.numpy()
         picture = axes.imshow(
             table, aspect="auto", extent=extent, vmin=0, vmax=top, interpolation="nearest"
         )
@@ -76,8 +76,8 @@ def augmented_samples(augment: PolicyTransform, images: Tensor, draws: int = 4) 
         columns.append((augmented, labels))
     for axes_of_row, row in zip(grid, range(len(images)), strict=True):
         for axes, (pictures, labels) in zip(axes_of_row, columns, strict=True):
-            picture = pictures[row].permute(1, 2, 0).cpu()
-            top = 255 if picture.dtype == torch.uint8 else 1
+            picture = pictures[row].permute(1, 2, 0).cpu().numpy()
+            top = 255 if pictures.dtype == torch.uint8 else 1
             axes.imshow(picture, cmap="gray", vmin=0, vmax=top)
             axes.set_title(labels[row], fontsize=7)
             axes.set_axis_off()
@@ -98,3 +98,46 @@ def describe(actions: Actions, space: SearchSpace, height: int, width: int) -> l
             lines.append(operation.name + (f" {value:.3g}" if operation.low is not None else ""))
         texts.append("\n".join(lines) or "unchanged")
     return texts
+
+
+def split_usage(results: Sequence[dict[str, Any]], epochs: int) -> Figure:
+    """Plot the usage of noisy and other splits over training, and the losses (Figure 2).
+
+    Args:
+        results: runs with ``net``, ``method``, ``usage`` (T pairs: noisy, others) and ``losses``
+            (T numbers); runs of the same net and method become a mean and a band of all seeds.
+        epochs: that the T points span.
+
+    Raises:
+        ValueError: no runs.
+    """
+    from matplotlib.figure import Figure
+
+    if not results:
+        raise ValueError("results must hold at least one run, got none")
+    nets = list(dict.fromkeys(run["net"] for run in results))
+    methods = list(dict.fromkeys(run["method"] for run in results))
+    figure = Figure(figsize=(4 * len(nets), 6), layout="constrained")
+    grid = figure.subplots(2, len(nets), squeeze=False, sharex=True)
+    for column, net in enumerate(nets):
+        usage_axes, loss_axes = grid[0, column], grid[1, column]
+        for number, method in enumerate(methods):
+            runs = [run for run in results if (run["net"], run["method"]) == (net, method)]
+            if not runs:
+                continue
+            usage = torch.tensor([run["usage"] for run in runs])
+            losses = torch.tensor([run["losses"] for run in runs])
+            curves = (
+                (usage_axes, usage[..., 0].numpy(), "-", f"{method}, noisy"),
+                (usage_axes, usage[..., 1].numpy(), "--", f"{method}, others"),
+                (loss_axes, losses.numpy(), "-", method),
+            )
+            for axes, values, style, label in curves:
+                x = torch.linspace(0, epochs, values.shape[1]).numpy()
+                axes.plot(x, values.mean(0), style, color=f"C{number}", label=label)
+                axes.fill_between(x, values.min(0), values.max(0), color=f"C{number}", alpha=0.15)
+        usage_axes.set(title=net, ylim=(0, 1.02), ylabel="usage")
+        loss_axes.set(xlabel="epoch", ylabel="training loss")
+        usage_axes.legend(fontsize=7)
+        loss_axes.legend(fontsize=7)
+    return figure

@@ -144,6 +144,7 @@ class _Steps:
     def run(self, images: Tensor, targets: Tensor) -> None:
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
+        self.optimizer.zero_grad()
         if self.augment is not None and self.count % 2 == 0:
             images, self.actions = self.augment.augment(images)
             with self.engine.capture() if self.engine else nullcontext():
@@ -159,7 +160,6 @@ class _Steps:
         self.count += 1
 
     def backward(self, images: Tensor, targets: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
         loss = self.criterion(self.model(self.preprocess(images)), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

@@ -71,6 +71,20 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         self._worker_generator: torch.Generator | None = None
         self._checked_on_device = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A generator as bytes: as a tensor it would travel to a spawned worker in shared memory
+        # that its sender frees too early.
+        state = self.__dict__.copy()
+        if self.generator is not None:
+            state["generator"] = self.generator.get_state().numpy().tobytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.generator, bytes):
+            saved = torch.frombuffer(bytearray(self.generator), dtype=torch.uint8)
+            self.generator = torch.Generator().set_state(saved)
+
     @property
     def space(self) -> SearchSpace:
         """The policy's search space."""
@@ -178,7 +192,7 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
     def _run(self, images: Tensor, actions: Actions) -> Tensor:
         """Apply batched actions to images with any number of dimensions before (C, H, W)."""
         fill = self._fill_for(images)
-        flat = images if images.ndim == 4 else images.reshape(actions.batch_size, *images.shape[-3:])
+        flat = images.reshape(actions.batch_size, *images.shape[-3:])
         out = apply_actions(flat, self.space, actions, interpolation=self.interpolation, fill=fill)
         return out.reshape(images.shape)
 

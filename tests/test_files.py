@@ -29,7 +29,9 @@ def test_round_trip_is_exact(tmp_path):
     again = load_policy(tmp_path / "policy.json")
     assert again.space == policy.space
     assert again.max_ops == 2
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_own_kernels_come_back_with_the_space(tmp_path):

@@ -208,7 +208,9 @@ def test_composes_pickles_copies_and_prints():
     expected, _ = augment.augment(images)
     for twin in twins:
         assert torch.equal(twin.augment(images)[0], expected)
-    composed = v2.Compose([augment, v2.ToDtype(torch.float32, scale=True), v2.Lambda(nn.Identity())])
+    composed = v2.Compose(
+        [augment, v2.ToDtype(torch.float32, scale=True), v2.Lambda(nn.Identity())]
+    )
     assert composed(images).dtype == torch.float32
     assert nn.Sequential(augment)(images).shape == images.shape
     assert "space='rand_augment', max_ops=4, num_magnitude_bins=31" in repr(augment)

@@ -1,0 +1,289 @@
+"""The same rules, carried by BackPACK instead of the engine's own hooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from backpack.extensions.firstorder.base import (
+    FirstOrderBackpropExtension,
+    FirstOrderModuleExtension,
+)
+from torch import Tensor, nn
+
+from .captured import Captured, Pass, Reference, checked_gradients, checked_result
+from .expressions import Leaf, Node, Tangents
+from .layout import Layout
+from .rules import RULES
+from .storage import Storage
+from .terms import Term
+from .validation import trainable_parameters
+
+# What a module's forward calls: the function and its arguments.
+_Call = tuple[Callable[..., Tensor], tuple[Any, ...]]
+
+
+def _convolution(function: Callable[..., Tensor]) -> Callable[[Any, Tensor], _Call]:
+    def call(module: Any, x: Tensor) -> _Call:
+        padding = module.padding
+        if module.padding_mode != "zeros":
+            x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+            padding = 0
+        settings = (module.stride, padding, module.dilation, module.groups)
+        return function, (x, module.weight, module.bias, *settings)
+
+    return call
+
+
+def _transposed(function: Callable[..., Tensor]) -> Callable[[Any, Tensor], _Call]:
+    def call(module: Any, x: Tensor) -> _Call:
+        settings = (
+            module.stride,
+            module.padding,
+            module.output_padding,
+            module.groups,
+            module.dilation,
+        )
+        return function, (x, module.weight, module.bias, *settings)
+
+    return call
+
+
+def _batch_norm(module: Any, x: Tensor) -> _Call:
+    by_batch = module.training or module.running_mean is None
+    statistics = (module.running_mean, module.running_var)
+    affine = (module.weight, module.bias)
+    return F.batch_norm, (x, *statistics, *affine, by_batch, 0.0, module.eps)
+
+
+_CALLS: dict[type[nn.Module], Callable[[Any, Tensor], _Call]] = {
+    nn.Linear: lambda m, x: (F.linear, (x, m.weight, m.bias)),
+    nn.Conv1d: _convolution(F.conv1d),
+    nn.Conv2d: _convolution(F.conv2d),
+    nn.Conv3d: _convolution(F.conv3d),
+    nn.ConvTranspose1d: _transposed(F.conv_transpose1d),
+    nn.ConvTranspose2d: _transposed(F.conv_transpose2d),
+    nn.ConvTranspose3d: _transposed(F.conv_transpose3d),
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.LayerNorm: lambda m, x: (
+        F.layer_norm,
+        (x, m.normalized_shape, m.weight, m.bias, m.eps),
+    ),
+    nn.GroupNorm: lambda m, x: (F.group_norm, (x, m.num_groups, m.weight, m.bias, m.eps)),
+    nn.PReLU: lambda m, x: (F.prelu, (x, m.weight)),
+    nn.Embedding: lambda m, x: (F.embedding, (x, m.weight, m.padding_idx)),
+}
+
+
+class _Receive(FirstOrderModuleExtension):  # type: ignore[misc]
+    """Runs after the backward of each extended module."""
+
+    def __call__(
+        self,
+        extension: BackPACKAlignment,
+        module: Any,
+        g_inp: tuple[Tensor, ...],
+        g_out: tuple[Tensor, ...],
+    ) -> None:
+        extension.receive(module, module.input0, g_out[0])
+
+
+class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
+    """Per-example gradient alignments as a BackPACK extension.
+
+    For who uses BackPACK already: it runs in one backward with BackPACK's other first-order
+    quantities. `GradientAlignment` covers more models and needs no extension of the model.
+
+    >>> from backpack import backpack, extend
+    >>> model = extend(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    >>> extension = BackPACKAlignment(model)
+    >>> with backpack(extension):
+    ...     F.cross_entropy(model(torch.randn(5, 4)), torch.arange(5) % 3).backward()
+    >>> model.zero_grad()
+    >>> F.cross_entropy(model(torch.randn(5, 4)), torch.arange(5) % 3).backward()
+    >>> extension.align().shape
+    torch.Size([5])
+
+    BackPACK sees whole modules, not functions: every trainable parameter must belong to a module of
+    `SUPPORTED`, each module may run once per backward, and the examples lie along dimension 0.
+    One backward is captured at a time; a new one replaces an earlier one.
+
+    Args:
+        model: the model given to ``backpack.extend``.
+        reduction: as for `GradientAlignment`.
+        storage: as for `GradientAlignment`.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: no trainable parameter; a parameter of an unsupported module; a parameter tied
+            between modules, which BackPACK would count wrongly.
+    """
+
+    SUPPORTED = tuple(_CALLS)
+
+    def __init__(
+        self, model: nn.Module, *, reduction: str = "sum", storage: str = "bfloat16"
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be one of sum, mean, got {reduction!r}")
+        Storage(storage)
+        self._parameters = trainable_parameters(model)
+        _check(model, self._parameters)
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._reduction = reduction
+        self._storage = storage
+        self._forget()
+        self._verified = False
+        self._received: dict[str, Tensor] = {}
+        self._last_backward = -1
+        self._handles = [
+            parameter.register_hook(lambda grad, name=name: self._on_gradient(name, grad))  # type: ignore[no-untyped-call]
+            for name, parameter in self._parameters.items()
+        ]
+        super().__init__("alignment", dict.fromkeys(_CALLS, _Receive()), fail_mode="SILENT")
+
+    def _forget(self) -> None:
+        self._pass: Pass | None = None
+        self._packer = Storage(self._storage)
+        self._modules: set[nn.Module] = set()
+        self._backward = -1
+
+    def receive(self, module: nn.Module, x: Tensor, delta: Tensor) -> None:
+        """Keep what a module's parameters need; called by BackPACK during the backward.
+
+        Args:
+            module: the module.
+            x: its input, examples along dimension 0.
+            delta: the gradient of its output.
+
+        Raises:
+            RuntimeError: the module ran twice, or its batch is not the others'.
+        """
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:
+            self._forget()
+            self._received = {}
+            self._backward = backward
+            self._pass = Pass(x.shape[0], {})
+        if not any(id(p) in self._names for p in module.parameters(recurse=False)):
+            return
+        label = f"layer {type(module).__name__}"
+        if module in self._modules:
+            raise RuntimeError(f"{label} was called twice in one forward pass: BackPACK keeps only "
+                               "its last input; use GradientAlignment")  # fmt: skip
+        self._modules.add(module)
+        assert self._pass is not None
+        if x.shape[0] != self._pass.batch or delta.shape[0] != self._pass.batch:
+            raise RuntimeError(
+                f"{label} has {x.shape[0]} rows along dimension 0 where the batch is "
+                f"{self._pass.batch}: examples must lie along dimension 0; use GradientAlignment"
+            )
+        function, arguments = _CALLS[type(module)](module, x.detach())
+        layout = Layout(0, 1, self._pass.batch, 1)
+        with torch.no_grad():
+            for argument, make_term in RULES[function].uses(*arguments):
+                name = self._names.get(id(argument))
+                if name is not None and argument is not None:
+                    term = make_term(delta, layout)
+                    self._pass.terms.append((Leaf(name), term.pack(self._packer, argument.shape)))
+
+    def _on_gradient(self, name: str, gradient: Tensor) -> None:
+        self._last_backward = torch._C._current_graph_task_id()
+        if not self._verified and self._last_backward == self._backward:
+            self._received[name] = gradient.detach().clone()
+
+    @torch.no_grad()
+    def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
+        """As `GradientAlignment.align`.
+
+        Args:
+            gradients: parameter name -> tensor; by default the parameters' ``.grad``.
+
+        Returns:
+            (B,) alignments, float32 or float64.
+
+        Raises:
+            RuntimeError: nothing captured, no backward since, the first capture's self-check found
+                a use of a parameter that BackPACK did not see, or a result is not finite.
+            TypeError: ``gradients`` is not a mapping of tensors.
+            ValueError: ``gradients`` does not fit the parameters.
+        """
+        if self._pass is None or not self._pass.terms:
+            raise RuntimeError(
+                "nothing to align: run a backward of the extended model inside "
+                "backpack(extension) first"
+            )
+        reference = Reference(self._parameters, ())
+        captured = Captured(
+            self._parameters, [self._pass], {}, reference, self._reduction, loss_scale=1.0
+        )
+        if not self._verified:
+            self._verify(self._pass.terms)
+        if gradients is not None:
+            direction = checked_gradients(gradients, self._parameters)
+        elif self._last_backward == self._backward:
+            raise RuntimeError(
+                "no reference gradient since the captured backward; run the next batch's backward "
+                "before align(), or pass gradients"
+            )
+        else:
+            direction = reference.gradient()
+        alignments = captured.contract(direction)
+        self._forget()
+        return checked_result(alignments, direction)
+
+    def _verify(self, terms: list[tuple[Node, Term]]) -> None:
+        """Each parameter's alignments with a random direction sum to its gradient's."""
+        generator = torch.Generator().manual_seed(0)
+        for name, gradient in self._received.items():
+            direction = torch.randn(gradient.shape, generator=generator).to(gradient)
+            tangents = Tangents({name: direction}, {})
+            parts = [
+                term.contract(tangent)
+                for node, term in terms
+                if (tangent := tangents(node)) is not None
+            ]
+            received = float((gradient.double() * direction).sum())
+            predicted = sum(float(part.double().sum()) for part in parts)
+            scale = sum(float(part.double().abs().sum()) for part in parts) + abs(received)
+            # Pairs may be rounded to eight bits; a missed use is a difference of its own size.
+            if abs(predicted - received) > 0.02 * scale:
+                raise RuntimeError(
+                    f"parameter {name!r} received a gradient that its module's backward does not "
+                    "explain: it is also used functionally, which BackPACK cannot see; use "
+                    "GradientAlignment"
+                )
+        self._verified, self._received = True, {}
+
+    def close(self) -> None:
+        """Forget what was captured and take the hooks off the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._forget()
+
+
+def _check(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    if not parameters:
+        raise ValueError(f"model {type(model).__name__} has no trainable parameter")
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for layer, module in model.named_modules():
+        own = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
+        if own and type(module) not in _CALLS:
+            raise ValueError(
+                f"layer {layer!r} ({type(module).__name__}) owns parameter {own[0]!r} and has no "
+                "BackPACK rule; freeze it or use GradientAlignment"
+            )
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for key, count in owners.items():
+        if count > 1 and key in names:
+            raise ValueError(
+                f"parameter {names[key]!r} is tied between modules: BackPACK would count it "
+                "wrongly; use GradientAlignment"
+            )

@@ -1,0 +1,242 @@
+"""Alignments as directional derivatives at theta_t: almost no memory, more time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .captured import Reference, checked_gradients, checked_result
+from .validation import trainable_parameters, unwrapped
+
+METHODS = ("finite_difference", "jvp")
+# What is given besides the batch: (model, *batch) -> losses (B,), one per example.
+LossFunction = Callable[..., Tensor]
+
+
+@dataclass
+class _Batch:
+    """All that is needed to compute one batch's losses again."""
+
+    batch: tuple[Any, ...]
+    losses: Tensor
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    random: list[Tensor]
+    reference: Reference
+
+
+class DirectionalAlignment:
+    """<grad l_i(theta_t), g> from the losses themselves: no activation is kept.
+
+    The batch runs through the model once more, at theta_t, with the same dropout masks: shifted
+    by h g ("finite_difference": (l_i(theta_t + h g) - l_i(theta_t)) / h, re-using the training
+    losses; relative error about 2e-3, single precision or better only) or with tangents
+    ("jvp": exact, about twice the time). Besides one copy of the parameters nothing is kept. Any
+    model will do.
+
+    With BatchNorm in training mode the result is the derivative of each example's own loss,
+    through the batch's statistics too, where `GradientAlignment` gives its share of the
+    total's; their sums agree.
+
+    >>> engine = DirectionalAlignment(model, lambda model, images, targets:
+    ...     F.cross_entropy(model(images), targets, reduction="none"))
+    >>> with engine.capture(images, targets) as losses:           # step t
+    ...     losses.mean().backward()
+    >>> ...                                                      # optimizer step, next backward
+    >>> alignments = engine.align()                              # (B,)
+
+    Args:
+        model: the module that the losses depend on; may be a DistributedDataParallel.
+        loss: called as ``loss(model, *batch)``, returns one loss per example, (B,).
+        method: "finite_difference" or "jvp".
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: no trainable parameter, or an unknown ``method``.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, *, method: str = "finite_difference"
+    ) -> None:
+        self._inner = unwrapped(model)
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if not trainable_parameters(self._inner):
+            raise ValueError(f"model {type(model).__name__} has no trainable parameter")
+        self._model = model
+        self._loss = loss
+        self._method = method
+        self._captured: _Batch | None = None
+
+    @contextlib.contextmanager
+    def capture(self, *batch: Any) -> Iterator[Tensor]:
+        """The training step's forward pass; its backward belongs inside.
+
+        Args:
+            batch: passed to ``loss`` after the model; kept until `align`, not to be modified.
+
+        Yields:
+            (B,) losses, one per example, to reduce and run backward.
+
+        Raises:
+            ValueError: ``loss`` returned something else than one loss per example.
+            RuntimeError: no backward reached the model's parameters.
+        """
+        parameters = trainable_parameters(self._inner)
+        before = {name: _state(p.grad) for name, p in parameters.items()}
+        buffers = {name: buffer.clone() for name, buffer in self._inner.named_buffers()}
+        random = _random_states(parameters)
+        self._captured = None
+        losses = self._loss(self._model, *batch)
+        if losses.dim() != 1:
+            raise ValueError(
+                f"loss must return one loss per example, (B,), got shape {tuple(losses.shape)}; "
+                'use reduction="none"'
+            )
+        values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        yield losses
+        received = [name for name, p in parameters.items() if _state(p.grad) != before[name]]
+        if not received:
+            raise RuntimeError(
+                "no gradient reached the model's parameters inside capture(): run the backward of "
+                "the losses inside it"
+            )
+        reference = Reference(parameters, received)
+        self._captured = _Batch(batch, losses.detach(), values, buffers, random, reference)
+
+    @torch.no_grad()
+    def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Align the last batch's examples with a reference gradient and forget them.
+
+        Args:
+            gradients: parameter name -> tensor; by default the parameters' ``.grad``.
+
+        Returns:
+            (B,) alignments of the example's own losses, in the losses' precision.
+
+        Raises:
+            RuntimeError: no batch, no reference gradient since its backward, a changed model, or
+                a result that is not finite.
+            TypeError: ``gradients`` is not a mapping of tensors.
+            ValueError: ``gradients`` does not fit the parameters.
+        """
+        captured = self._captured
+        if captured is None:
+            raise RuntimeError(
+                "nothing to align: run a batch and its backward inside capture() first"
+            )
+        parameters = trainable_parameters(self._inner)
+        captured.reference.check_unchanged(parameters)
+        direction = (
+            captured.reference.gradient()
+            if gradients is None
+            else checked_gradients(gradients, parameters)
+        )
+        with _restored(self._inner, parameters, captured):
+            derivative = _finite_difference if self._method == "finite_difference" else _exact
+            evaluate = functools.partial(self._evaluate, captured.batch)
+            alignments = derivative(evaluate, captured, direction)
+        self._captured = None
+        return checked_result(alignments, direction)
+
+    def _evaluate(self, batch: tuple[Any, ...], parameters: Mapping[str, Tensor]) -> Tensor:
+        call = functools.partial(_call, self._inner, dict(parameters))
+        losses: Tensor = self._loss(call, *batch)
+        return losses
+
+    def close(self) -> None:
+        """Forget the batch."""
+        self._captured = None
+
+
+def _call(model: nn.Module, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return torch.func.functional_call(model, parameters, args, kwargs)
+
+
+def _finite_difference(
+    evaluate: Callable[[Mapping[str, Tensor]], Tensor],
+    captured: _Batch,
+    direction: Mapping[str, Tensor],
+) -> Tensor:
+    """(l_i(theta + h g) - l_i(theta)) / h."""
+    # Rounding of the losses (eps / h) against curvature (h): a step of relative size sqrt(eps).
+    theta = _norm(captured.parameters.values())
+    size = _norm(direction.values())
+    eps = torch.finfo(captured.losses.dtype).eps
+    step = float(_STEP * eps**0.5 * theta / size) if size > 0 else 1.0
+    moved = {
+        name: value.add(direction[name], alpha=step) if name in direction else value
+        for name, value in captured.parameters.items()
+    }
+    return (evaluate(moved) - captured.losses) / step
+
+
+# Factor on sqrt(eps) |theta| / |g|, where rounding and curvature were found to balance.
+_STEP = 0.02
+
+
+def _exact(
+    evaluate: Callable[[Mapping[str, Tensor]], Tensor],
+    captured: _Batch,
+    direction: Mapping[str, Tensor],
+) -> Tensor:
+    """Forward-mode derivative along g."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        # torch's own table of forward derivatives is built with a deprecated function.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+        duals = {
+            name: forward_ad.make_dual(  # type: ignore[no-untyped-call]
+                value, direction[name].to(value.dtype)
+            )
+            if name in direction
+            else value
+            for name, value in captured.parameters.items()
+        }
+        losses = forward_ad.unpack_dual(evaluate(duals))  # type: ignore[no-untyped-call]
+        tangent: Tensor | None = losses.tangent
+    return torch.zeros_like(captured.losses) if tangent is None else tangent
+
+
+def _state(gradient: Tensor | None) -> tuple[int, int] | None:
+    return None if gradient is None else (id(gradient), gradient._version)
+
+
+def _norm(tensors: Any) -> float:
+    return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
+
+
+def _devices(parameters: Mapping[str, Tensor]) -> list[torch.device]:
+    return sorted({p.device for p in parameters.values() if p.device.type == "cuda"}, key=str)
+
+
+def _random_states(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device) for device in _devices(parameters)]
+
+
+@contextlib.contextmanager
+def _restored(
+    model: nn.Module, parameters: Mapping[str, Tensor], captured: _Batch
+) -> Iterator[None]:
+    """Buffers and random states as they were at the batch's forward, for the while."""
+    devices = _devices(parameters)
+    today = [(buffer, buffer.data) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(captured.random[0])
+        for device, state in zip(devices, captured.random[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+        try:
+            for name, buffer in model.named_buffers():
+                buffer.data = captured.buffers[name]
+            yield
+        finally:
+            for buffer, data in today:
+                buffer.data = data

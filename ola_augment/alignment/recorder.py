@@ -1,0 +1,278 @@
+"""Recording, during a capture, what each use of a parameter will need to be aligned."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from .captured import Pass
+from .expressions import Node, Tangents, jvp
+from .layout import Layout, candidates
+from .probe import Decision, Key, Unrelated
+from .rules import RULES, MakeTerm
+from .storage import Storage, widen
+from .terms import Pair, Term
+from .tracking import Function, Tracker, name_of, tensors_in, writes_in_place
+
+# A node that a call reads, the shape of its tensor, and the term that the use gives.
+_NodeUse = tuple[Node, torch.Size, MakeTerm]
+_WeakTensor = Callable[[], Tensor | None]
+
+
+class Recorder(Tracker):
+    """Hooks the output of every call that meets parameters with data.
+
+    Args:
+        parameters: trainable parameters by name.
+        buffers: the model's buffers.
+        storage: format of the pairs.
+        fallback: differentiate functions without a rule instead of refusing them.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Iterable[Tensor],
+        storage: Storage,
+        fallback: bool,
+    ) -> None:
+        super().__init__(parameters, buffers)
+        self.passes: list[Pass] = []
+        self.values: dict[str, Tensor] = {}
+        self.loss_reductions: set[str] = set()
+        self.directions: Mapping[str, Tensor] | None = None
+        self.predicted: dict[str, float] = defaultdict(float)
+        self.magnitude: dict[str, float] = defaultdict(float)
+        self.precision: dict[str, float] = defaultdict(float)
+        self.paused = False
+        self._parameters = parameters
+        self._storage = storage
+        self._fallback = fallback
+        # Weak on both sides: what autograd frees during backward must go.
+        self._detached: dict[int, tuple[_WeakTensor, _WeakTensor]] = {}
+
+    def start_pass(self, batch: int, layouts: dict[Key, Decision]) -> None:
+        """From here on uses belong to a new forward pass."""
+        self.passes.append(Pass(batch, layouts))
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        # Inside a backward pass activation checkpointing repeats what was recorded already.
+        if self.paused or torch._C._current_graph_task_id() != -1:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def other(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """Watch for backward passes and losses."""
+        if function is Tensor.backward or function is torch.autograd.grad:
+            return self._differentiate(function, args, kwargs)
+        if function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
+            self.loss_reductions.add(kwargs["reduction"])
+        return function(*args, **kwargs)
+
+    def use(self, function: Function, args: Any, kwargs: Any, from_data: bool) -> Any:
+        """Hook the outputs, or follow them where they depend on parameters only."""
+        if function is Tensor.backward or function is torch.autograd.grad:
+            return self._differentiate(function, args, kwargs)
+        if torch.is_grad_enabled() and writes_in_place(function):
+            self._check_writing(function, args, kwargs)
+        # Before the call: it may overwrite its input.
+        uses = self._uses(function, args, kwargs) if from_data and function in RULES else None
+        result = function(*args, **kwargs)
+        if not any(tensor.requires_grad for tensor in tensors_in((result,))):
+            if not from_data:
+                self.remember_constant(result)
+            return result
+        names = self.names(args, kwargs)
+        if from_data:
+            for index, output in enumerate(tensors_in((result,))):
+                layout = self._layout(function, names, args, kwargs, output)
+                if layout is None:
+                    break
+                if output.requires_grad:
+                    found = uses or self._linearise(function, args, kwargs, index)
+                    self._watch(output, found, layout)
+            else:
+                return result
+        self._keep_values(names)
+        self.follow(function, args, kwargs, result)
+        return result
+
+    def _uses(self, function: Function, args: Any, kwargs: Any) -> list[_NodeUse]:
+        """The rule's uses of parameters, over inputs without their graph."""
+        args, kwargs = tree_map_only(Tensor, self._detach, (args, kwargs))
+        return [
+            (node, argument.shape, make_term)
+            for argument, make_term in RULES[function].uses(*args, **kwargs)
+            if isinstance(argument, Tensor) and (node := self.node(argument)) is not None
+        ]
+
+    def _linearise(self, function: Function, args: Any, kwargs: Any, index: int) -> list[_NodeUse]:
+        """Without a rule: the derivative of this one function at theta_t, when asked for."""
+        names = self.names(args, kwargs)
+        if not self._fallback:
+            raise RuntimeError(
+                f"{name_of(function)} reads parameter {_listed(names)} and has no alignment rule; "
+                "freeze the parameter (requires_grad=False) or pass fallback=True, which "
+                "differentiates that function twice more"
+            )
+        self._keep_values(names)
+        leaves, spec = tree_flatten((args, kwargs))
+        kept = [self.node(v) or v.detach() if isinstance(v, Tensor) else v for v in leaves]
+        slots = [slot for slot, value in enumerate(kept) if isinstance(value, Node)]
+        primals = [leaves[slot].detach().clone() for slot in slots]
+
+        def use(slot: int, primal: Tensor) -> _NodeUse:
+            def value(w: Tensor) -> Tensor:
+                filled = dict(zip(slots, primals, strict=True)) | {slot: w}
+                again, named = tree_unflatten([filled.get(i, v) for i, v in enumerate(kept)], spec)
+                output: Tensor = list(tensors_in((function(*again, **named),)))[index]
+                return output
+
+            def operator(tangent: Tensor) -> Tensor:
+                return jvp(value, [primal], [tangent])
+
+            node = kept[slot]
+            assert isinstance(node, Node)
+            return (
+                node,
+                primal.shape,
+                lambda delta, rows: Pair(operator, (), widen(delta), rows),
+            )
+
+        return [use(slot, primal) for slot, primal in zip(slots, primals, strict=True)]
+
+    def _layout(
+        self, function: Function, names: frozenset[str], args: Any, kwargs: Any, output: Tensor
+    ) -> Layout | None:
+        """Where the examples lie in an output; None for a constant."""
+        if not self.passes:
+            raise RuntimeError(
+                f"{name_of(function)} reads parameter {_listed(names)} before the model was "
+                "called: call the model itself inside capture(), it tells the batch size"
+            )
+        current = self.passes[-1]
+        if current.batch == 1:
+            return Layout(0, 1, 1, 1)
+        decision = current.layouts.get((function, names, output.shape))
+        if decision is None:
+            # Not met by the check (another branch, the loss): by contract, where that is clear.
+            rule = RULES.get(function)
+            leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
+            possible = list(candidates(output.shape, range(leading), current.batch))
+            first = [Layout(0, 1, current.batch, 1)]
+            decision = first[0] if possible == first else Unrelated.UNCLEAR
+        if decision is Unrelated.UNCLEAR:
+            raise RuntimeError(
+                f"{name_of(function)} reads parameter {_listed(names)} and gives a tensor of shape "
+                f"{tuple(output.shape)} in which the {current.batch} examples of the batch could "
+                "not be told apart: permuting the batch does not permute it in one clear way. "
+                "Keep examples along one dimension, do not mix them, or freeze the parameter"
+            )
+        return decision if isinstance(decision, Layout) else None
+
+    def _watch(self, output: Tensor, uses: list[_NodeUse], layout: Layout) -> None:
+        """Turn the output's gradient into terms of the pass under way."""
+        current = self.passes[-1]
+
+        def receive(delta: Tensor) -> None:
+            if self.paused:
+                return
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "alignments of a backward with create_graph=True are unsupported"
+                )
+            for node, shape, make_term in uses:
+                term = make_term(delta, layout)
+                self._predict(node, term, delta.dtype)
+                current.terms.append((node, term.pack(self._storage, shape)))
+
+        output.register_hook(receive)  # type: ignore[no-untyped-call]
+
+    def _predict(self, node: Node, term: Term, dtype: torch.dtype) -> None:
+        """Self-check: what each parameter's gradient should be along a random direction."""
+        if self.directions is None:
+            return
+        for name in node.names:
+            tangent = Tangents({name: self.directions[name]}, self.values)(node)
+            if tangent is not None:
+                contracted = term.contract(tangent).double()
+                self.predicted[name] += float(contracted.sum())
+                self.magnitude[name] += float(contracted.abs().sum())
+                self.precision[name] = max(self.precision[name], torch.finfo(dtype).eps)
+
+    def _differentiate(self, function: Function, args: Any, kwargs: Any) -> Any:
+        if kwargs.get("create_graph"):
+            raise RuntimeError(_NO_SECOND_ORDER)
+        if function is Tensor.backward:
+            if kwargs.get("inputs") is not None:
+                raise RuntimeError(
+                    "backward(inputs=...) inside capture() cannot be aligned; use "
+                    "torch.autograd.grad for gradients that are not the training step's"
+                )
+            return function(*args, **kwargs)
+        before, self.paused = self.paused, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.paused = before
+
+    def _check_writing(self, function: Function, args: Any, kwargs: Any) -> None:
+        """In place, only the sums of the rules' table are understood, and only into data."""
+        if function not in RULES or (args and self.node(args[0]) is not None):
+            raise RuntimeError(
+                f"{name_of(function)} writes parameter {_listed(self.names(args, kwargs))}, or "
+                "what is computed from it, in place; use an out-of-place function (torch.cat, "
+                "torch.where, ...)"
+            )
+
+    def _keep_values(self, names: Iterable[str]) -> None:
+        """Expressions are differentiated at today's parameters, which the optimizer overwrites."""
+        for name in names:
+            if name not in self.values:
+                self.values[name] = self._parameters[name].detach().clone()
+
+    def _detach(self, tensor: Tensor) -> Tensor:
+        """The same tensor without its graph; one object per tensor, so that it is packed once."""
+        if self.node(tensor) is not None:
+            return tensor
+        source, kept = self._detached.get(id(tensor), (_gone, _gone))
+        detached = kept()
+        if source() is not tensor or detached is None or detached._version != tensor._version:
+            detached = tensor.detach()
+            self._detached[id(tensor)] = (weakref.ref(tensor), weakref.ref(detached))
+        return detached
+
+
+_NO_SECOND_ORDER = (
+    "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "
+    "gradient penalties outside"
+)
+
+
+def _gone() -> None:
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))
+
+
+_LOSSES = {
+    getattr(F, name)
+    for name in (
+        "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+        "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div",
+        "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss",
+        "multi_margin_loss", "hinge_embedding_loss", "poisson_nll_loss", "gaussian_nll_loss",
+        "cosine_embedding_loss", "margin_ranking_loss", "triplet_margin_loss", "ctc_loss",
+    )
+}  # fmt: skip

@@ -1,0 +1,157 @@
+"""Formats in which pairs wait for the reference gradient."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """At least single precision for floating tensors, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class Packed(Protocol):
+    """A tensor in its storage format."""
+
+    def unpack(self) -> Tensor:
+        """The tensor, in the precision to compute with."""
+        ...
+
+
+class Exact:
+    """The tensor itself, by reference; refused if somebody wrote into it since."""
+
+    def __init__(self, tensor: Tensor, buffers: Buffers | None = None) -> None:
+        self.tensor = tensor
+        self.version = tensor._version
+
+    def unpack(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: it was modified in place since the capture.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a captured activation of shape {tuple(self.tensor.shape)} was modified in place "
+                "between capture and align (a re-used input buffer?); clone it before the model "
+                'reads it, or use storage="bfloat16", which keeps copies'
+            )
+        return widen(self.tensor)
+
+
+class BFloat16:
+    """Single precision rounded to bfloat16: relative error 2^-9 per element."""
+
+    def __init__(self, tensor: Tensor, buffers: Buffers) -> None:
+        self.tensor = buffers.take(tensor, torch.bfloat16).copy_(tensor)
+
+    def unpack(self) -> Tensor:
+        """The rounded tensor; in float32 where arithmetic in bfloat16 would be slow."""
+        return self.tensor if computes_bfloat16(self.tensor.device) else self.tensor.float()
+
+
+class Int8:
+    """Eight bits with one scale per row and channel: absolute error 1/254 of the largest."""
+
+    def __init__(self, tensor: Tensor, buffers: Buffers) -> None:
+        dims = tuple(range(2, tensor.dim())) or (tensor.dim() - 1,)
+        self.scale = tensor.abs().amax(dims, keepdim=True).div_(127).clamp_(min=1e-30)
+        levels = (tensor / self.scale).round_()
+        self.levels = buffers.take(tensor, torch.int8).copy_(levels)
+
+    def unpack(self) -> Tensor:
+        """The nearest representable tensor in float32."""
+        return self.levels * self.scale
+
+
+@functools.cache
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 (summing in float32) faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # No public name before torch.cpu.get_capabilities.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+class Buffers:
+    """Memory of one capture's pairs, used again by the next one of the same shapes.
+
+    Returning it to the operating system between steps would cost more than filling it.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[object, list[Tensor]] = {}
+        self._used: list[tuple[object, Tensor]] = []
+
+    def take(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory of the shape, strides and device of ``like``."""
+        key = (like.shape, like.stride(), like.device, dtype)
+        free = self._free.get(key)
+        buffer = free.pop() if free else torch.empty_like(like, dtype=dtype)
+        self._used.append((key, buffer))
+        return buffer
+
+    def recycle(self) -> None:
+        """Everything taken is free again; what was not needed this time goes."""
+        self._free = {}
+        for key, buffer in self._used:
+            self._free.setdefault(key, []).append(buffer)
+        self._used = []
+
+
+# Only single precision is rounded: double precision is asked for by who wants exact numbers, half
+# precision is small already, and integers are indices.
+_FORMATS: dict[str, Callable[[Tensor, Buffers], Packed]] = {
+    "bfloat16": BFloat16,
+    "smallest": BFloat16,
+    "int8": Int8,
+}
+STORAGES = ("exact", *_FORMATS)
+
+
+class Storage:
+    """Packs tensors in one format; an input read by several layers is packed once.
+
+    Args:
+        name: one of `STORAGES`; "smallest" keeps the per-example weight gradient where that takes
+            less room than the pair, else the pair in bfloat16.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in STORAGES:
+            raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {name!r}")
+        self.keeps_smaller = name == "smallest"
+        self._format = _FORMATS.get(name, Exact)
+        self._buffers = Buffers()
+        self._shared: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def pack(self, tensor: Tensor) -> Packed:
+        """Pack one tensor."""
+        return self._format(tensor, self._buffers) if self._rounds(tensor) else Exact(tensor)
+
+    def _rounds(self, tensor: Tensor) -> bool:
+        return self._format is not Exact and tensor.dtype == torch.float32 and tensor.dim() > 0
+
+    def pack_shared(self, tensor: Tensor) -> Packed:
+        """As `pack`, remembering a rounded copy for as long as ``tensor`` lives."""
+        if not self._rounds(tensor):
+            return Exact(tensor)  # remembering it would keep it alive
+        packed: Packed | None = self._shared.get(tensor)  # type: ignore[no-untyped-call]
+        if packed is None:
+            packed = self._shared[tensor] = self.pack(tensor)
+        return packed
+
+    def recycle(self) -> None:
+        """The terms packed so far are no longer needed: their memory may be used again."""
+        self._buffers.recycle()

@@ -1,0 +1,116 @@
+"""What is kept of one use of a parameter until the reference gradient g is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .storage import Packed, Storage
+
+
+class Term(Protocol):
+    """One use's part of the alignments, linear in the tangent of the tensor that was used."""
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """<per-example gradient, tangent>, (B,), for a tangent of the used tensor's shape."""
+        ...
+
+    def pack(self, storage: Storage, shape: torch.Size) -> Term:
+        """The same term in the storage's format; ``shape``: the used tensor's."""
+        ...
+
+
+class ExampleGradient:
+    """The per-example gradient itself: (B, *shape), where that is small (biases, scales)."""
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """<gradient_i, tangent>."""
+        tangent = tangent.to(self.gradient.dtype)
+        return self.gradient.reshape(len(self.gradient), -1) @ tangent.flatten()
+
+    def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:
+        """Unchanged: it is small already."""
+        return self
+
+
+class Pair:
+    """Input and output gradient of an operator that is linear in the used tensor w.
+
+    Lemmas 2 and 3: <d l_i / d w, g> = <delta_i, operator(x_i, g)>.
+    """
+
+    def __init__(
+        self,
+        operator: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        delta: Tensor,
+        layout: Layout,
+    ) -> None:
+        self.operator = operator
+        self.inputs = inputs
+        self.delta = delta
+        self.layout = layout
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """<delta_i, operator(x_i, tangent)>, in delta's precision."""
+        dtype = self.delta.dtype
+        inputs = [x.to(dtype) if x.is_floating_point() else x for x in self.inputs]
+        return self.layout.dot(self.delta, self.operator(*inputs, tangent.to(dtype)))
+
+    def example_gradient(self, shape: torch.Size) -> ExampleGradient:
+        """The per-example gradients of w, grad_i = operator(x_i, .)^T delta_i: (B, *shape)."""
+        rows = self.layout.rows
+        zero = self.delta.new_zeros(shape)
+
+        def adjoint(delta: Tensor, *inputs: Tensor) -> Tensor:
+            vjp = torch.func.vjp(lambda w: self.operator(*inputs, w), zero)[1]
+            gradient: Tensor = vjp(delta)[0]
+            return gradient
+
+        inputs = [rows(tensor) for tensor in self.inputs]
+        return ExampleGradient(torch.func.vmap(adjoint)(rows(self.delta), *inputs))
+
+    def pack(self, storage: Storage, shape: torch.Size) -> Term:
+        """Keep input and output gradient in the storage's format, or what is smaller."""
+        pair_size = sum(tensor.numel() for tensor in (*self.inputs, self.delta))
+        smaller = 2 * self.layout.batch * shape.numel() <= pair_size  # float32 against bfloat16
+        if storage.keeps_smaller and smaller and self.inputs and self.layout.dim == 0:
+            return self.example_gradient(shape)
+        return PackedPair(
+            self.operator,
+            tuple(storage.pack_shared(tensor) for tensor in self.inputs),
+            storage.pack(self.delta),
+            self.layout,
+        )
+
+
+class PackedPair:
+    """A `Pair` whose tensors are kept in a storage format."""
+
+    def __init__(
+        self,
+        operator: Callable[..., Tensor],
+        inputs: tuple[Packed, ...],
+        delta: Packed,
+        layout: Layout,
+    ) -> None:
+        self.operator = operator
+        self.inputs = inputs
+        self.delta = delta
+        self.layout = layout
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """As `Pair.contract`."""
+        inputs = tuple(packed.unpack() for packed in self.inputs)
+        return Pair(self.operator, inputs, self.delta.unpack(), self.layout).contract(tangent)
+
+    def pack(self, storage: Storage, shape: torch.Size) -> PackedPair:
+        """Unchanged: it is packed already."""
+        return self

@@ -1,0 +1,89 @@
+"""What is refused before anything runs, and why."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+
+_RECURRENT = "recurrent layers run as one fused function without an alignment rule"
+_WAY_OUT = "freeze its parameters (requires_grad=False) or replace the layer"
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name, each once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def unwrapped(model: object) -> nn.Module:
+    """The module that computes: the one inside DistributedDataParallel.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: no trainable parameter, or a layer that cannot be aligned exactly.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, DistributedDataParallel):
+        inner = model.module
+        assert isinstance(inner, nn.Module)
+        return inner
+    return model
+
+
+def check_model(model: nn.Module, fallback: bool) -> None:
+    """Refuse models that cannot be aligned exactly.
+
+    Args:
+        model: as given to the engine, without DistributedDataParallel.
+        fallback: functions without a rule are differentiated, so that recurrent layers may pass.
+
+    Raises:
+        ValueError: no trainable parameter, or a refused layer, with its name and the way out.
+    """
+    parameters = trainable_parameters(model)
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model {type(model).__name__} has no parameters")
+    if not parameters:
+        raise ValueError(
+            f"model {type(model).__name__} has no trainable parameter: all have requires_grad=False"
+        )
+    for name, module in model.named_modules():
+        reason = _refusal(module, fallback)
+        if reason is not None:
+            where = repr(name) if name else "the model itself"
+            raise ValueError(f"layer {where} ({type(module).__name__}) cannot be aligned: {reason}")
+    for name, parameter in parameters.items():
+        if hasattr(parameter, "placements"):
+            raise ValueError(
+                f"parameter {name!r} is sharded over processes (DTensor, FSDP): alignments need "
+                "whole parameters; use DistributedDataParallel"
+            )
+
+
+def _refusal(module: nn.Module, fallback: bool) -> str | None:
+    """Why a layer is refused, None where it is not."""
+    own = list(module.parameters(recurse=False))
+    if any(isinstance(parameter, UninitializedParameter) for parameter in own):
+        return "its parameters are not initialised yet; run the model once first"
+    # Wrappers hide the calls inside them whether or not they own parameters.
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted code hides its calls; pass the Python module"
+    if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        return "compiled code hides its calls; capture with the uncompiled module"
+    if isinstance(module, DataParallel):
+        return "its replicas are copies of the parameters; use DistributedDataParallel"
+    if type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
+        return "its parameters are sharded; use DistributedDataParallel"
+    if not any(parameter.requires_grad for parameter in own):
+        return None
+    if isinstance(module, nn.EmbeddingBag):
+        return f"its bags have no alignment rule; {_WAY_OUT}"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase) and not fallback:
+        return f"{_RECURRENT}; {_WAY_OUT}, or pass fallback=True"
+    if isinstance(module, nn.Embedding) and (
+        module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+    ):
+        return "max_norm, scale_grad_by_freq and sparse gradients are not per example; unset it"
+    return None

@@ -1,0 +1,154 @@
+"""Algorithm 1 for differentiable meta-parameters: the meta-gradient itself, no rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class MetaGradientUpdater:
+    """Moves meta-parameters phi so that the step they shaped makes the next loss smaller.
+
+    With theta_{t+1} = theta_t - alpha grad l_t(theta_t, phi), the meta-gradient is
+    -alpha <grad L(theta_{t+1}), d/dphi grad l_t(theta_t, phi)>. Two ways give it:
+
+    - :meth:`step` re-uses the next step's ordinary gradient as the vector of one vector-Jacobian
+      product;
+    - :meth:`unrolled_parameters` and :meth:`step_unrolled` backpropagate the next loss through the
+      update itself. Twice the work for the same numbers; it is here to be compared with.
+
+    Args:
+        model: trained by the user's own optimizer.
+        meta_parameters: phi, leaf tensors that require gradients.
+        inner_lr: alpha, the learning rate of plain SGD. For other optimizers alpha scales the
+            meta-gradient only, which Adam, the default meta-optimizer, does not see.
+        lr: of the meta-optimizer, Adam.
+        optimizer: over phi, instead of Adam; ``lr`` is then ignored.
+
+    Raises:
+        ValueError: no meta-parameter, one that is not a leaf requiring gradients, a model without
+            trainable parameters, or a rate that is not positive.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> weights = torch.zeros(4, requires_grad=True)   # of 4 examples, before the sigmoid
+        >>> meta = MetaGradientUpdater(model, [weights], inner_lr=0.1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> x, y = torch.randn(4, 2), torch.randn(4, 1)
+        >>> losses = (meta.forward(x) - y).square().mean(1)
+        >>> meta.backward((weights.sigmoid() * losses).mean())
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+        >>> (model(x) - y).square().mean().backward()
+        >>> meta.step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        meta_parameters: Iterable[Tensor],
+        inner_lr: float,
+        lr: float = 0.1,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.model = model
+        self.meta_parameters = list(meta_parameters)
+        if not self.meta_parameters:
+            raise ValueError("meta_parameters must hold at least one tensor, got none")
+        if not all(phi.is_leaf and phi.requires_grad for phi in self.meta_parameters):
+            raise ValueError("meta_parameters must be leaf tensors with requires_grad=True")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("model must have a trainable parameter, got none")
+        if not inner_lr > 0 or not lr > 0:
+            raise ValueError(f"inner_lr and lr must be positive, got {inner_lr} and {lr}")
+        self.inner_lr = inner_lr
+        self.optimizer = optimizer or torch.optim.Adam(self.meta_parameters, lr=lr)
+        self._theta: dict[str, Tensor] = {}
+        self._gradients: tuple[Tensor, ...] | None = None
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model at a copy of theta_t, which the optimizer will not overwrite."""
+        if self._gradients is not None or not self._theta:
+            self._theta = {
+                name: parameter.detach().clone().requires_grad_()
+                for name, parameter in self._trainable().items()
+            }
+            self._gradients = None
+        return functional_call(self.model, self._theta, args, kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate l_t into the parameters' ``.grad``, differentiable in phi.
+
+        Args:
+            loss: scalar, from outputs of :meth:`forward` and the meta-parameters.
+
+        Raises:
+            RuntimeError: :meth:`forward` was not called since the last backward.
+        """
+        if not self._theta or self._gradients is not None:
+            raise RuntimeError("backward() needs outputs of forward(): call forward() first")
+        self._gradients = torch.autograd.grad(
+            loss, list(self._theta.values()), create_graph=True, materialize_grads=True
+        )
+        for parameter, gradient in zip(self._trainable().values(), self._gradients, strict=True):
+            parameter.grad = gradient.detach().clone()
+
+    def step(self) -> None:
+        """Move phi with the gradient that the next step's backward left in ``.grad``.
+
+        Raises:
+            RuntimeError: no :meth:`backward` before, or parameters without a gradient.
+        """
+        recorded = self._recorded()
+        reference = [parameter.grad for parameter in self._trainable().values()]
+        if all(gradient is None for gradient in reference):
+            raise RuntimeError("step() needs the next step's gradient: run its backward first")
+        pairs = [(g, v) for g, v in zip(recorded, reference, strict=True) if v is not None]
+        objective = torch.stack([(g * v).sum() for g, v in pairs]).sum()
+        self._descend(-self.inner_lr * objective)
+
+    def unrolled_parameters(self) -> dict[str, Tensor]:
+        """theta_{t+1} = theta_t - alpha grad l_t(phi), for ``torch.func.functional_call``.
+
+        Raises:
+            RuntimeError: no :meth:`backward` before.
+        """
+        recorded = self._recorded()
+        return {
+            name: theta - self.inner_lr * gradient
+            for (name, theta), gradient in zip(self._theta.items(), recorded, strict=True)
+        }
+
+    def step_unrolled(self, next_loss: Tensor) -> None:
+        """Move phi by backpropagation through the update.
+
+        Args:
+            next_loss: scalar, of a model with :meth:`unrolled_parameters`. It must not depend on
+                phi in any other way (the stop-gradient of Algorithm 1).
+
+        Raises:
+            RuntimeError: no :meth:`backward` before.
+        """
+        self._recorded()
+        self._descend(next_loss)
+
+    def _recorded(self) -> tuple[Tensor, ...]:
+        if self._gradients is None:
+            raise RuntimeError("nothing to differentiate: run forward() and backward() first")
+        return self._gradients
+
+    def _descend(self, objective: Tensor) -> None:
+        gradients = torch.autograd.grad(objective, self.meta_parameters, materialize_grads=True)
+        for phi, gradient in zip(self.meta_parameters, gradients, strict=True):
+            phi.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._theta, self._gradients = {}, None

@@ -1,0 +1,148 @@
+"""Actions and images in, images out: which kernels run where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from ola_augment.actions import Actions
+from ola_augment.operations.batched import apply_batched, run_custom
+from ola_augment.operations.exact import run_batch
+from ola_augment.operations.program import Kind, Program, program
+from ola_augment.space import SearchSpace
+
+#: At least half a millisecond of work for each thread: starting one takes a tenth of that.
+_VALUES_PER_THREAD = 2**18
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def apply_actions(
+    images: Tensor,
+    space: SearchSpace,
+    actions: Actions,
+    *,
+    interpolation: InterpolationMode = InterpolationMode.NEAREST,
+    fill: float | Sequence[float] = 0,
+) -> Tensor:
+    """Apply to every example the operations that were drawn for it, slots from left to right.
+
+    uint8 images on the CPU take the exact kernels, equal to Pillow bit for bit. All others take the
+    batched kernels: uint8 equal to Pillow as well (computed in double precision where Pillow is),
+    floating images without any rounding, so that k / 255 gives the uint8 result to within 1.5 grey
+    levels per operation, and differentiable where the operation is. Autocast is ignored, and
+    ``torch.compile`` leaves the call as it is.
+
+    Args:
+        images: (B, C, H, W) with C 1 or 3, uint8 or floating point in [0, 1], on any device and in
+            any memory layout; B may be 0. Never written to.
+        space: that the actions were drawn from.
+        actions: of B examples, on the CPU. A slot whose ``keep`` is False is skipped.
+        interpolation: NEAREST or BILINEAR, for rotate, shear and translate.
+        fill: one value, or one per channel, for the pixels that these uncover: in 0 .. 255
+            (truncated) for uint8 images, in [0, 1] for floating ones.
+
+    Returns:
+        A new tensor of the shape, dtype and device of ``images``.
+
+    Raises:
+        ValueError: ``fill`` has neither one value nor one per channel, or a user's own kernel
+            returned another shape than it was given.
+        TypeError: a user's own kernel did not return a tensor.
+    """
+    channels, height, width = images.shape[1:]
+    values = _fill_per_channel(fill, channels)
+    table = program(space, height, width)
+    bilinear = interpolation is InterpolationMode.BILINEAR
+    with torch.autocast(images.device.type, enabled=False):
+        if images.dtype != torch.uint8 or images.device.type != "cpu":
+            return apply_batched(images, table, actions, values, bilinear)
+        if Kind.CUSTOM in table.kinds:
+            return _apply_with_custom(images, table, actions, values, bilinear)
+        return _apply_exact(images, table, actions, values, bilinear)
+
+
+def _apply_exact(
+    images: Tensor, program: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    """Apply actions to uint8 images on the CPU, equal to Pillow bit for bit.
+
+    A user's own operations are left out. With more than one torch thread a large batch is divided
+    among as many Python threads, which the kernels let run at once.
+
+    Args:
+        images: (B, C, H, W) uint8 on the CPU, in any memory layout; not written to.
+        program: of the images' size and the actions' space.
+        actions: of B examples.
+        fill: C values in 0 .. 255 for the pixels that a geometric operation uncovers, truncated.
+        bilinear: interpolate bilinearly instead of taking the nearest pixel.
+
+    Returns:
+        (B, C, H, W) uint8, contiguous.
+    """
+    result = torch.empty(images.shape, dtype=torch.uint8)
+    arrays = (
+        images.numpy(),
+        result.numpy(),
+        *(
+            np.ascontiguousarray(field.numpy())
+            for field in (
+                actions.ops,
+                actions.keep,
+                actions.magnitude_bins,
+                actions.signs,
+                actions.centers,
+            )
+        ),
+    )
+    constants = (
+        program.kinds,
+        program.parameters,
+        program.fixed,
+        program.tables,
+        np.array(fill).astype(np.uint8),
+        bilinear,
+    )
+    parts = max(1, min(torch.get_num_threads(), images.numel() // _VALUES_PER_THREAD))
+    size = max(1, -(-len(images) // parts))
+
+    def run(start: int) -> None:
+        run_batch(*(array[start : start + size] for array in arrays), *constants)  # type: ignore[call-arg]
+
+    if parts == 1:
+        run(0)
+    else:
+        with ThreadPoolExecutor(parts - 1) as pool:
+            others = pool.map(run, range(size, len(images), size))
+            run(0)
+            list(others)  # raises what a thread raised
+    return result
+
+
+def _apply_with_custom(
+    images: Tensor, table: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    """Exact kernels for the built-in operations, a user's own on float32, slot by slot."""
+    drawn = table.look_up(actions)
+    magnitudes = torch.from_numpy(drawn.parameters[..., 0])
+    for s in range(actions.ops.shape[1]):
+        slot = Actions(*(field[:, s : s + 1] if field.ndim > 1 else field for field in actions))
+        images = _apply_exact(images, table, slot, fill, bilinear)
+        own = np.where(drawn.kinds[:, s] == Kind.CUSTOM, actions.ops[:, s].numpy(), -1)
+        for op in np.unique(own[own >= 0]):
+            chosen = torch.from_numpy(np.flatnonzero(own == op))
+            images[chosen] = run_custom(
+                table.space.operations[op], images[chosen], magnitudes[chosen, s]
+            )
+    return images
+
+
+def _fill_per_channel(fill: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
+    if len(values) not in (1, channels):
+        raise ValueError(f"fill must hold one value or one per channel ({channels}), got {fill!r}")
+    return values if len(values) == channels else values * channels

@@ -1,0 +1,154 @@
+"""Batched kernels for any device: examples sorted by kernel, each kernel run once on its slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ola_augment.actions import Actions
+from ola_augment.operations.geometry import affine_bilinear, affine_nearest, cutout
+from ola_augment.operations.levels import LEVELS_KERNELS, run_on_levels, wide_dtype
+from ola_augment.operations.program import Kind, Program
+from ola_augment.space import Operation
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What was drawn, sorted by operation in every slot, on the device of the images.
+
+    Attributes:
+        order: (S + 1, B) int64, the examples of slot s in terms of the order in slot s - 1; the
+            last row restores the order of the batch.
+        parameters: (S, B, 6) floating point, sorted.
+        fixed: (S, B, 6) int64, sorted.
+        groups: per slot the operations and how many examples each has, -1 for none.
+    """
+
+    order: Tensor
+    parameters: Tensor
+    fixed: Tensor
+    groups: list[list[tuple[int, int]]]
+
+
+def apply_batched(
+    images: Tensor, program: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    """Apply actions to images on any device; without a host synchronisation.
+
+    uint8 images are truncated after every operation, as in Pillow; floating images are computed in
+    float32 (float64 stays float64) and rounded nowhere.
+
+    Args:
+        images: (B, C, H, W) uint8, or floating point in [0, 1]; not written to.
+        program: of the images' size and the actions' space.
+        actions: of B examples, on the CPU.
+        fill: C values, in the scale of the images, for the pixels that a geometric operation
+            uncovers; truncated for uint8 images.
+        bilinear: interpolate bilinearly instead of taking the nearest pixel.
+
+    Returns:
+        A new tensor of the shape, dtype and device of ``images``.
+
+    Raises:
+        ValueError: a user's own kernel returned another shape.
+    """
+    if len(images) == 0:
+        return images.clone()
+    dtype = images.dtype
+    if images.is_floating_point():
+        images = images.to(torch.promote_types(dtype, torch.float32))
+    slices = _sort(program, actions, images.device)
+    uncovered = _upload(torch.tensor(fill).to(images.dtype), images.device).view(-1, 1, 1)
+    for s, groups in enumerate(slices.groups):
+        images = images.index_select(0, slices.order[s])
+        parts, start = [], 0
+        for op, count in groups:
+            span = slice(start, start + count)
+            part, start = images[span], start + count
+            if op >= 0:
+                parameters, fixed = slices.parameters[s, span], slices.fixed[s, span]
+                operation, kind = program.space.operations[op], program.kinds[op]
+                if kind == Kind.AFFINE and bilinear:
+                    part = affine_bilinear(part, parameters, uncovered)
+                elif kind == Kind.AFFINE:
+                    part = affine_nearest(part, fixed, uncovered)
+                elif kind == Kind.CUTOUT:
+                    part = cutout(part, fixed[:, :4])
+                elif kind == Kind.CUSTOM:
+                    part = run_custom(operation, part, parameters[:, 0])
+                else:
+                    part = run_on_levels(LEVELS_KERNELS[operation.name], part, parameters[:, 0])
+            parts.append(part)
+        images = torch.cat(parts)
+    return images.index_select(0, slices.order[-1]).to(dtype)
+
+
+def run_custom(operation: Operation, images: Tensor, magnitudes: Tensor) -> Tensor:
+    """Run a user's own kernel on float32 images in [0, 1], whatever the images are.
+
+    Raises:
+        TypeError: it did not return a tensor.
+        ValueError: it returned another shape than it was given.
+    """
+    if operation.kernel is None:
+        raise ValueError(f"operation {operation.name!r} has no kernel")
+    whole = not images.is_floating_point()
+    given = images.float() / 255 if whole else images.float()
+    result = operation.kernel(given, magnitudes.float())
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"kernel of operation {operation.name!r} must return a tensor, "
+            f"got {type(result).__name__}"
+        )
+    if result.shape != images.shape:
+        raise ValueError(
+            f"kernel of operation {operation.name!r} must return the shape it was given, "
+            f"{tuple(images.shape)}, got {tuple(result.shape)}"
+        )
+    result = result.clamp(0, 1)
+    return (result * 255).round().to(images.dtype) if whole else result.to(images.dtype)
+
+
+def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
+    drawn = program.look_up(actions)
+    # One kernel serves all affine operations: the first of them stands for the rest.
+    stand_in = np.arange(len(program.kinds))
+    affine = np.flatnonzero(program.kinds == Kind.AFFINE)
+    stand_in[affine] = affine[:1]
+    kernels = np.where(drawn.kinds == Kind.IDENTITY, -1, stand_in[actions.ops.numpy()])
+    used = [s for s in range(kernels.shape[1]) if (kernels[:, s] >= 0).any()]
+    sorted_by = [np.argsort(kernels[:, s], kind="stable") for s in used]
+    groups = []
+    for s, sort in zip(used, sorted_by, strict=True):
+        ops, counts = np.unique(kernels[sort, s], return_counts=True)
+        groups.append(list(zip(ops.tolist(), counts.tolist(), strict=True)))
+    previous = identity = np.arange(len(kernels))
+    order = []
+    for sort in [*sorted_by, identity]:
+        order.append(np.argsort(previous)[sort])
+        previous = sort
+    return Slices(
+        _upload(torch.from_numpy(np.stack(order)), device),
+        _upload(_gather(drawn.parameters, used, sorted_by), device, wide_dtype(device)),
+        _upload(_gather(drawn.fixed, used, sorted_by), device),
+        groups,
+    )
+
+
+def _gather(
+    rows: NDArray[np.float64] | NDArray[np.int64], used: list[int], order: list[NDArray[np.int64]]
+) -> Tensor:
+    """(B, S, 6) -> (used slots, B, 6), sorted."""
+    picked = [rows[sort, s] for s, sort in zip(used, order, strict=True)]
+    return torch.from_numpy(np.stack(picked) if picked else rows[:0].reshape(0, len(rows), 6))
+
+
+def _upload(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy to a device without waiting for it; from pinned memory where that matters."""
+    values = values.to(dtype or values.dtype)
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)

@@ -1,0 +1,153 @@
+"""Every example runs, and what it shows is so."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ola_augment import load_policy
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+matplotlib.use("agg")
+
+
+def gallery(name):
+    """Run a gallery script in this process; return its variables."""
+    try:
+        return runpy.run_path(str(EXAMPLES / name))
+    finally:
+        plt.close("all")
+
+
+def run(script, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=600
+    )
+
+
+def test_plot_operations():
+    gallery("plot_operations.py")
+
+
+def test_plot_learning():
+    shown = gallery("plot_learning.py")
+    keep = dict(
+        zip(
+            (operation.name for operation in shown["augment"].space.operations),
+            shown["history"][-1]["keep_probs"],
+            strict=True,
+        )
+    )
+    assert keep["invert"] < 0.5
+
+
+def test_theorem_1():
+    """The cosine between expected GAR update and true meta-gradient tends to 1."""
+    shown = gallery("plot_theorem_1.py")
+    errors = [1 - cosine for cosine in shown["cosines"]]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+    assert errors[-1] < errors[0] / 50
+    assert all(ratio > 10 for ratio in shown["ratios"])
+
+
+def test_train_on_digits_writes_what_it_says(tmp_path):
+    methods = ["none", "randaugment", "trivialaugment", "uniform", "ola"]
+    done = run(
+        "train.py", "--train-size", 64, "--epochs", 4, "--batch-size", 32, "--quiet",
+        "--seeds", 2, "--method", *methods, "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows[1:]] == methods
+    assert all("±" in row for row in rows[1:])
+    for method in methods:
+        out = tmp_path / f"{method}-seed1"
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+        assert (out / "samples.png").exists() == (method != "none")
+    policy = load_policy(tmp_path / "ola-seed1" / "policy.json")
+    assert policy.keep_logits.abs().max() > 0
+    assert (tmp_path / "ola-seed1" / "policy.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["directory", "zip"])
+def test_train_on_a_folder_of_images(tmp_path, packed):
+    source = tmp_path / "images"
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label, level in (("dark", 60), ("light", 200)):
+            (source / part / label).mkdir(parents=True)
+            for i in range(8):
+                pixels = generator.integers(0, 50, (40, 30, 3)) + level
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(source / part / label / f"{i}.png")
+    if packed:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for file in source.rglob("*.png"):
+                archive.write(file, file.relative_to(source))
+        source = tmp_path / "images.zip"
+    done = run(
+        "train.py", "--data", f"imagefolder:{source}", "--epochs", 3, "--batch-size", 8,
+        "--model", "wrn-10-1", "--method", "ola", "--quiet", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "16 training images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnist"], "imagefolder:PATH, got 'mnist'"),
+        (["--data", "imagefolder:/no/such/place"], "no such directory or zip"),
+        (["--train-size", "5000"], "train size must be in 1 .. 1000"),
+        (["--model", "wrn-15-1"], "6 n + 4"),
+        (["--model", "resnet"], "unknown model 'resnet'"),
+        (["--method", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, message):
+    done = run("train.py", "--out", tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_toy_on_digits(tmp_path):
+    done = run(
+        "toy_split_mixture.py", "--data", "digits", "--seeds", 1, "--epochs", 4, "--net", "fc",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "toy.json").read_text())
+    assert {(row["net"], row["method"]) for row in results} == {("fc", "gar"), ("fc", "nslr")}
+    gar = next(row for row in results if row["method"] == "gar")
+    assert gar["noisy"] < gar["others"]
+    assert (tmp_path / "toy.png").exists()
+
+
+CIFAR10 = os.environ.get("OLA_AUGMENT_CIFAR10")
+
+
+@pytest.mark.skipif(not CIFAR10, reason="OLA_AUGMENT_CIFAR10 names no CIFAR-10 folder or zip")
+def test_toy_experiment_on_cifar10(tmp_path):
+    """Two of ten epochs: GAR has begun to leave out the noisy split."""
+    done = run(
+        "toy_split_mixture.py", "--data", f"imagefolder:{CIFAR10}", "--seeds", 1, "--epochs", 4,
+        "--net", "fc", "--method", "gar", "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "toy.json").read_text())
+    assert row["noisy"] < row["others"] - 0.05
+    assert torch.tensor(row["usage"]).min() >= 0
