@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,11 +43,19 @@ def per_example(model: nn.Module, x: Tensor, y: Tensor, g: dict[str, Tensor]) ->
 def by_jvp(model: nn.Module, x: Tensor, y: Tensor, g: dict[str, Tensor]) -> Tensor:
     """Forward-mode derivative of every example's own loss along g."""
     model = copy.deepcopy(model)
-    with warnings.catch_warnings(), forward_ad.dual_level(), torch.no_grad():
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it has no forward derivative
+    with (
+        warnings.catch_warnings(),
+        forward_ad.dual_level(),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # torch builds its table with jit.script
         duals = {n: forward_ad.make_dual(p.detach(), g[n]) for n, p in model.named_parameters()}
         outputs = torch.func.functional_call(model, duals, (x,))
         losses = F.cross_entropy(outputs, y, reduction="none")
+        torch.backends.mha.set_fastpath_enabled(fast)
         return forward_ad.unpack_dual(losses).tangent
 
 

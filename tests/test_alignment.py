@@ -92,9 +92,18 @@ CASES: dict[str, tuple] = {
     **convolutions(3),
     "linear": (lambda: nn.Linear(4, 4), (B, 4)),
     "linear-3d": (lambda: pooled(nn.Linear(4, 4)), (B, 4, 4)),
-    "linear-tied": (lambda: Net(lambda n, x: n.a(x).relu() @ n.a.weight, a=nn.Linear(4, 6)), (B, 4)),
-    "linear-twice-in-place": (lambda: Net(lambda n, x: n.a(n.a(x).relu_()), a=nn.Linear(4, 4)), (B, 4)),
-    "bilinear": (lambda: Net(lambda n, x: n.a(x[:, 0], x[:, 1]), a=nn.Bilinear(4, 4, 4)), (B, 2, 4)),
+    "linear-tied": (
+        lambda: Net(lambda n, x: n.a(x).relu() @ n.a.weight, a=nn.Linear(4, 6)),
+        (B, 4),
+    ),
+    "linear-twice-in-place": (
+        lambda: Net(lambda n, x: n.a(n.a(x).relu_()), a=nn.Linear(4, 4)),
+        (B, 4),
+    ),
+    "bilinear": (
+        lambda: Net(lambda n, x: n.a(x[:, 0], x[:, 1]), a=nn.Bilinear(4, 4, 4)),
+        (B, 2, 4),
+    ),
     "layer_norm": (lambda: pooled(nn.LayerNorm(4)), (B, 4, 4)),
     "layer_norm-2d": (lambda: pooled(nn.LayerNorm((7, 4))), (B, 7, 4)),
     "rms_norm": (lambda: pooled(nn.RMSNorm(4)), (B, 4, 4)),
@@ -134,7 +143,8 @@ CASES: dict[str, tuple] = {
     ),
     "position-by-index": (
         lambda: Net(
-            lambda n, x: n.a(x + n.e(torch.arange(B))).mean(1), e=nn.Embedding(B, 4), a=nn.Linear(4, 4)
+            lambda n, x: n.a(x + n.e(torch.arange(B))).mean(1),
+            e=nn.Embedding(B, 4), a=nn.Linear(4, 4),
         ), (B, B, 4),
     ),
     "layer-scale": (
@@ -156,7 +166,8 @@ CASES: dict[str, tuple] = {
         ), (B, 4),
     ),
     "added-in-place": (
-        lambda: Net(lambda n, x: n.a(x).add_(n.s).relu_(), s=parameter(4), a=nn.Linear(4, 4)), (B, 4),
+        lambda: Net(lambda n, x: n.a(x).add_(n.s).relu_(), s=parameter(4), a=nn.Linear(4, 4)),
+        (B, 4),
     ),
     "einsum": (
         lambda: Net(lambda n, x: torch.einsum("bte,ef->bf", x, n.w), w=parameter(4, 4)), (B, 6, 4),
@@ -254,8 +265,6 @@ def test_batch_norm_in_training_returns_shares_of_the_total(layer: nn.Module) ->
     def make() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
 
-    if isinstance(layer, nn.SyncBatchNorm):
-        pytest.skip("normalises on accelerators only")
     model, x, y = problem(make, (B, 3, 6, 6), DOUBLE)
     g = random_direction(model)
     engine = GradientAlignment(model)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .captured import Reference, checked_gradients, checked_result
 from .validation import trainable_parameters, unwrapped
@@ -189,7 +190,7 @@ def _exact(
     direction: Mapping[str, Tensor],
 ) -> Tensor:
     """Forward-mode derivative along g."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
+    with warnings.catch_warnings(), forward_ad.dual_level(), _differentiable_attention():
         # torch's own table of forward derivatives is built with a deprecated function.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
         duals = {
@@ -203,6 +204,18 @@ def _exact(
         losses = forward_ad.unpack_dual(evaluate(duals))  # type: ignore[no-untyped-call]
         tangent: Tensor | None = losses.tangent
     return torch.zeros_like(captured.losses) if tangent is None else tangent
+
+
+@contextlib.contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Fused attention has no forward derivative."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _state(gradient: Tensor | None) -> tuple[int, int] | None:

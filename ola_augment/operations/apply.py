@@ -20,7 +20,6 @@ from ola_augment.space import SearchSpace
 _VALUES_PER_THREAD = 2**18
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def apply_actions(
     images: Tensor,
     space: SearchSpace,
@@ -54,16 +53,24 @@ def apply_actions(
             returned another shape than it was given.
         TypeError: a user's own kernel did not return a tensor.
     """
-    channels, height, width = images.shape[1:]
-    values = _fill_per_channel(fill, channels)
-    table = program(space, height, width)
+    values = _fill_per_channel(fill, images.shape[1])
     bilinear = interpolation is InterpolationMode.BILINEAR
+    result: Tensor = _apply(images, space, actions, values, bilinear)
+    return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apply(
+    images: Tensor, space: SearchSpace, actions: Actions, fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    height, width = images.shape[2:]
+    table = program(space, height, width)
     with torch.autocast(images.device.type, enabled=False):
         if images.dtype != torch.uint8 or images.device.type != "cpu":
-            return apply_batched(images, table, actions, values, bilinear)
+            return apply_batched(images, table, actions, fill, bilinear)
         if Kind.CUSTOM in table.kinds:
-            return _apply_with_custom(images, table, actions, values, bilinear)
-        return _apply_exact(images, table, actions, values, bilinear)
+            return _apply_with_custom(images, table, actions, fill, bilinear)
+        return _apply_exact(images, table, actions, fill, bilinear)
 
 
 def _apply_exact(

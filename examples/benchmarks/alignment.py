@@ -1,0 +1,398 @@
+"""Cost of per-example gradient alignments: a pair of training steps with them against one without.
+
+One pair: forward, backward and optimizer step on one batch, then on the next, whose gradient is the
+reference g; a method adds <grad l_i(theta_t), g> for every example of the first. Each measurement
+runs in a process of its own, methods in turn, and the fastest pair of all rounds counts. Errors are
+relative to the same alignments in double precision. Methods that cannot handle BatchNorm
+are measured on the network with GroupNorm, against plain steps of that network.
+
+    python examples/benchmarks/alignment.py --model wrn-16-4 --batch 64
+    python examples/benchmarks/alignment.py --model wrn-28-10 --batch 256 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from networks import make_network
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+
+# The two batches and the model to the alignments of the first (None without).
+Batch = tuple[Tensor, Tensor]
+Pair = Callable[[Batch, Batch], Tensor | None]
+CLASSES = 10
+
+
+def losses(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), targets, reduction="none")
+
+
+def backward(model: nn.Module, batch: Batch) -> None:
+    F.cross_entropy(model(batch[0]), batch[1]).backward()
+
+
+def dot_with_gradients(model: nn.Module, per_example: dict[str, Tensor]) -> Tensor:
+    return sum(
+        per_example[name].flatten(1) @ p.grad.flatten() for name, p in model.named_parameters()
+    )  # type: ignore[return-value]
+
+
+def pair_of(
+    first: Callable[[Batch], object], second: Callable[[object], Tensor | None]
+) -> Callable:
+    """The loop that all but the unrolled methods share."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+        def run(batch: Batch, after: Batch) -> Tensor | None:
+            optimizer.zero_grad()
+            kept = first(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+            backward(model, after)
+            alignments = second(kept)
+            optimizer.step()
+            return alignments
+
+        return run
+
+    return make
+
+
+def plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    return pair_of(lambda batch: backward(model, batch), lambda _: None)(model, optimizer)
+
+
+def ours(storage: str) -> Callable[[nn.Module, torch.optim.Optimizer], Pair]:
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+        engine = GradientAlignment(model, storage=storage)
+
+        def first(batch: Batch) -> None:
+            with engine.capture():
+                backward(model, batch)
+
+        return pair_of(first, lambda _: engine.align())(model, optimizer)
+
+    return make
+
+
+def directional(method: str) -> Callable[[nn.Module, torch.optim.Optimizer], Pair]:
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+        engine = DirectionalAlignment(model, losses, method=method)
+
+        def first(batch: Batch) -> None:
+            with engine.capture(*batch) as values:
+                values.mean().backward()
+
+        def second(_: object) -> Tensor:
+            return engine.align() / len(losses_of)
+
+        losses_of = range(BATCH_SIZE)
+        return pair_of(first, second)(model, optimizer)
+
+    return make
+
+
+def backpack_extension(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    from backpack import backpack, extend
+
+    extension = BackPACKAlignment(extend_inner(model, extend))
+
+    def first(batch: Batch) -> None:
+        with backpack(extension):
+            backward(model, batch)
+
+    return pair_of(first, lambda _: extension.align())(model, optimizer)
+
+
+def extend_inner(model: nn.Module, extend: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Only the layers: the network itself runs functions between them."""
+    for module in model.modules():
+        if not list(module.children()):
+            extend(module)
+    return model
+
+
+def batch_grad(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad
+
+    extend_inner(model, extend)
+
+    def first(batch: Batch) -> dict[str, Tensor]:
+        with backpack(BatchGrad()):
+            backward(model, batch)
+        kept = {name: p.grad_batch for name, p in model.named_parameters()}
+        for p in model.parameters():
+            del p.grad_batch
+        return kept
+
+    return pair_of(first, lambda kept: dot_with_gradients(model, kept))(model, optimizer)
+
+
+def opacus(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    from opacus.grad_sample import GradSampleModule
+
+    wrapped = GradSampleModule(model, loss_reduction="mean")
+
+    def first(batch: Batch) -> dict[str, Tensor]:
+        wrapped.enable_hooks()
+        backward(wrapped, batch)
+        wrapped.disable_hooks()
+        kept = {name: p.grad_sample / BATCH_SIZE for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad_sample = None
+        return kept
+
+    return pair_of(first, lambda kept: dot_with_gradients(model, kept))(model, optimizer)
+
+
+def vmap_grad(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    def loss(parameters: dict[str, Tensor], image: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(
+            functional_call(model, parameters, (image[None],)), target[None]
+        ) / BATCH_SIZE  # fmt: skip
+
+    def first(batch: Batch) -> dict[str, Tensor]:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        kept = vmap(grad(loss), (None, 0, 0))(parameters, *batch)
+        for name, p in model.named_parameters():
+            p.grad = kept[name].sum(0)
+        return kept
+
+    return pair_of(first, lambda kept: dot_with_gradients(model, kept))(model, optimizer)
+
+
+def higher(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    """Unrolled: the derivative of the next loss in the weights of this one's examples."""
+    from higher import innerloop_ctx
+
+    def run(batch: Batch, after: Batch) -> Tensor:
+        weights = torch.ones(BATCH_SIZE, device=batch[0].device, requires_grad=True)
+        with innerloop_ctx(model, optimizer, copy_initial_weights=False) as (unrolled, inner):
+            inner.step((weights * losses(unrolled, *batch)).mean())
+            loss = F.cross_entropy(unrolled(after[0]), after[1])
+            result = torch.autograd.grad(loss, [weights, *unrolled.parameters()])
+        for p, gradient in zip(model.parameters(), result[1:], strict=True):
+            p.grad = gradient
+        optimizer.step()
+        return result[0] / -optimizer.param_groups[0]["lr"]
+
+    return run
+
+
+# Name -> (how to run it, whether it needs GroupNorm, whether it gives each example's own derivative).
+METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], bool, bool]] = {
+    "plain": (plain, False, False),
+    "bfloat16 (default)": (ours("bfloat16"), False, False),
+    "exact": (ours("exact"), False, False),
+    "smallest": (ours("smallest"), False, False),
+    "int8": (ours("int8"), False, False),
+    "finite_difference": (directional("finite_difference"), False, True),
+    "jvp": (directional("jvp"), False, True),
+    "BackPACK extension": (backpack_extension, False, False),
+    "higher (unrolled)": (higher, False, True),
+    "plain, GroupNorm": (plain, True, False),
+    "bfloat16, GroupNorm": (ours("bfloat16"), True, False),
+    "BackPACK BatchGrad + dot": (batch_grad, True, False),
+    "Opacus + dot": (opacus, True, False),
+    "vmap(grad) + dot": (vmap_grad, True, False),
+}
+BATCH_SIZE = 0
+
+
+def small_vit(num_classes: int) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 4, 6, 4, 192, 768, num_classes=num_classes)
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            groups = 8 if module.num_features % 8 == 0 else 1
+            setattr(parent, name.rpartition(".")[2], nn.GroupNorm(groups, module.num_features))
+    return model
+
+
+def double_precision(model: nn.Module, batch: Batch, g: dict[str, Tensor], own: bool) -> Tensor:
+    model = copy.deepcopy(model).double()
+    g = {name: value.double() for name, value in g.items()}
+    images = batch[0].double()
+    if own:
+        engine = DirectionalAlignment(model, losses, method="jvp")
+        with engine.capture(images, batch[1]) as values:
+            values.mean().backward()
+        return engine.align(g) / BATCH_SIZE
+    shares = GradientAlignment(model, storage="exact")
+    with shares.capture():
+        backward(model, (images, batch[1]))
+    return shares.align(g)
+
+
+def peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def worker_settings(threads: int) -> Iterator[None]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    yield
+
+
+def measure(args: argparse.Namespace) -> dict[str, float | None]:
+    """Run one method in this process."""
+    global BATCH_SIZE
+    BATCH_SIZE = args.batch
+    make, group_norm, own = METHODS[args.worker]
+    device = torch.device(args.device)
+    model = small_vit(CLASSES) if args.model == "vit" else make_network(args.model, CLASSES)
+    if group_norm:
+        model = with_group_norm(model)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU) and ("BackPACK" in args.worker):
+            module.inplace = False
+    model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    shape = (args.batch, 3, 32, 32)
+    batches = [
+        (torch.randn(shape, device=device), torch.randint(0, CLASSES, shape[:1], device=device))
+        for _ in range(2)
+    ]
+    before = peak(device)
+    run = make(model, optimizer)
+    times = []
+    for _ in range(args.pairs + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run(*batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    memory = peak(device) - before
+    error = None
+    if args.errors and not args.worker.startswith("plain"):
+        old = copy.deepcopy({k: v for k, v in model.state_dict().items() if v.is_floating_point()})
+        found = run(*batches)
+        moved = copy.deepcopy(model.state_dict())
+        g = reference(model, old, batches, optimizer.param_groups[0]["lr"])
+        model.load_state_dict(old, strict=False)
+        true = double_precision(model, batches[0], g, own)
+        error = float((found.double() - true).norm() / true.norm())
+        model.load_state_dict(moved)
+    return {"seconds": min(times[1:]), "memory": memory, "error": error}
+
+
+def reference(
+    model: nn.Module, old: dict[str, Tensor], batches: list[Batch], lr: float
+) -> dict[str, Tensor]:
+    """The gradient of the second batch after a plain step on the first, from ``old``."""
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(old, strict=False)
+    optimizer = torch.optim.SGD(copied.parameters(), lr=lr)
+    for batch in batches:
+        optimizer.zero_grad()
+        backward(copied, batch)
+        gradients = {name: p.grad.clone() for name, p in copied.named_parameters()}
+        optimizer.step()
+    return gradients
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="wrn-16-4", help="as in examples/networks.py, or vit")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--errors", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        with worker_settings(args.threads):
+            print(json.dumps(measure(args)))
+        return 0
+    results = collect(args)
+    print(table(results))
+    return check(args.model, results)
+
+
+def collect(args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
+    results: dict[str, dict[str, float | None]] = {}
+    for turn in range(args.rounds):
+        for name in args.methods:
+            if turn and name not in results:
+                continue
+            command = [sys.executable, "-W", "ignore", __file__, "--worker", name]
+            for option in ("model", "batch", "device", "pairs", "threads"):
+                command += [f"--{option}", str(getattr(args, option))]
+            command += ["--errors"] if turn == 0 else []
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = done.stderr.strip().splitlines()[-1:]
+                print(f"{name}: left out ({' '.join(reason)})", file=sys.stderr)
+                continue
+            new = json.loads(done.stdout.splitlines()[-1])
+            old = results.setdefault(name, new)
+            old["seconds"] = min(old["seconds"], new["seconds"])  # type: ignore[type-var]
+            old["memory"] = min(old["memory"], new["memory"])  # type: ignore[type-var]
+    return results
+
+
+def ratios(results: dict[str, dict[str, float | None]], name: str) -> tuple[float, float]:
+    base = results["plain, GroupNorm" if METHODS[name][1] else "plain"]
+    one = results[name]
+    return one["seconds"] / base["seconds"], one["memory"] / base["memory"]  # type: ignore[operator]
+
+
+def table(results: dict[str, dict[str, float | None]]) -> str:
+    rows = ["| method | time | memory | error |", "|---|---|---|---|"]
+    for name, one in results.items():
+        seconds, memory = ratios(results, name)
+        error = "" if one["error"] is None else f"{one['error']:.0e}"
+        rows.append(f"| {name} | {seconds:.2f} | {memory:.2f} | {error} |")
+    return "\n".join(rows)
+
+
+# What must hold on one CPU core with WRN-16-4 at batch 64: time and memory over the plain pair.
+LIMITS = {
+    "bfloat16 (default)": (1.15, 1.6),
+    "int8": (1.3, 1.35),
+    "finite_difference": (1.25, 1.06),
+}
+
+
+def check(model: str, results: dict[str, dict[str, float | None]]) -> int:
+    failed = 0
+    if model == "wrn-16-4":
+        for name, limits in LIMITS.items():
+            if name in results and any(r > x for r, x in zip(ratios(results, name), limits)):
+                print(f"{name} is past its limits: time {limits[0]}, memory {limits[1]}")
+                failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""What moves the policy, and does that help? One factor at a time, over several seeds.
+
+    python examples/learning_signal.py --train-size 300 --epochs 300 --seeds 5
+
+Every variant trains the same network with the same pairs of steps (an augmented one, a plain one).
+``paper`` is the paper's setting: REINFORCE on normalised rewards, Adam with lr 0.1. Each other
+variant changes what its name says and nothing else; ``shuffled`` is the control, in which the
+rewards of a batch are dealt to its examples at random. Writes ``runs.jsonl``, one line a run, and
+prints a table:
+
+- accuracy: on the test images, mean ± 95 % interval over seeds;
+- agreement: Spearman's rank correlation of the keep probabilities, mean over pairs of seeds;
+- keep: mean keep probability, and that of the operations that mirror or invert digits;
+- operations: how many operations an image gets in the end, drawn and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import Batches, ImageData, Preprocess, load_data
+from networks import make_network
+from scipy.stats import spearmanr
+from torch import Tensor
+from train import METHODS, interval
+
+from ola_augment import Actions, GARUpdater, GradientAlignment, OLAAugment, OLAPolicy
+from ola_augment.training import accuracy, fit, policy_metrics
+
+HARMFUL = ("flip_lr", "flip_ud", "invert")
+
+
+class Shuffled(GARUpdater):
+    """The control: each reward goes to a random example of the batch."""
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        return super().step(actions, alignments[torch.randperm(len(alignments))])
+
+
+class Decayed(GARUpdater):
+    """Meta lr falls to 0 over the run, as a cosine."""
+
+    def __init__(self, policy: OLAPolicy, steps: int, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        stats = super().step(actions, alignments)
+        self.schedule.step()
+        return stats
+
+
+class KLRegularised(GARUpdater):
+    """A pull towards the uniform policy: minus its KL divergence takes the entropy's place."""
+
+    def __init__(self, policy: OLAPolicy, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.policy = _MinusKL(policy)
+
+
+class _MinusKL:
+    def __init__(self, policy: OLAPolicy) -> None:
+        self.log_prob, self.parameters, self._policy = policy.log_prob, policy.parameters, policy
+
+    def entropy(self) -> Tensor:
+        num_ops, keep, drop, magnitude = self._policy.log_probs()
+
+        def divergence(log_probs: Tensor) -> Tensor:
+            size = log_probs.shape[-1]
+            return (log_probs.exp() * (log_probs + math.log(size))).sum(-1)
+
+        slot = divergence(torch.stack((keep, drop), -1)) + keep.exp() * divergence(magnitude)
+        counts = torch.arange(1, len(num_ops) + 1)
+        return -(divergence(num_ops) + (num_ops.exp() @ counts.float()) * slot.mean())
+
+
+class OperationBaseline(GARUpdater):
+    """Subtracts from each alignment a running mean over the operations that the image got."""
+
+    def __init__(self, policy: OLAPolicy, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.means = torch.zeros(len(policy.space))
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        kept = torch.zeros(len(alignments), len(self.means))
+        kept.scatter_add_(1, actions.ops.clamp(min=0), actions.keep.float())
+        counts = kept.sum(1).clamp(min=1)
+        baseline = kept @ self.means / counts
+        means = kept.T @ alignments / kept.sum(0).clamp(min=1)
+        seen = kept.sum(0) > 0
+        self.means[seen] += 0.05 * (means - self.means)[seen]
+        return super().step(actions, alignments - baseline)
+
+
+class EffectivePolicy(OLAPolicy):
+    """Draws without effect do not count: identity's keep, magnitudes of operations without one."""
+
+    def _log_prob(self, actions: Actions, log_probs: Any) -> Tensor:
+        plain = torch.tensor([operation.low is None for operation in self.space.operations])
+        idle = torch.tensor([operation.name == "identity" for operation in self.space.operations])
+        magnitude = torch.where(plain[:, None], torch.zeros(()), log_probs.magnitude)
+        keep = torch.where(idle, torch.zeros(()), log_probs.keep)
+        drop = torch.where(idle, torch.zeros(()), log_probs.drop)
+        effective = log_probs._replace(keep=keep, drop=drop, magnitude=magnitude)
+        return super()._log_prob(actions, effective)
+
+
+class TwoStreams:
+    """Batches in turn from two sources: augmented ones from the first, plain from the second."""
+
+    def __init__(self, augmented: Batches, plain: Batches) -> None:
+        self.augmented, self.plain = augmented, plain
+
+    def __len__(self) -> int:
+        return len(self.augmented)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        turns = itertools.cycle((self._forever(self.augmented), self._forever(self.plain)))
+        for _, turn in zip(range(len(self)), turns, strict=False):
+            yield next(turn)
+
+    @staticmethod
+    def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from batches
+
+
+def held_out(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    """A third of the images is never augmented, only reference; the rest is never reference."""
+    size = len(data.train_images) // 3
+    images, labels = data.train_images, data.train_labels
+    return TwoStreams(
+        Batches(images[size:], labels[size:], options.batch_size, seed),
+        Batches(images[:size], labels[:size], options.batch_size, seed + 1),
+    )
+
+
+def large_reference(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    """Reference batches four times as large."""
+    images, labels = data.train_images, data.train_labels
+    return TwoStreams(
+        Batches(images, labels, options.batch_size, seed),
+        Batches(images, labels, 4 * options.batch_size, seed + 1),
+    )
+
+
+def one_stream(data: ImageData, options: argparse.Namespace, seed: int) -> Batches:
+    return Batches(data.train_images, data.train_labels, options.batch_size, seed)
+
+
+Make = Callable[..., GARUpdater]
+#: name -> (updater from policy and number of updates, batches)
+VARIANTS: dict[str, tuple[Make | None, Callable[..., Any]]] = {
+    "none": (None, one_stream),
+    "randaugment": (None, one_stream),
+    "trivialaugment": (None, one_stream),
+    "uniform": (None, one_stream),
+    "paper": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "lr 0.03": (lambda policy, steps: GARUpdater(policy, lr=0.03), one_stream),
+    "lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
+    "lr 0.003": (lambda policy, steps: GARUpdater(policy, lr=0.003), one_stream),
+    "lr decay": (lambda policy, steps: Decayed(policy, steps), one_stream),
+    "entropy 0.02": (lambda policy, steps: GARUpdater(policy, entropy_weight=0.02), one_stream),
+    "kl 0.05": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.05), one_stream),
+    "kl 0.2": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.2), one_stream),
+    "accumulate 4": (lambda policy, steps: GARUpdater(policy, accumulate=4), one_stream),
+    "baseline": (lambda policy, steps: OperationBaseline(policy), one_stream),
+    "effective draws": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "held-out reference": (lambda policy, steps: GARUpdater(policy), held_out),
+    "large reference": (lambda policy, steps: GARUpdater(policy), large_reference),
+    "shuffled": (lambda policy, steps: Shuffled(policy), one_stream),
+    "shuffled, lr 0.01": (lambda policy, steps: Shuffled(policy, lr=0.01), one_stream),
+}
+
+
+def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    make_updater, make_batches = VARIANTS[name]
+    if options.train_size:
+        data = data.subset(options.train_size, seed)
+    model = make_network(options.model, data.num_classes, data.train_images.shape[1])
+    batches = make_batches(data, options, seed)
+    preprocess = Preprocess(data, seed)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    steps = options.epochs * len(batches)
+    method = "ola" if make_updater else name
+    augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
+    updater = None
+    if make_updater and isinstance(augment, OLAAugment):
+        if name == "effective draws":
+            augment.policy = EffectivePolicy(options.space)
+        updater = make_updater(augment.policy, steps // 2)
+    fit(
+        model,
+        batches,
+        optimizer,
+        epochs=options.epochs,
+        augment=augment,
+        updater=updater,
+        engine=GradientAlignment(model, storage="exact") if updater else None,
+        preprocess=preprocess,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        progress=False,
+    )
+    tests = zip(data.test_images.split(500), data.test_labels.split(500), strict=True)
+    result = {"variant": name, "seed": seed, "accuracy": accuracy(model, tests, preprocess.test)}
+    if updater:
+        result |= policy_metrics(augment.policy)
+        result["operations"] = [operation.name for operation in augment.space.operations]
+    return result | {"seconds": time.perf_counter() - start}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| variant | seeds | accuracy (%) | agreement | keep: mean | keep: flips, invert | "
+        "drawn | kept |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["variant"] for row in results):
+        rows = [row for row in results if row["variant"] == name]
+        cells = [name, str(len(rows)), interval([100 * row["accuracy"] for row in rows])]
+        if "keep_probs" in rows[0]:
+            keeps = [row["keep_probs"] for row in rows]
+            pairs = [spearmanr(*pair).statistic for pair in itertools.combinations(keeps, 2)]
+            names = rows[0]["operations"]
+            harmful = [
+                k for keep in keeps for k, n in zip(keep, names, strict=True) if n in HARMFUL
+            ]
+            drawn = [sum(p * (i + 1) for i, p in enumerate(r["num_ops_probs"])) for r in rows]
+            mean_keeps = [statistics.mean(keep) for keep in keeps]
+            kept = [d * k for d, k in zip(drawn, mean_keeps, strict=True)]
+            cells += [
+                f"{statistics.mean(pairs):.2f}" if pairs else "",
+                f"{statistics.mean(mean_keeps):.2f}",
+                f"{statistics.mean(harmful):.2f}" if harmful else "",
+                f"{statistics.mean(drawn):.2f}",
+                f"{statistics.mean(kept):.2f}",
+            ]
+        else:
+            cells += [""] * 5
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", default="digits", help="digits, cifar10, cifar100 or imagefolder:PATH")
+    add("--train-size", type=int, help="train on this many random images (default: all)")
+    add("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--space", choices=["wide_long", "rand_augment"], default="wide_long")
+    add("--model", default="small_cnn")
+    add("--epochs", type=int, default=300)
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=0.05)
+    add("--seeds", type=int, default=5)
+    add("--out", type=Path, default=Path("runs/learning_signal"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = load_data(options.data)
+    results = []
+    with (options.out / "runs.jsonl").open("w", encoding="utf-8") as file:
+        for seed in range(options.seeds):
+            for name in options.variant:
+                results.append(run(name, seed, data, options))
+                file.write(json.dumps(results[-1]) + "\n")
+                file.flush()
+                print(f"{name}, seed {seed}: {results[-1]['accuracy']:.4f}", flush=True)
+    size = options.train_size or len(data.train_images)
+    print(f"\n{data.name}, {size} training images, {options.epochs} epochs, {options.model}\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

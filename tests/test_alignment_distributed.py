@@ -1,0 +1,60 @@
+"""Two gloo processes under DistributedDataParallel against one process on the whole batch."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from alignment_oracles import capture, relative_error
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ola_augment.alignment import GradientAlignment
+
+B = 8
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)
+    ).double()
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, 4, (B,), generator=generator)
+
+
+def alignments(model: nn.Module, part: slice) -> Tensor:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = GradientAlignment(model, reduction="mean")
+    (x, y), (x2, y2) = batch(1), batch(2)
+    capture(engine, model, x[part], y[part], F.cross_entropy)
+    optimizer.step()
+    optimizer.zero_grad()
+    F.cross_entropy(model(x2[part]), y2[part]).backward()
+    return engine.align()
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    half = slice(rank * B // 2, (rank + 1) * B // 2)
+    own = alignments(DistributedDataParallel(network()), half)
+    torch.save(own, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_each_process_aligns_its_own_examples_with_the_averaged_gradient(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    found = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    assert relative_error(found, alignments(network(), slice(0, B))) < 1e-10
