@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from ola_augment.operations import apply_geometry_to_masks, transform_points
 from ola_augment.space import SearchSpace
 
 ANNOTATIONS = (tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
-Annotation = tv_tensors.Mask | tv_tensors.BoundingBoxes | tv_tensors.KeyPoints
 
 _FORMATS = (
     tv_tensors.BoundingBoxFormat.XYXY,
@@ -23,7 +22,7 @@ _FORMATS = (
 )
 
 
-def check_annotation(annotation: Annotation, size: tuple[int, ...], batch: int | None) -> None:
+def check_annotation(annotation: Any, size: tuple[int, ...], batch: int | None) -> None:
     """Refuse an annotation that does not fit its images.
 
     Args:
@@ -52,9 +51,7 @@ def check_annotation(annotation: Annotation, size: tuple[int, ...], batch: int |
         raise ValueError(f"BoundingBoxes must be {known}, got {annotation.format.value}")
 
 
-def follow(
-    annotation: Annotation, space: SearchSpace, actions: Actions, *, batched: bool
-) -> Annotation:
+def follow(annotation: Any, space: SearchSpace, actions: Actions, *, batched: bool) -> Any:
     """Move an annotation with its image.
 
     Masks with nearest interpolation and 0 outside; a box becomes the smallest upright box around
@@ -82,7 +79,7 @@ def follow(
     corners = corners.clamp(torch.zeros_like(limit), limit)
     boxes = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
     boxes = tvf.convert_bounding_box_format(boxes, _FORMATS[0], annotation.format)
-    return cast("Annotation", tv_tensors.wrap(boxes, like=annotation))
+    return tv_tensors.wrap(boxes, like=annotation)
 
 
 def _move(points: Tensor, space: SearchSpace, actions: Actions, size: tuple[int, int]) -> Tensor:

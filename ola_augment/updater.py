@@ -51,10 +51,11 @@ class _PolicyGradient:
     def __init__(
         self,
         policy: LearnablePolicy[Any],
-        lr: float,
-        accumulate: int,
-        optimizer: torch.optim.Optimizer | None,
-        entropy_weight: float,
+        lr: float = 0.1,
+        accumulate: int = 1,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        entropy_weight: float = 0.0,
     ) -> None:
         self._logits = [logits for logits in policy.parameters() if logits.requires_grad]
         if not self._logits:
@@ -151,17 +152,6 @@ class GARUpdater(_PolicyGradient):
         ValueError: a policy without trainable parameters, or a number out of range.
     """
 
-    def __init__(
-        self,
-        policy: LearnablePolicy[Any],
-        lr: float = 0.1,
-        accumulate: int = 1,
-        *,
-        optimizer: torch.optim.Optimizer | None = None,
-        entropy_weight: float = 0.0,
-    ) -> None:
-        super().__init__(policy, lr, accumulate, optimizer, entropy_weight)
-
     def step(self, actions: Any, alignments: Tensor) -> UpdateStats:
         """Reward the actions of one augmented batch.
 
@@ -207,7 +197,7 @@ class NSLRUpdater(_PolicyGradient):
         optimizer: torch.optim.Optimizer | None = None,
         entropy_weight: float = 0.0,
     ) -> None:
-        super().__init__(policy, lr, accumulate, optimizer, entropy_weight)
+        super().__init__(policy, lr, accumulate, optimizer=optimizer, entropy_weight=entropy_weight)
         if accumulate < 2:
             raise ValueError(f"accumulate must be at least 2 for NSLR, got {accumulate}")
         self._losses: list[Tensor] = []
