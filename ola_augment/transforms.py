@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import PIL.Image
@@ -16,11 +15,16 @@ from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.annotations import ANNOTATIONS, check_annotation, follow
+from ola_augment.inputs import (
+    Fill,
+    batch_size,
+    check_fill,
+    check_fill_for,
+    check_picture,
+)
 from ola_augment.operations import apply_actions
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
-
-Fill = float | Sequence[float]
 
 
 class PolicyTransform(v2.Transform):  # type: ignore[misc]
@@ -65,7 +69,7 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         self.policy = policy
         self.interpolation = interpolation
-        self.fill = _check_fill(fill)
+        self.fill = check_fill(fill)
         self.generator = generator
         self.last_actions: Actions | None = None
         self._worker_generator: torch.Generator | None = None
@@ -105,8 +109,8 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
                 accelerator the range is checked on the first batch only, as it costs a
                 synchronisation.
         """
-        self._check_images(images)
-        actions = self._sample(_batch_size(images))
+        images = self._tensor(images)
+        actions = self._sample(batch_size(images))
         self.last_actions = actions
         return self._run(images, _batched(actions)), actions
 
@@ -120,8 +124,8 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         Raises:
             TypeError, ValueError: as :meth:`augment`, or actions that do not match.
         """
-        self._check_images(images)
-        batch = _batch_size(images)
+        images = self._tensor(images)
+        batch = batch_size(images)
         batched = _batched(actions) if batch is None else actions
         check_actions(batched, self.space, 1 if batch is None else batch)
         return self._run(images, batched)
@@ -149,8 +153,8 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         if not pictures:
             raise ValueError("the input holds no image (PIL, tensor, tv_tensors Image or Video)")
         for picture in pictures:
-            self._check_picture(picture)
-        kinds = {(_batch_size(picture), tuple(tvf.get_size(picture))) for picture in pictures}
+            self._check(picture)
+        kinds = {(batch_size(picture), tuple(tvf.get_size(picture))) for picture in pictures}
         if len(kinds) > 1:
             raise ValueError(
                 "all images of a sample must have the same batch size and height and width, got "
@@ -185,15 +189,33 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
             f"interpolation={self.interpolation.value}, fill={self.fill}"
         )
 
+    def _tensor(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be a tensor, got {type(images).__name__}; for other samples call "
+                "the transform itself"
+            )
+        images = images.as_subclass(Tensor)
+        self._check(images)
+        return images
+
+    def _check(self, picture: Any) -> None:
+        # Looking at the values of an accelerator's images waits for them: once must do.
+        on_device = isinstance(picture, Tensor) and picture.device.type != "cpu"
+        check_picture(picture, values=not (on_device and self._checked_on_device))
+        self._checked_on_device = self._checked_on_device or on_device
+        check_fill_for(self.fill, picture)
+
     def _sample(self, batch: int | None) -> Actions:
         actions = self.policy.sample(1 if batch is None else batch, self._generator_here())
         return actions.select(0) if batch is None else actions
 
     def _run(self, images: Tensor, actions: Actions) -> Tensor:
         """Apply batched actions to images with any number of dimensions before (C, H, W)."""
-        fill = self._fill_for(images)
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
-        out = apply_actions(flat, self.space, actions, interpolation=self.interpolation, fill=fill)
+        out = apply_actions(
+            flat, self.space, actions, interpolation=self.interpolation, fill=self.fill
+        )
         return out.reshape(images.shape)
 
     def _generator_here(self) -> torch.Generator | None:
@@ -205,54 +227,6 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
             seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
             self._worker_generator = torch.Generator().manual_seed(seed)
         return self._worker_generator
-
-    def _check_picture(self, picture: Any) -> None:
-        if isinstance(picture, PIL.Image.Image):
-            if picture.mode not in ("L", "RGB"):
-                raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}")
-        elif isinstance(picture, tv_tensors.Video):
-            if picture.ndim not in (4, 5):
-                raise ValueError(
-                    "a Video must have shape (T, C, H, W) or (B, T, C, H, W), "
-                    f"got {tuple(picture.shape)}"
-                )
-            self._check_images(picture.as_subclass(Tensor).flatten(0, -4))
-        else:
-            self._check_images(picture)
-
-    def _check_images(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"images must be uint8 or floating in [0, 1], got {images.dtype}")
-        if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or 0 in images.shape[-2:]:
-            raise ValueError(
-                "images must have shape (B, C, H, W) or (C, H, W) with 1 or 3 channels, "
-                f"got {tuple(images.shape)}"
-            )
-        if images.dtype == torch.uint8 or not images.numel():
-            return
-        if images.device.type != "cpu" and self._checked_on_device:
-            return
-        low, high = (float(end) for end in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"floating images must lie in [0, 1], got {low:g} .. {high:g}; "
-                "scale them (divide by 255) or pass uint8"
-            )
-        self._checked_on_device = self._checked_on_device or images.device.type != "cpu"
-
-    def _fill_for(self, images: Tensor) -> Fill:
-        values = self.fill if isinstance(self.fill, Sequence) else (self.fill,)
-        if len(values) not in (1, images.shape[-3]):
-            raise ValueError(
-                f"fill must be one number or one per channel ({images.shape[-3]}), got {self.fill}"
-            )
-        whole = images.dtype == torch.uint8
-        if any(value > (255 if whole else 1) or (whole and value % 1) for value in values):
-            kind = "whole and in 0 .. 255 for uint8" if whole else "in [0, 1] for floating"
-            raise ValueError(f"fill must be {kind} images, got {self.fill}")
-        return self.fill
 
 
 class OLAAugment(PolicyTransform):
@@ -384,20 +358,3 @@ def _batched(actions: Actions) -> Actions:
     if not isinstance(actions, Actions) or actions.num_ops.ndim == 1:
         return actions
     return Actions(*(field[None] for field in actions))
-
-
-def _batch_size(picture: Any) -> int | None:
-    """Examples of a PIL image, tensor or video; None if it has no batch dimension."""
-    unbatched = 4 if isinstance(picture, tv_tensors.Video) else 3
-    if isinstance(picture, PIL.Image.Image) or picture.ndim == unbatched:
-        return None
-    return int(picture.shape[0])
-
-
-def _check_fill(fill: Fill) -> Fill:
-    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"fill must be a number or a sequence of numbers, got {fill!r}")
-    if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
-        raise ValueError(f"fill must be 1 or 3 numbers in 0 .. 255, got {fill!r}")
-    return values if isinstance(fill, Sequence) else fill

@@ -80,6 +80,12 @@ _CALLS: dict[type[nn.Module], Callable[[Any, Tensor], _Call]] = {
 }
 
 
+_CALLED_TWICE = (
+    "layer {} was called twice in one forward pass: BackPACK keeps only its last input; use "
+    "GradientAlignment"
+)
+
+
 class _Receive(FirstOrderModuleExtension):  # type: ignore[misc]
     """Runs after the backward of each extended module."""
 
@@ -90,6 +96,8 @@ class _Receive(FirstOrderModuleExtension):  # type: ignore[misc]
         g_inp: tuple[Tensor, ...],
         g_out: tuple[Tensor, ...],
     ) -> None:
+        if not hasattr(module, "input0"):
+            raise RuntimeError(_CALLED_TWICE.format(type(module).__name__))
         extension.receive(module, module.input0, g_out[0])
 
 
@@ -174,15 +182,13 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
             self._pass = Pass(x.shape[0], {})
         if not any(id(p) in self._names for p in module.parameters(recurse=False)):
             return
-        label = f"layer {type(module).__name__}"
         if module in self._modules:
-            raise RuntimeError(f"{label} was called twice in one forward pass: BackPACK keeps only "
-                               "its last input; use GradientAlignment")  # fmt: skip
+            raise RuntimeError(_CALLED_TWICE.format(type(module).__name__))
         self._modules.add(module)
         assert self._pass is not None
         if x.shape[0] != self._pass.batch or delta.shape[0] != self._pass.batch:
             raise RuntimeError(
-                f"{label} has {x.shape[0]} rows along dimension 0 where the batch is "
+                f"layer {type(module).__name__} has {x.shape[0]} rows along dimension 0 where the batch is "
                 f"{self._pass.batch}: examples must lie along dimension 0; use GradientAlignment"
             )
         function, arguments = _CALLS[type(module)](module, x.detach())
@@ -242,19 +248,21 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
     def _verify(self, terms: list[tuple[Node, Term]]) -> None:
         """Each parameter's alignments with a random direction sum to its gradient's."""
         generator = torch.Generator().manual_seed(0)
+        differences, scales = {}, {}
         for name, gradient in self._received.items():
             direction = torch.randn(gradient.shape, generator=generator).to(gradient)
             tangents = Tangents({name: direction}, {})
             parts = [
-                term.contract(tangent)
+                term.contract(tangent).double()
                 for node, term in terms
                 if (tangent := tangents(node)) is not None
             ]
-            received = float((gradient.double() * direction).sum())
-            predicted = sum(float(part.double().sum()) for part in parts)
-            scale = sum(float(part.double().abs().sum()) for part in parts) + abs(received)
+            received = float((gradient * direction).double().sum())
+            differences[name] = abs(sum(float(part.sum()) for part in parts) - received)
+            scales[name] = sum(float(part.abs().sum()) for part in parts) + abs(received)
+        for name, difference in differences.items():
             # Pairs may be rounded to eight bits; a missed use is a difference of its own size.
-            if abs(predicted - received) > 0.02 * scale:
+            if difference > 0.02 * scales[name] + 1e-6 * max(scales.values()):
                 raise RuntimeError(
                     f"parameter {name!r} received a gradient that its module's backward does not "
                     "explain: it is also used functionally, which BackPACK cannot see; use "
