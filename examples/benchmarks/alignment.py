@@ -392,7 +392,9 @@ def check(model: str, results: dict[str, dict[str, float | None]]) -> int:
     failed = 0
     if model == "wrn-16-4":
         for name, limits in LIMITS.items():
-            if name in results and any(r > x for r, x in zip(ratios(results, name), limits, strict=True)):
+            if name in results and any(
+                r > x for r, x in zip(ratios(results, name), limits, strict=True)
+            ):
                 print(f"{name} is past its limits: time {limits[0]}, memory {limits[1]}")
                 failed = 1
     return failed

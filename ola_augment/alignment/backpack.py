@@ -246,8 +246,12 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         return checked_result(alignments, direction)
 
     def _verify(self, terms: list[tuple[Node, Term]]) -> None:
-        """Each parameter's alignments with a random direction sum to its gradient's."""
-        generator = torch.Generator().manual_seed(0)
+        """Each parameter's alignments with random directions sum to its gradient's."""
+        for seed in range(3):  # the tolerance for rounded pairs is wide: look three times
+            self._compare(terms, torch.Generator().manual_seed(seed))
+        self._verified, self._received = True, {}
+
+    def _compare(self, terms: list[tuple[Node, Term]], generator: torch.Generator) -> None:
         differences, scales = {}, {}
         for name, gradient in self._received.items():
             direction = torch.randn(gradient.shape, generator=generator).to(gradient)
@@ -268,7 +272,6 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
                     "explain: it is also used functionally, which BackPACK cannot see; use "
                     "GradientAlignment"
                 )
-        self._verified, self._received = True, {}
 
     def close(self) -> None:
         """Forget what was captured and take the hooks off the parameters."""
