@@ -169,6 +169,14 @@ CASES: dict[str, tuple] = {
         lambda: Net(lambda n, x: n.a(x).add_(n.s).relu_(), s=parameter(4), a=nn.Linear(4, 4)),
         (B, 4),
     ),
+    "expanded-as-the-input": (
+        lambda: Net(lambda n, x: n.a(x * n.s.expand_as(x)), s=parameter(4), a=nn.Linear(4, 4)),
+        (B, 4),
+    ),
+    "expanded-as-one-example": (
+        lambda: Net(lambda n, x: n.a(x * n.s.expand_as(x)), s=parameter(4), a=nn.Linear(4, 4)),
+        (1, 4),
+    ),
     "einsum": (
         lambda: Net(lambda n, x: torch.einsum("bte,ef->bf", x, n.w), w=parameter(4, 4)), (B, 6, 4),
     ),

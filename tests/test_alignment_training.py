@@ -115,11 +115,25 @@ def test_autocast_and_loss_scale(dtype: torch.dtype) -> None:
     g = random_direction(model)
     engine = GradientAlignment(model)
     for _ in range(2):
+        model.zero_grad()
         with engine.capture(loss_scale=1024.0):
             with torch.autocast("cpu", dtype=dtype):
                 loss = sum_loss(model(x), y)
             (loss * 1024).backward()
         assert relative_error(engine.align(g), per_example(model, x, y, g)) < 5e-2
+
+
+def test_backward_inside_autocast() -> None:
+    model = small_network(torch.float32)
+    x, y = batch(dtype=torch.float32)
+    g = random_direction(model)
+    engine = GradientAlignment(model)
+    with torch.autocast("cpu"), engine.capture():
+        sum_loss(model(x), y).backward()
+    with torch.autocast("cpu"):
+        alignments = engine.align(g)
+    assert alignments.dtype == torch.float32
+    assert relative_error(alignments, per_example(model, x, y, g)) < 5e-2
 
 
 def test_overflow_is_reported_and_forgotten() -> None:

@@ -68,6 +68,19 @@ def test_theorem_1():
     assert all(ratio > 10 for ratio in shown["ratios"])
 
 
+def test_mislabelled_examples_are_ranked():
+    """Far better than the 15 % of chance; the loss, which is better still, stands beside it."""
+    shown = gallery("plot_mislabelled.py")
+    assert shown["found"]["alignment"] > 0.3
+    assert shown["found"]["loss"] > shown["found"]["alignment"]
+
+
+def test_the_clean_data_set_is_preferred():
+    shown = gallery("plot_mixing_datasets.py")
+    assert shown["shares"][-1, 0] > 0.8
+    assert shown["learned_accuracy"] > shown["plain_accuracy"]
+
+
 def test_train_on_digits_writes_what_it_says(run, tmp_path):
     methods = ["none", "randaugment", "trivialaugment", "uniform", "ola"]
     printed = run(

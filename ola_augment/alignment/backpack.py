@@ -188,8 +188,9 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         assert self._pass is not None
         if x.shape[0] != self._pass.batch or delta.shape[0] != self._pass.batch:
             raise RuntimeError(
-                f"layer {type(module).__name__} has {x.shape[0]} rows along dimension 0 where the batch is "
-                f"{self._pass.batch}: examples must lie along dimension 0; use GradientAlignment"
+                f"layer {type(module).__name__} has {x.shape[0]} rows along dimension 0 where the "
+                f"batch is {self._pass.batch}: examples must lie along dimension 0; use "
+                "GradientAlignment"
             )
         function, arguments = _CALLS[type(module)](module, x.detach())
         layout = Layout(0, 1, self._pass.batch, 1)

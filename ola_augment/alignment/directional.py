@@ -47,12 +47,16 @@ class DirectionalAlignment:
     through the batch's statistics too, where `GradientAlignment` gives its share of the
     total's; their sums agree.
 
-    >>> engine = DirectionalAlignment(model, lambda model, images, targets:
-    ...     F.cross_entropy(model(images), targets, reduction="none"))
-    >>> with engine.capture(images, targets) as losses:           # step t
-    ...     losses.mean().backward()
-    >>> ...                                                      # optimizer step, next backward
-    >>> alignments = engine.align()                              # (B,)
+    Example::
+
+        def loss(model, images, targets):
+            return F.cross_entropy(model(images), targets, reduction="none")
+
+        engine = DirectionalAlignment(model, loss)
+        with engine.capture(images, targets) as losses:  # step t
+            losses.mean().backward()
+        ...  # optimizer step; next batch forward and backward
+        alignments = engine.align()  # (B,)
 
     Args:
         model: the module that the losses depend on; may be a DistributedDataParallel.

@@ -187,13 +187,12 @@ class Recorder(Tracker):
             if self.paused:
                 return
             if torch.is_grad_enabled():
-                raise RuntimeError(
-                    "alignments of a backward with create_graph=True are unsupported"
-                )
-            for node, shape, make_term in uses:
-                term = make_term(delta, layout)
-                self._predict(node, term, delta.dtype)
-                current.terms.append((node, term.pack(self._storage, shape)))
+                raise RuntimeError(_NO_SECOND_ORDER)
+            with torch.autocast(delta.device.type, enabled=False):
+                for node, shape, make_term in uses:
+                    term = make_term(delta, layout)
+                    self._predict(node, term, delta.dtype)
+                    current.terms.append((node, term.pack(self._storage, shape)))
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
 

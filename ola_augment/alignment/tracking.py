@@ -105,7 +105,9 @@ class Tracker(TorchFunctionMode):
         if func not in RULES and isinstance(func, FunctionType) and func not in _LEAVE_ALONE:
             with self:
                 return body_of(func)(*args, **kwargs)
-        from_data = any(id(t) not in nodes and id(t) not in constants for t in tensors)
+        from_data = func not in _READS_SHAPE_ONLY and any(
+            id(tensor) not in nodes and id(tensor) not in constants for tensor in tensors
+        )
         return self.use(func, args, kwargs, from_data)
 
     def use(self, function: Function, args: Any, kwargs: Any, from_data: bool) -> Any:
@@ -136,6 +138,11 @@ class Tracker(TorchFunctionMode):
             name for t in tensors if (node := self.node(t)) is not None for name in node.names
         )
 
+
+# Functions of their first argument; the second gives its shape or type.
+_READS_SHAPE_ONLY = {
+    Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to,
+}  # fmt: skip
 
 # Python methods of Tensor that compute nothing.
 _LEAVE_ALONE = (
