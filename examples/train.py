@@ -13,10 +13,13 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from data import Batches, ImageData, Preprocess, load_data
 from networks import make_network
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ola_augment import (
     GARUpdater,
@@ -30,10 +33,25 @@ from ola_augment import (
 from ola_augment.plots import augmented_samples, policy_over_time
 from ola_augment.training import accuracy, fit
 
-METHODS: dict[str, Callable[[str, torch.Generator], PolicyTransform | None]] = {
+
+class TorchvisionLoop:
+    """A torchvision transform, image by image, with the interface of our batch transforms."""
+
+    def __init__(self, transform: nn.Module) -> None:
+        self.transform = transform
+
+    def augment(self, images: Tensor) -> tuple[Tensor, None]:
+        return torch.stack([self.transform(image) for image in images]), None
+
+
+METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
     "none": lambda space, generator: None,
     "randaugment": lambda space, generator: RandAugment(space=space, generator=generator),
     "trivialaugment": lambda space, generator: TrivialAugment(space=space, generator=generator),
+    # AutoAugment's policy for CIFAR-10, which was searched for on that data set.
+    "autoaugment": lambda space, generator: TorchvisionLoop(
+        v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
     "ola": lambda space, generator: OLAAugment(space, generator=generator),
 }
@@ -108,7 +126,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
     }
     (out / "result.json").write_text(json.dumps(result) + "\n")
-    if augment is not None:
+    if isinstance(augment, PolicyTransform):
         augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
     if isinstance(augment, OLAAugment):
         save_policy(augment.policy, out / "policy.json")
