@@ -1,10 +1,11 @@
 """Cost of per-example gradient alignments: a pair of training steps with them against one without.
 
 One pair: forward, backward and optimizer step on one batch, then on the next, whose gradient is the
-reference g; a method adds <grad l_i(theta_t), g> for every example of the first. Each measurement
-runs in a process of its own, methods in turn, and the fastest pair of all rounds counts. Errors are
-relative to the same alignments in double precision. Methods that cannot handle BatchNorm
-are measured on the network with GroupNorm, against plain steps of that network.
+reference g; a method adds <grad l_i(theta_t), g> for every example of the first. Each method
+runs in a process of its own: first alone, for its peak memory over the weights and batches, then in
+turns with plain pairs, the fastest of each giving the time ratio. Errors are relative to the same
+alignments in double precision. Methods that cannot handle BatchNorm are measured on the network
+with GroupNorm, against plain steps of that network.
 
     python examples/benchmarks/alignment.py --model wrn-16-4 --batch 64
     python examples/benchmarks/alignment.py --model wrn-28-10 --batch 256 --device cuda
@@ -282,18 +283,16 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
         (torch.randn(shape, device=device), torch.randint(0, CLASSES, shape[:1], device=device))
         for _ in range(2)
     ]
+    other = copy.deepcopy(model)
+    without = plain(other, torch.optim.SGD(other.parameters(), lr=0.01))
     before = peak(device)
     run = make(model, optimizer)
-    times = []
-    for _ in range(args.pairs + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+    for _ in range(2):
         run(*batches)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
     memory = peak(device) - before
+    without(*batches)
+    turns = [(seconds(without, batches), seconds(run, batches)) for _ in range(args.pairs)]
+    plain_seconds, own_seconds = (min(times) for times in zip(*turns, strict=True))
     error = None
     if args.errors and not args.worker.startswith("plain"):
         old = copy.deepcopy({k: v for k, v in model.state_dict().items() if v.is_floating_point()})
@@ -304,7 +303,19 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
         true = double_precision(model, batches[0], g, own)
         error = float((found.double() - true).norm() / true.norm())
         model.load_state_dict(moved)
-    return {"seconds": min(times[1:]), "memory": memory, "error": error}
+    return {"time": own_seconds / plain_seconds, "memory": memory, "error": error}
+
+
+def seconds(run: Pair, batches: list[Batch]) -> float:
+    def wait() -> None:
+        if batches[0][0].is_cuda:
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    run(*batches)
+    wait()
+    return time.perf_counter() - start
 
 
 def reference(
@@ -328,7 +339,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
@@ -360,7 +371,7 @@ def collect(args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
                 continue
             new = json.loads(done.stdout.splitlines()[-1])
             old = results.setdefault(name, new)
-            old["seconds"] = min(old["seconds"], new["seconds"])  # type: ignore[type-var]
+            old["time"] = min(old["time"], new["time"])  # type: ignore[type-var]
             old["memory"] = min(old["memory"], new["memory"])  # type: ignore[type-var]
     return results
 
@@ -368,15 +379,15 @@ def collect(args: argparse.Namespace) -> dict[str, dict[str, float | None]]:
 def ratios(results: dict[str, dict[str, float | None]], name: str) -> tuple[float, float]:
     base = results["plain, GroupNorm" if METHODS[name][1] else "plain"]
     one = results[name]
-    return one["seconds"] / base["seconds"], one["memory"] / base["memory"]  # type: ignore[operator]
+    return one["time"], one["memory"] / base["memory"]  # type: ignore[operator,return-value]
 
 
 def table(results: dict[str, dict[str, float | None]]) -> str:
     rows = ["| method | time | memory | error |", "|---|---|---|---|"]
     for name, one in results.items():
-        seconds, memory = ratios(results, name)
+        time_ratio, memory = ratios(results, name)
         error = "" if one["error"] is None else f"{one['error']:.0e}"
-        rows.append(f"| {name} | {seconds:.2f} | {memory:.2f} | {error} |")
+        rows.append(f"| {name} | {time_ratio:.2f} | {memory:.2f} | {error} |")
     return "\n".join(rows)
 
 

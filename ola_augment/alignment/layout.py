@@ -44,10 +44,10 @@ class Layout:
         """Reorder the examples of a (outer * batch * inner,) vector by ``order``, (batch,)."""
         return tensor.view(self.outer, self.batch, self.inner)[:, order].flatten()
 
-    def dot(self, left: Tensor, right: Tensor) -> Tensor:
-        """Inner product of each example's rows: two tensors of one shape to (batch,)."""
-        product = (self.rows(left) * self.rows(right)).flatten(1)
-        return product.sum(1, dtype=torch.promote_types(product.dtype, torch.float32))
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of each example's rows, (batch,), in at least single precision."""
+        rows = self.rows(tensor).flatten(1)
+        return rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 def candidates(shape: torch.Size, dims: range, batch: int) -> Iterator[Layout]:

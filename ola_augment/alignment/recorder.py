@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -47,7 +48,7 @@ class Recorder(Tracker):
         self.passes: list[Pass] = []
         self.values: dict[str, Tensor] = {}
         self.loss_reductions: set[str] = set()
-        self.directions: Mapping[str, Tensor] | None = None
+        self.verifying = False
         self.predicted: dict[str, float] = defaultdict(float)
         self.magnitude: dict[str, float] = defaultdict(float)
         self.precision: dict[str, float] = defaultdict(float)
@@ -198,15 +199,21 @@ class Recorder(Tracker):
 
     def _predict(self, node: Node, term: Term, dtype: torch.dtype) -> None:
         """Self-check: what each parameter's gradient should be along a random direction."""
-        if self.directions is None:
+        if not self.verifying:
             return
         for name in node.names:
-            tangent = Tangents({name: self.directions[name]}, self.values)(node)
+            tangent = Tangents({name: self.direction(name)}, self.values)(node)
             if tangent is not None:
                 contracted = term.contract(tangent).double()
                 self.predicted[name] += float(contracted.sum())
                 self.magnitude[name] += float(contracted.abs().sum())
                 self.precision[name] = max(self.precision[name], torch.finfo(dtype).eps)
+
+    def direction(self, name: str) -> Tensor:
+        """The self-check's random direction for a parameter, drawn again whenever it is needed."""
+        parameter = self._parameters[name]
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return torch.randn(parameter.shape, generator=generator).to(parameter)
 
     def _differentiate(self, function: Function, args: Any, kwargs: Any) -> Any:
         if kwargs.get("create_graph"):

@@ -92,25 +92,17 @@ class Session:
                 )
             finally:
                 self.recorder.paused = False
-            self._verify()
+            # In the first pass: compare the pairs with the gradients that the parameters receive.
+            self.recorder.verifying |= not self.recorder.passes
             self._layouts[signature] = found
         self.recorder.start_pass(batch, self._layouts[signature])
-
-    def _verify(self) -> None:
-        """Compare, in this capture, the pairs with the gradients that the parameters receive."""
-        if self.recorder.directions is None and not self.recorder.passes:
-            generator = torch.Generator().manual_seed(0)
-            self.recorder.directions = {
-                name: torch.randn(p.shape, generator=generator).to(p)
-                for name, p in self.parameters.items()
-            }
 
     def _receive(self, name: str, gradient: Tensor) -> None:
         if self.recorder.paused:
             return
         self.received.add(name)
-        if self.recorder.directions is not None:
-            value = float((gradient.double() * self.recorder.directions[name]).sum())
+        if self.recorder.verifying:
+            value = float(gradient.flatten() @ self.recorder.direction(name).flatten())
             self._projected[name] = self._projected.get(name, 0.0) + value
 
     def finish(self, reduction: str, loss_scale: float) -> Captured:
@@ -145,7 +137,7 @@ class Session:
     def _compare(self) -> None:
         """The self-check: sum_i <d l_i / d p, v> = <received gradient of p, v> for a random v."""
         recorder = self.recorder
-        if recorder.directions is None:
+        if not recorder.verifying:
             return
         largest = max(recorder.magnitude.values(), default=0.0)
         wrong = set()

@@ -62,7 +62,12 @@ class Pair:
         """<delta_i, operator(x_i, tangent)>, in delta's precision."""
         dtype = self.delta.dtype
         inputs = [x.to(dtype) if x.is_floating_point() else x for x in self.inputs]
-        return self.layout.dot(self.delta, self.operator(*inputs, tangent.to(dtype)))
+        tangent = tangent.to(dtype)
+        output = self.operator(*inputs, tangent)
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, tangent)}
+        # In place, unless the operator returned a view: new memory costs more than the product.
+        fresh = output.untyped_storage().data_ptr() not in own
+        return self.layout.sum(output.mul_(self.delta) if fresh else output * self.delta)
 
     def example_gradient(self, shape: torch.Size) -> ExampleGradient:
         """The per-example gradients of w, grad_i = operator(x_i, .)^T delta_i: (B, *shape)."""

@@ -60,15 +60,17 @@ def batch_norm(
             center = widen(input)[:1].transpose(0, 1).flatten(1).mean(1)
             shifted = widen(input) - _along_channels(center, input)
             count = input.numel() / input.shape[1]
-            offset = _channel_sums(shifted) / count
-            second = _channel_sums(shifted, shifted) / count
+            by_row = shifted.reshape(*shifted.shape[:2], -1)
+            offset = by_row.sum((0, 2)) / count
+            second = torch.linalg.vector_norm(by_row, dim=2).square().sum(0) / count
             deviation = (second - offset**2 + eps).sqrt()
         else:
             assert running_mean is not None
             assert running_var is not None
             shifted = widen(input) - _along_channels(running_mean, input)
             offset, deviation = torch.zeros_like(running_mean), (running_var + eps).sqrt()
-        products = sum_to_channels(widen(delta) * shifted, layout).gradient
+        # In place: these are the largest tensors of a network.
+        products = sum_to_channels(shifted.mul_(widen(delta)), layout).gradient
         totals = sum_to_channels(delta, layout).gradient
         return ExampleGradient((products - offset * totals) / deviation)
 
@@ -78,12 +80,6 @@ def batch_norm(
 
 def _along_channels(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(1, -1, *(1,) * (like.dim() - 2))
-
-
-def _channel_sums(tensor: Tensor, other: Tensor | None = None) -> Tensor:
-    """Sum of (N, C, ...), or of a product, over all but the channels: (C,)."""
-    product = tensor if other is None else tensor * other
-    return product.flatten(2).sum(2).sum(0) if tensor.dim() > 2 else product.sum(0)
 
 
 def instance_norm(
