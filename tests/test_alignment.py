@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ola_augment.alignment import GradientAlignment
+from ola_augment.alignment.terms import ExampleGradient
 
 B = 5
 DOUBLE = torch.float64
@@ -230,17 +231,54 @@ def test_exact_against_one_backward_per_example(case: str) -> None:
 def test_single_precision(case: str) -> None:
     model, x, y = problem(*CASES[case], torch.float32)
     g = random_direction(model)
-    engine = GradientAlignment(model, storage="exact")
+    engine = GradientAlignment(model)
     capture(engine, model, x, y)
     alignments = engine.align(g)
     assert alignments.dtype == torch.float32
     assert relative_error(alignments, per_example(model, x, y, g)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("storage", "error"), [("bfloat16", 1e-2), ("smallest", 1e-2), ("int8", 3e-2)]
-)
-def test_storages_round_single_precision_only(storage: str, error: float) -> None:
+def test_large_pairs_become_smaller_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per-example weight gradients instead of pairs, for every kind of layer that has them."""
+    packed = []
+    monkeypatch.setattr("ola_augment.alignment.terms._WORTHWHILE", 0)
+    original = ExampleGradient.__init__
+
+    def counting(self: ExampleGradient, gradient: Tensor) -> None:
+        packed.append(gradient.dim())
+        original(self, gradient)
+
+    monkeypatch.setattr(ExampleGradient, "__init__", counting)
+    layers = {
+        "strided": lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        "grouped, dilated": lambda: nn.Conv2d(4, 4, 3, groups=2, dilation=2, bias=False),
+        "padded by name": lambda: nn.Conv2d(3, 4, 3, padding="same"),
+        "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1, groups=1),
+        "one dimension": lambda: nn.Conv1d(3, 4, (3,), padding=1),
+        "three dimensions": lambda: nn.ConvTranspose3d(2, 4, 2, dilation=2),
+        "rows": lambda: nn.Linear(3, 4),
+    }
+    shapes = {
+        "strided": (B, 3, 17, 16), "grouped, dilated": (B, 4, 16, 16),
+        "padded by name": (B, 3, 16, 16), "transposed": (B, 3, 12, 12),
+        "one dimension": (B, 3, 99), "three dimensions": (B, 2, 6, 7, 8), "rows": (B, 50, 3),
+    }  # fmt: skip
+    for name, make in layers.items():
+        packed.clear()
+        model, x, y = problem(lambda make=make: pooled(make()), shapes[name], DOUBLE)
+        g = random_direction(model)
+        engine = GradientAlignment(model)
+        capture(engine, model, x, y)
+        assert relative_error(engine.align(g), per_example(model, x, y, g)) < 1e-10
+        assert (max(packed) > 2) == (name != "padded by name"), name
+
+
+@pytest.mark.parametrize(("storage", "error"), [("bfloat16", 1e-2), ("int8", 3e-2)])
+def test_storages_round_single_precision_only(
+    storage: str, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ola_augment.alignment.storage._ROUNDED_FROM", 0)
+
     def make() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3),

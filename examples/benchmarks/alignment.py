@@ -206,7 +206,6 @@ METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], boo
     "plain": (plain, False, False),
     "bfloat16 (default)": (ours("bfloat16"), False, False),
     "exact": (ours("exact"), False, False),
-    "smallest": (ours("smallest"), False, False),
     "int8": (ours("int8"), False, False),
     "finite_difference": (directional("finite_difference"), False, True),
     "jvp": (directional("jvp"), False, True),

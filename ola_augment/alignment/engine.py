@@ -39,9 +39,10 @@ class GradientAlignment:
             those of the terms of that scalar as it stands, so that for any loss their sum is
             <grad L(theta_t), g>. "mean": each term is multiplied by the batch size, so that each
             is <grad l_i, g>.
-        storage: how pairs wait for g: "bfloat16" (half the memory, relative error about 1e-3;
-            double precision is not rounded), "exact", "smallest" (bfloat16, or the per-example
-            weight gradient where that is smaller) or "int8" (relative error about 1e-2).
+        storage: how pairs wait for g: "bfloat16" (half the room, relative error about 1e-3),
+            "exact" or "int8" (a quarter, 1e-2). Only single precision tensors of a mebibyte or more
+            are rounded. Where the per-example weight gradient takes less than half the room of a
+            large pair it is kept instead, as it is.
         fallback: a function without a rule is differentiated along g at theta_t (one backward
             and one double backward of that function per use) instead of refused.
 

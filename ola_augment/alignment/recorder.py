@@ -83,6 +83,8 @@ class Recorder(Tracker):
         """Hook the outputs, or follow them where they depend on parameters only."""
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
+        if function == _SET_GRAD:  # zero_grad()
+            return function(*args, **kwargs)
         if torch.is_grad_enabled() and writes_in_place(function):
             self._check_writing(function, args, kwargs)
         # Before the call: it may overwrite its input.
@@ -257,6 +259,8 @@ class Recorder(Tracker):
             self._detached[id(tensor)] = (weakref.ref(tensor), weakref.ref(detached))
         return detached
 
+
+_SET_GRAD = vars(torch._C.TensorBase)["grad"].__set__
 
 _NO_SECOND_ORDER = (
     "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "

@@ -109,20 +109,21 @@ class Buffers:
 
 # Only single precision is rounded: double precision is asked for by who wants exact numbers, half
 # precision is small already, and integers are indices.
-_FORMATS: dict[str, Callable[[Tensor, Buffers], Packed]] = {
-    "bfloat16": BFloat16,
-    "smallest": BFloat16,
-    "int8": Int8,
+_FORMATS: dict[str, tuple[Callable[[Tensor, Buffers], Packed], int]] = {
+    "bfloat16": (BFloat16, 2),  # bytes an element
+    "int8": (Int8, 1),
 }
 STORAGES = ("exact", *_FORMATS)
+
+#: Bytes from which on a tensor is rounded; below it there is nothing to save.
+_ROUNDED_FROM = 2**20
 
 
 class Storage:
     """Packs tensors in one format; an input read by several layers is packed once.
 
     Args:
-        name: one of `STORAGES`; "smallest" keeps the per-example weight gradient where that takes
-            less room than the pair, else the pair in bfloat16.
+        name: one of `STORAGES`.
 
     Raises:
         ValueError: an unknown name.
@@ -131,17 +132,21 @@ class Storage:
     def __init__(self, name: str) -> None:
         if name not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {name!r}")
-        self.keeps_smaller = name == "smallest"
-        self._format = _FORMATS.get(name, Exact)
+        self._format, self._bytes = _FORMATS.get(name, (Exact, 4))
         self._buffers = Buffers()
         self._shared: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def size(self, tensor: Tensor) -> int:
+        """Bytes that a tensor takes in this format."""
+        return tensor.numel() * (self._bytes if self._rounds(tensor) else tensor.element_size())
 
     def pack(self, tensor: Tensor) -> Packed:
         """Pack one tensor."""
         return self._format(tensor, self._buffers) if self._rounds(tensor) else Exact(tensor)
 
     def _rounds(self, tensor: Tensor) -> bool:
-        return self._format is not Exact and tensor.dtype == torch.float32 and tensor.dim() > 0
+        large = tensor.numel() * tensor.element_size() >= _ROUNDED_FROM
+        return self._format is not Exact and tensor.dtype == torch.float32 and large
 
     def pack_shared(self, tensor: Tensor) -> Packed:
         """As `pack`, remembering a rounded copy for as long as ``tensor`` lives."""

@@ -11,6 +11,12 @@ from torch import Tensor
 from .layout import Layout
 from .storage import Packed, Storage
 
+# (rows of delta, *rows of the inputs, shape of w) -> per-example gradients of w, (B, *shape).
+Adjoint = Callable[..., Tensor]
+
+#: Bytes an example from which on a pair is exchanged for a smaller per-example gradient.
+_WORTHWHILE = 2**17
+
 
 class Term(Protocol):
     """One use's part of the alignments, linear in the tangent of the tensor that was used."""
@@ -52,11 +58,13 @@ class Pair:
         inputs: tuple[Tensor, ...],
         delta: Tensor,
         layout: Layout,
+        adjoint: Adjoint | None = None,
     ) -> None:
         self.operator = operator
         self.inputs = inputs
         self.delta = delta
         self.layout = layout
+        self.adjoint = adjoint
 
     def contract(self, tangent: Tensor) -> Tensor:
         """<delta_i, operator(x_i, tangent)>, in delta's precision."""
@@ -69,25 +77,18 @@ class Pair:
         fresh = output.untyped_storage().data_ptr() not in own
         return self.layout.sum(output.mul_(self.delta) if fresh else output * self.delta)
 
-    def example_gradient(self, shape: torch.Size) -> ExampleGradient:
-        """The per-example gradients of w, grad_i = operator(x_i, .)^T delta_i: (B, *shape)."""
-        rows = self.layout.rows
-        zero = self.delta.new_zeros(shape)
-
-        def adjoint(delta: Tensor, *inputs: Tensor) -> Tensor:
-            vjp = torch.func.vjp(lambda w: self.operator(*inputs, w), zero)[1]
-            gradient: Tensor = vjp(delta)[0]
-            return gradient
-
-        inputs = [rows(tensor) for tensor in self.inputs]
-        return ExampleGradient(torch.func.vmap(adjoint)(rows(self.delta), *inputs))
-
     def pack(self, storage: Storage, shape: torch.Size) -> Term:
-        """Keep input and output gradient in the storage's format, or what is smaller."""
-        pair_size = sum(tensor.numel() for tensor in (*self.inputs, self.delta))
-        smaller = 2 * self.layout.batch * shape.numel() <= pair_size  # float32 against bfloat16
-        if storage.keeps_smaller and smaller and self.inputs and self.layout.dim == 0:
-            return self.example_gradient(shape)
+        """Keep the pair in the storage's format, or the per-example gradients of w themselves.
+
+        Those where they take less than half the room and that is worth it: forming them costs
+        about as much as the product with g that they save, but for small layers more.
+        """
+        batch = self.layout.batch
+        pair = sum(storage.size(tensor) for tensor in (*self.inputs, self.delta)) // batch
+        smaller = 2 * shape.numel() * self.delta.element_size() <= pair
+        if smaller and pair >= _WORTHWHILE and self.layout.dim == 0 and self.adjoint is not None:
+            rows = self.layout.rows
+            return ExampleGradient(self.adjoint(rows(self.delta), *map(rows, self.inputs), shape))
         return PackedPair(
             self.operator,
             tuple(storage.pack_shared(tensor) for tensor in self.inputs),

@@ -14,10 +14,15 @@ from .rule import Rule, Use, pair, sum_to_shape
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
     """For y = x W^T + b."""
-    yield weight, pair(F.linear, input)
+    yield weight, pair(F.linear, input, adjoint=_weight_gradients)
     if bias is not None:
         shape = bias.shape
         yield bias, lambda delta, layout: sum_to_shape(delta, layout, shape)
+
+
+def _weight_gradients(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    """delta_i^T x_i, summed over an example's rows."""
+    return delta.flatten(1, -2).mT @ input.to(delta.dtype).flatten(1, -2)
 
 
 def bilinear(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..layout import Layout, sum_rows_to
 from ..storage import widen
-from ..terms import ExampleGradient, Pair, Term
+from ..terms import Adjoint, ExampleGradient, Pair, Term
 
 # From the gradient of the function's output, and where its examples lie, to what is kept.
 MakeTerm = Callable[[Tensor, Layout], Term]
@@ -36,15 +36,18 @@ class Rule:
     subject: int | None = 0
 
 
-def pair(operator: Callable[..., Tensor], *inputs: Tensor) -> MakeTerm:
+def pair(
+    operator: Callable[..., Tensor], *inputs: Tensor, adjoint: Adjoint | None = None
+) -> MakeTerm:
     """The rule of Lemmas 2 and 3: keep input and output gradient.
 
     Args:
         operator: (*inputs, w) -> output, linear in w.
         inputs: what the operator reads besides w.
+        adjoint: per-example gradients of w, from (B, rows, ...) output gradients and inputs.
     """
     kept = tuple(keep(tensor) for tensor in inputs)
-    return lambda delta, layout: Pair(operator, kept, widen(delta), layout)
+    return lambda delta, layout: Pair(operator, kept, widen(delta), layout, adjoint)
 
 
 def keep(tensor: Tensor) -> Tensor:
