@@ -1,11 +1,11 @@
 """Sphinx configuration."""
 
-from importlib.metadata import version
+import importlib.metadata
 
 project = "ola_augment"
 author = "The ola_augment developers"
 copyright = author
-release = version("ola_augment")
+version = release = importlib.metadata.version("ola_augment")
 
 extensions = [
     "myst_parser",
@@ -16,7 +16,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "ola_augment"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_*.md", "auto_examples/README.rst"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -25,7 +25,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"(train|data|networks|toy_split_mixture)\.py|benchmarks|results",
+    "ignore_pattern": r"(train|data|networks|toy_split_mixture|learning_signal)\.py|benchmarks",
     "download_all_examples": False,
     "show_memory": False,
 }

@@ -154,15 +154,17 @@ class Batches:
 class Preprocess:
     """The default pre-processing: pad-4 random crop, a mirror where safe, then normalisation.
 
-    Each image of a batch gets its own crop and mirror. ``training=False`` only normalises.
+    Each image of a batch gets its own. With ``cutout`` a square of so many pixels becomes 0 after
+    normalisation. ``test`` only normalises.
     """
 
-    def __init__(self, data: ImageData, seed: int, padding: int = 4) -> None:
+    def __init__(self, data: ImageData, seed: int, padding: int = 4, cutout: int = 0) -> None:
         pixels = data.train_images.float() / 255
         self.mean = pixels.mean((0, 2, 3))[:, None, None]
         self.std = pixels.std((0, 2, 3))[:, None, None]
         self.mirror = data.mirror
         self.padding = padding
+        self.cutout = cutout
         self.generator = torch.Generator().manual_seed(seed)
 
     def test(self, images: Tensor) -> Tensor:
@@ -182,4 +184,13 @@ class Preprocess:
         index = (examples, rows[:, :, None], columns[:, None, :])
         index = tuple(part.to(images.device) for part in index)
         cropped = padded.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
-        return self.test(cropped.contiguous())
+        normalised = self.test(cropped.contiguous())
+        if not self.cutout:
+            return normalised
+        inside = []
+        for side in (height, width):
+            centers = torch.randint(side, (n, 1), generator=self.generator)
+            offsets = torch.arange(side) - centers + self.cutout // 2
+            inside.append((offsets >= 0) & (offsets < self.cutout))
+        hole = (inside[0][:, :, None] & inside[1][:, None, :]).to(images.device)
+        return normalised.masked_fill(hole[:, None], 0)

@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from train import METHODS, interval
 
-from ola_augment import Actions, GARUpdater, GradientAlignment, OLAAugment, OLAPolicy
+from ola_augment import Actions, GARUpdater, OLAAugment, OLAPolicy
 from ola_augment.training import accuracy, fit, policy_metrics
 
 HARMFUL = ("flip_lr", "flip_ud", "invert")
@@ -209,7 +209,6 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
         epochs=options.epochs,
         augment=augment,
         updater=updater,
-        engine=GradientAlignment(model, storage="exact") if updater else None,
         preprocess=preprocess,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
         progress=False,

@@ -72,6 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64)
     add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
     add("--weight-decay", type=float, default=5e-4)
+    add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
     add("--meta-lr", type=float, default=0.1, help="of the policy's Adam; the paper's: 0.1")
     add("--entropy-weight", type=float, default=0.0, help="beyond the paper; the paper's: 0")
     add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
@@ -91,7 +92,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     channels = data.train_images.shape[1]
     model = make_network(options.model, data.num_classes, channels).to(options.device)
     batches = Batches(data.train_images, data.train_labels, options.batch_size, seed)
-    preprocess = Preprocess(data, seed)
+    preprocess = Preprocess(data, seed, cutout=options.cutout)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=options.lr,

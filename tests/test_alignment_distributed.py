@@ -1,4 +1,7 @@
-"""Two gloo processes under DistributedDataParallel against one process on the whole batch."""
+"""Two gloo processes under DistributedDataParallel against one process on the whole batch.
+
+The alignments, and the logits that an updater moves with them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from alignment_oracles import capture, relative_error
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ola_augment import GARUpdater, OLAPolicy
 from ola_augment.alignment import GradientAlignment
 
 B = 8
@@ -42,12 +46,22 @@ def alignments(model: nn.Module, part: slice) -> Tensor:
     return engine.align()
 
 
+def updated_logits(found: Tensor, part: slice) -> Tensor:
+    """Two updates of a policy, of two batches each."""
+    policy = OLAPolicy("rand_augment").double()
+    updater = GARUpdater(policy, accumulate=2, entropy_weight=0.01)
+    drawn = OLAPolicy("rand_augment").double().sample(B, torch.Generator().manual_seed(0))
+    for values in (found, found.exp(), found.square(), found.sin()):
+        updater.step(drawn.select(part), values)
+    return torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     half = slice(rank * B // 2, (rank + 1) * B // 2)
     own = alignments(DistributedDataParallel(network()), half)
-    torch.save(own, Path(folder) / f"{rank}.pt")
+    torch.save((own, updated_logits(own, half)), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -56,5 +70,10 @@ def test_each_process_aligns_its_own_examples_with_the_averaged_gradient(tmp_pat
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
-    found = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    (first, first_logits), (second, second_logits) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    found = torch.cat((first, second))
     assert relative_error(found, alignments(network(), slice(0, B))) < 1e-10
+    assert torch.equal(first_logits, second_logits)
+    assert relative_error(first_logits, updated_logits(found, slice(0, B))) < 1e-10

@@ -32,6 +32,7 @@ from networks import make_network
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ola_augment import MetaGradientUpdater
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 
 # The two batches and the model to the alignments of the first (None without).
@@ -201,6 +202,26 @@ def higher(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
     return run
 
 
+def meta_gradient(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+    """Our Algorithm 1, with the next gradient re-used, in the weights of the examples."""
+    lr = optimizer.param_groups[0]["lr"]
+
+    def run(batch: Batch, after: Batch) -> Tensor:
+        weights = torch.ones(BATCH_SIZE, device=batch[0].device, requires_grad=True)
+        descent = torch.optim.SGD([weights], lr=1 / lr)
+        meta = MetaGradientUpdater(model, [weights], lr, optimizer=descent)
+        values = F.cross_entropy(meta.forward(batch[0]), batch[1], reduction="none")
+        meta.backward((weights * values).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        backward(model, after)
+        meta.step()
+        optimizer.step()
+        return weights.detach() - 1
+
+    return run
+
+
 # Name -> (how to run it, whether it needs GroupNorm, whether it gives examples' own derivatives).
 METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], bool, bool]] = {
     "plain": (plain, False, False),
@@ -210,6 +231,7 @@ METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], boo
     "finite_difference": (directional("finite_difference"), False, True),
     "jvp": (directional("jvp"), False, True),
     "BackPACK extension": (backpack_extension, False, False),
+    "MetaGradientUpdater (re-used)": (meta_gradient, False, True),
     "higher (unrolled)": (higher, False, True),
     "plain, GroupNorm": (plain, True, False),
     "bfloat16, GroupNorm": (ours("bfloat16"), True, False),
@@ -390,23 +412,22 @@ def table(results: dict[str, dict[str, float | None]]) -> str:
     return "\n".join(rows)
 
 
-# What must hold on one CPU core with WRN-16-4 at batch 64: time and memory over the plain pair.
-LIMITS = {
-    "bfloat16 (default)": (1.15, 1.6),
-    "int8": (1.3, 1.35),
-    "finite_difference": (1.25, 1.06),
-}
+# What must hold on one CPU core with WRN-16-4 at batch 64: one of the methods keeps both limits, of
+# time and of memory over the plain pair.
+LIMITS = (
+    (("bfloat16 (default)",), 1.15, 1.6),
+    (("bfloat16 (default)", "exact", "int8"), 1.3, 1.35),
+    (("finite_difference",), 1.25, 1.06),
+)
 
 
 def check(model: str, results: dict[str, dict[str, float | None]]) -> int:
     failed = 0
-    if model == "wrn-16-4":
-        for name, limits in LIMITS.items():
-            if name in results and any(
-                r > x for r, x in zip(ratios(results, name), limits, strict=True)
-            ):
-                print(f"{name} is past its limits: time {limits[0]}, memory {limits[1]}")
-                failed = 1
+    for names, time_limit, memory_limit in LIMITS if model == "wrn-16-4" else ():
+        found = [ratios(results, name) for name in names if name in results]
+        if found and not any(t <= time_limit and m <= memory_limit for t, m in found):
+            print(f"{' / '.join(names)}: past {time_limit} time, {memory_limit} memory")
+            failed = 1
     return failed
 
 
