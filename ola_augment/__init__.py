@@ -1,7 +1,7 @@
 """Image augmentation that learns itself while the model trains."""
 
 from ola_augment.actions import Actions
-from ola_augment.alignment import BackPACKAlignment, GradientAlignment
+from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.files import load_policy, save_policy
 from ola_augment.meta_gradient import MetaGradientUpdater
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Actions",
     "BackPACKAlignment",
+    "DirectionalAlignment",
     "GARUpdater",
     "GradientAlignment",
     "MetaGradientUpdater",

@@ -118,7 +118,8 @@ def test_train_on_a_folder_of_images(run, tmp_path, packed):
         source = tmp_path / "images.zip"
     printed = run(
         "train.py", "--data", f"imagefolder:{source}", "--epochs", 3, "--batch-size", 8,
-        "--model", "wrn-10-1", "--method", "ola", "--cutout", 8, "--quiet", "--out", tmp_path / "out",
+        "--model", "wrn-10-1", "--method", "ola", "--cutout", 8, "--quiet",
+        "--out", tmp_path / "out",
     )  # fmt: skip
     assert "16 training images" in printed
 

@@ -1,7 +1,7 @@
 """Per-example gradient alignments, exact, for the price of about one forward pass."""
 
-from .backpack import BackPACKAlignment
-from .directional import DirectionalAlignment
-from .engine import GradientAlignment
+from ola_augment.alignment.backpack import BackPACKAlignment
+from ola_augment.alignment.directional import DirectionalAlignment
+from ola_augment.alignment.engine import GradientAlignment
 
 __all__ = ["BackPACKAlignment", "DirectionalAlignment", "GradientAlignment"]

@@ -14,13 +14,19 @@ from backpack.extensions.firstorder.base import (
 )
 from torch import Tensor, nn
 
-from .captured import Captured, Pass, Reference, checked_gradients, checked_result
-from .expressions import Leaf, Node, Tangents
-from .layout import Layout
-from .rules import RULES
-from .storage import Storage
-from .terms import Term
-from .validation import trainable_parameters
+from ola_augment.alignment.captured import (
+    Captured,
+    Pass,
+    Reference,
+    checked_gradients,
+    checked_result,
+)
+from ola_augment.alignment.expressions import Leaf, Node, Tangents
+from ola_augment.alignment.layout import Layout
+from ola_augment.alignment.rules import RULES
+from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.terms import Term
+from ola_augment.alignment.validation import trainable_parameters
 
 # What a module's forward calls: the function and its arguments.
 _Call = tuple[Callable[..., Tensor], tuple[Any, ...]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .expressions import Node, Tangents
-from .probe import Decision, Key
-from .terms import Term
+from ola_augment.alignment.expressions import Node, Tangents
+from ola_augment.alignment.probe import Decision, Key
+from ola_augment.alignment.terms import Term
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .captured import Reference, checked_gradients, checked_result
-from .validation import trainable_parameters, unwrapped
+from ola_augment.alignment.captured import Reference, checked_gradients, checked_result
+from ola_augment.alignment.validation import trainable_parameters, unwrapped
 
 METHODS = ("finite_difference", "jvp")
 # What is given besides the batch: (model, *batch) -> losses (B,), one per example.

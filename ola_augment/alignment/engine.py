@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .captured import Captured, checked_gradients, checked_result
-from .probe import Decision, Key
-from .session import Session
-from .storage import Storage
-from .validation import check_model, trainable_parameters, unwrapped
+from ola_augment.alignment.captured import Captured, checked_gradients, checked_result
+from ola_augment.alignment.probe import Decision, Key
+from ola_augment.alignment.session import Session
+from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.validation import check_model, trainable_parameters, unwrapped
 
 REDUCTIONS = ("sum", "mean")
 

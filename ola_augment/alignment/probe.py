@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .layout import Layout, candidates
-from .rules import RULES
-from .tracking import Function, Tracker
+from ola_augment.alignment.layout import Layout, candidates
+from ola_augment.alignment.rules import RULES
+from ola_augment.alignment.tracking import Function, Tracker
 
 # One use of parameters: the function, the parameters it reads, the shape of its output.
 Key = tuple[Function, frozenset[str], torch.Size]

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from .captured import Pass
-from .expressions import Node, Tangents, jvp
-from .layout import Layout, candidates
-from .probe import Decision, Key, Unrelated
-from .rules import RULES, MakeTerm
-from .storage import Storage, widen
-from .terms import Pair, Term
-from .tracking import Function, Tracker, name_of, tensors_in, writes_in_place
+from ola_augment.alignment.captured import Pass
+from ola_augment.alignment.expressions import Node, Tangents, jvp
+from ola_augment.alignment.layout import Layout, candidates
+from ola_augment.alignment.probe import Decision, Key, Unrelated
+from ola_augment.alignment.rules import RULES, MakeTerm
+from ola_augment.alignment.storage import Storage, widen
+from ola_augment.alignment.terms import Pair, Term
+from ola_augment.alignment.tracking import Function, Tracker, name_of, tensors_in, writes_in_place
 
 # A node that a call reads, the shape of its tensor, and the term that the use gives.
 _NodeUse = tuple[Node, torch.Size, MakeTerm]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from .captured import Captured, Reference
-from .probe import Decision, Key, find_layouts
-from .recorder import Recorder
-from .storage import Storage
-from .validation import trainable_parameters
+from ola_augment.alignment.captured import Captured, Reference
+from ola_augment.alignment.probe import Decision, Key, find_layouts
+from ola_augment.alignment.recorder import Recorder
+from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.validation import trainable_parameters
 
 
 class Session:

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .layout import Layout
-from .storage import Packed, Storage
+from ola_augment.alignment.layout import Layout
+from ola_augment.alignment.storage import Packed, Storage
 
 # (rows of delta, *rows of the inputs, shape of w) -> per-example gradients of w, (B, *shape).
 Adjoint = Callable[..., Tensor]

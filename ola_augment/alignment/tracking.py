@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from .expressions import Expression, Leaf, Node
-from .rules import RULES
+from ola_augment.alignment.expressions import Expression, Leaf, Node
+from ola_augment.alignment.rules import RULES
 
 Function = Callable[..., Any]
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from . import convolution, elementwise, embedding, linear, normalization
-from .rule import MakeTerm, Rule, Use
+from ola_augment.alignment.rules import convolution, elementwise, embedding, linear, normalization
+from ola_augment.alignment.rules.rule import MakeTerm, Rule, Use
 
 RULES: dict[Callable[..., Any], Rule] = {
     **linear.RULES,

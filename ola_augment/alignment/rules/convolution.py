@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..terms import Adjoint
-from .rule import Rule, Use, pair, sum_to_channels
+from ola_augment.alignment.rules.rule import Rule, Use, pair, sum_to_channels
+from ola_augment.alignment.terms import Adjoint
 
 # stride, padding, dilation, transposed, output_padding, groups
 Settings = tuple[Any, Any, Any, bool, Any, int]

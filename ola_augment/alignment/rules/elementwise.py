@@ -16,10 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import Layout
-from ..storage import widen
-from ..terms import Pair, Term
-from .rule import MakeTerm, Rule, Use, keep, sum_to_channels, sum_to_shape
+from ola_augment.alignment.layout import Layout
+from ola_augment.alignment.rules.rule import (
+    MakeTerm,
+    Rule,
+    Use,
+    keep,
+    sum_to_channels,
+    sum_to_shape,
+)
+from ola_augment.alignment.storage import widen
+from ola_augment.alignment.terms import Pair, Term
 
 
 def _broadcast(shape: torch.Size, factor: Callable[[Tensor], Tensor]) -> MakeTerm:

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rule import Rule, Use, pair
+from ola_augment.alignment.rules.rule import Rule, Use, pair
 
 
 def embedding(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rule import Rule, Use, pair, sum_to_shape
+from ola_augment.alignment.rules.rule import Rule, Use, pair, sum_to_shape
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:

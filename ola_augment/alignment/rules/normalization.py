@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import Layout
-from ..storage import widen
-from ..terms import ExampleGradient
-from .rule import Rule, Use, sum_to_channels, sum_to_shape
+from ola_augment.alignment.layout import Layout
+from ola_augment.alignment.rules.rule import Rule, Use, sum_to_channels, sum_to_shape
+from ola_augment.alignment.storage import widen
+from ola_augment.alignment.terms import ExampleGradient
 
 
 def _channels(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layout import Layout, sum_rows_to
-from ..storage import widen
-from ..terms import Adjoint, ExampleGradient, Pair, Term
+from ola_augment.alignment.layout import Layout, sum_rows_to
+from ola_augment.alignment.storage import widen
+from ola_augment.alignment.terms import Adjoint, ExampleGradient, Pair, Term
 
 # From the gradient of the function's output, and where its examples lie, to what is kept.
 MakeTerm = Callable[[Tensor, Layout], Term]
