@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+# Threads of the method before must not spin on the cores that the next one is given.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import kornia
 import numpy as np
