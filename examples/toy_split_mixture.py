@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 from data import ImageData, load_data
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from train import interval
 
 from ola_augment import (
     GARUpdater,
@@ -156,14 +156,6 @@ def run(net: str, method: str, data: ImageData, options: argparse.Namespace, see
         ],
         "losses": torch.stack(losses)[:: max(1, steps // 100)].tolist(),
     }
-
-
-def interval(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.2f}"
-    scale = statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.2f} ± {student_t.ppf(0.975, len(values) - 1) * scale:.2f}"
 
 
 def table(results: list[dict]) -> str:

@@ -168,7 +168,9 @@ def find_layouts(
 
     moved_args, moved_kwargs = tree_map_only(Tensor, move, (args, kwargs))
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters.values())
-    tolerance = 0.2 if half or torch.is_autocast_enabled() or _cpu_autocast() else 1e-2
+    tolerance = (
+        0.2 if half or torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else 1e-2
+    )
     buffers = list(model.buffers())
     constants: set[Key] = set()
     while True:
@@ -201,10 +203,6 @@ def _compare(
         elif (decision := found.pop()) is not None:
             decisions[key] = decision
     return decisions
-
-
-def _cpu_autocast() -> bool:
-    return torch.is_autocast_enabled("cpu")
 
 
 @contextlib.contextmanager
