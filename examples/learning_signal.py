@@ -23,6 +23,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ import torch
 from data import Batches, ImageData, Preprocess, load_data
 from networks import make_network
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from train import METHODS, interval
 
-from ola_augment import Actions, GARUpdater, OLAAugment, OLAPolicy
+from ola_augment import Actions, GARUpdater, GradientAlignment, OLAAugment, OLAPolicy
 from ola_augment.training import accuracy, fit, policy_metrics
 
 HARMFUL = ("flip_lr", "flip_ud", "invert")
@@ -114,43 +116,99 @@ class EffectivePolicy(OLAPolicy):
         return super()._log_prob(actions, effective)
 
 
-class TwoStreams:
-    """Batches in turn from two sources: augmented ones from the first, plain from the second."""
+class CosineAlignment(GradientAlignment):
+    """Divides each alignment by the norm of its own gradient; the batch's norm drops out anyway."""
 
-    def __init__(self, augmented: Batches, plain: Batches) -> None:
-        self.augmented, self.plain = augmented, plain
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.model = model
+        self.norms = torch.ones(())
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:  # type: ignore[override]
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def remember(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if output.requires_grad:  # not while the engine looks for the examples
+                output.retain_grad()
+                seen.append((inputs[0].detach(), output))
+
+        hook = self.model.register_forward_hook(remember)
+        try:
+            with super().capture():
+                yield
+        finally:
+            hook.remove()
+        [(inputs, outputs)] = seen
+        self.norms = gradient_norms(self.model, inputs, outputs.grad)
+
+    def align(self) -> Tensor:  # type: ignore[override]
+        return super().align() / self.norms
+
+
+def gradient_norms(model: nn.Module, inputs: Tensor, deltas: Tensor) -> Tensor:
+    """(B,) norms of the per-example gradients, given those of the outputs."""
+
+    def output(parameters: dict[str, Tensor], image: Tensor, delta: Tensor) -> Tensor:
+        return (functional_call(model, parameters, image[None])[0] * delta).sum()
+
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    gradients = vmap(grad(output), in_dims=(None, 0, 0))(parameters, inputs, deltas)
+    return sum(value.flatten(1).square().sum(1) for value in gradients.values()).sqrt()
+
+
+class TwoStreams:
+    """Batches in turn from two sources: augmented ones from the first, plain from the second.
+
+    With several pairs of sources, each epoch uses the next pair.
+    """
+
+    def __init__(self, pairs: list[tuple[Batches, Batches]], steps: int) -> None:
+        self.pairs = [tuple(map(_forever, pair)) for pair in pairs]
+        self.steps = steps
+        self.epoch = self.turn = 0
 
     def __len__(self) -> int:
-        return len(self.augmented)
+        return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        turns = itertools.cycle((self._forever(self.augmented), self._forever(self.plain)))
-        for _, turn in zip(range(len(self)), turns, strict=False):
-            yield next(turn)
+        pair = self.pairs[self.epoch % len(self.pairs)]
+        self.epoch += 1
+        for _ in range(self.steps):
+            self.turn += 1
+            yield next(pair[(self.turn + 1) % 2])
 
-    @staticmethod
-    def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from batches
+
+def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from batches
+
+
+def folds(data: ImageData, options: argparse.Namespace, seed: int, count: int) -> TwoStreams:
+    """In turn, ``count`` thirds of the images are only reference and the rest only augmented."""
+    images, labels, size = data.train_images, data.train_labels, options.batch_size
+    pairs = []
+    for fold in torch.arange(len(images)).tensor_split(3)[:count]:
+        rest = torch.ones(len(images), dtype=torch.bool).index_fill(0, fold, False)
+        augmented = Batches(images[rest], labels[rest], size, seed)
+        pairs.append((augmented, Batches(images[fold], labels[fold], size, seed + 1)))
+    return TwoStreams(pairs, len(images) // size)
 
 
 def held_out(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
-    """A third of the images is never augmented, only reference; the rest is never reference."""
-    size = len(data.train_images) // 3
-    images, labels = data.train_images, data.train_labels
-    return TwoStreams(
-        Batches(images[size:], labels[size:], options.batch_size, seed),
-        Batches(images[:size], labels[:size], options.batch_size, seed + 1),
-    )
+    return folds(data, options, seed, 1)
+
+
+def rotating_fold(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    return folds(data, options, seed, 3)
 
 
 def large_reference(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
     """Reference batches four times as large."""
     images, labels = data.train_images, data.train_labels
-    return TwoStreams(
-        Batches(images, labels, options.batch_size, seed),
-        Batches(images, labels, 4 * options.batch_size, seed + 1),
-    )
+    augmented = Batches(images, labels, options.batch_size, seed)
+    plain = Batches(images, labels, 4 * options.batch_size, seed + 1)
+    return TwoStreams([(augmented, plain)], len(augmented))
 
 
 def one_stream(data: ImageData, options: argparse.Namespace, seed: int) -> Batches:
@@ -174,8 +232,11 @@ VARIANTS: dict[str, tuple[Make | None, Callable[..., Any]]] = {
     "kl 0.2": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.2), one_stream),
     "accumulate 4": (lambda policy, steps: GARUpdater(policy, accumulate=4), one_stream),
     "baseline": (lambda policy, steps: OperationBaseline(policy), one_stream),
+    "cosine": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "cosine, lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
     "effective draws": (lambda policy, steps: GARUpdater(policy), one_stream),
     "held-out reference": (lambda policy, steps: GARUpdater(policy), held_out),
+    "rotating reference": (lambda policy, steps: GARUpdater(policy), rotating_fold),
     "large reference": (lambda policy, steps: GARUpdater(policy), large_reference),
     "shuffled": (lambda policy, steps: Shuffled(policy), one_stream),
     "shuffled, lr 0.01": (lambda policy, steps: Shuffled(policy, lr=0.01), one_stream),
@@ -209,6 +270,7 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
         epochs=options.epochs,
         augment=augment,
         updater=updater,
+        engine=CosineAlignment(model) if name.startswith("cosine") else None,
         preprocess=preprocess,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
         progress=False,

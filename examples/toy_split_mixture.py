@@ -8,8 +8,11 @@ reward (GAR) or the next-step loss (NSLR) teaches it which splits to leave out. 
 (usage of the noisy splits and mean usage of the others, per net, method and seed) and ``toy.png``,
 and prints the table.
 
-The paper leaves input scaling and initialisation open; here pixels are scaled to [0, 1] and layers
-have torch's default initialisation.
+The paper leaves input scaling and initialisation open. Here pixels are scaled to [-0.5, 0.5],
+convolution weights start ten times torch's default, BatchNorm scales at 0.1 and the last layer at
+zero. With pixels in [0, 1] the network without BatchNorm is unstable at the paper's lr of 0.1; with
+torch's initialisation the one ReLU channel of the convolutional network dies within some steps.
+``--pixel-offset``, ``--conv-scale``, ``--bn-weight`` and ``--last-layer`` change each.
 """
 
 from __future__ import annotations
@@ -80,6 +83,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=10)
     add("--batch-size", type=int, help="default: a 50th of the training images (paper: 1000)")
     add("--lr", type=float, default=0.1)
+    add("--pixel-offset", type=float, default=0.5, help="subtracted from pixels in [0, 1]")
+    add("--conv-scale", type=float, default=10, help="factor on the initial convolution weights")
+    add("--bn-weight", type=float, default=0.1, help="initial scale of BatchNorm; torch's: 1")
+    add("--last-layer", choices=["zero", "default"], default="zero", help="its initialisation")
     add("--meta-lr", type=float, default=0.1)
     add("--accumulate", type=int, default=10, help="steps that make one update of the policy")
     add("--seeds", type=int, default=10)
@@ -106,12 +113,26 @@ def planted(data: ImageData, options: argparse.Namespace, seed: int) -> tuple:
     return replace(data, train_images=images, train_labels=labels), splits
 
 
+def make_network(net: str, data: ImageData, options: argparse.Namespace) -> nn.Module:
+    model = NETWORKS[net](*data.train_images.shape[1:], data.num_classes)
+    for module in model:
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.constant_(module.weight, options.bn_weight)
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.mul_(options.conv_scale)
+    if options.last_layer == "zero":
+        nn.init.zeros_(model[-1].weight)
+        nn.init.zeros_(model[-1].bias)
+    # A convolution to one channel is four times faster in this layout on a CPU.
+    return model.to(memory_format=torch.channels_last)
+
+
 def run(net: str, method: str, data: ImageData, options: argparse.Namespace, seed: int) -> dict:
     """Train one network with one method; return the usage and the loss of every step."""
     start = time.perf_counter()
     data, splits = planted(data, options, seed)
     torch.manual_seed(seed)
-    model = NETWORKS[net](*data.train_images.shape[1:], data.num_classes)
+    model = make_network(net, data, options)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -130,7 +151,8 @@ def run(net: str, method: str, data: ImageData, options: argparse.Namespace, see
     usage, losses = [], []
     for indices in sampler:
         drawn = sampler.actions(indices)
-        images = data.train_images[indices].float() / 255
+        images = data.train_images[indices].float() / 255 - options.pixel_offset
+        images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
         with engine.capture() if gar else nullcontext():
             loss = cross_entropy(model(images), data.train_labels[indices])
