@@ -19,7 +19,7 @@ class MetaGradientUpdater:
     - :meth:`step` re-uses the next step's ordinary gradient as the vector of one vector-Jacobian
       product;
     - :meth:`unrolled_parameters` and :meth:`step_unrolled` backpropagate the next loss through the
-      update itself. Twice the work for the same numbers; it is here to be compared with.
+      update itself: the same numbers with more memory; it is here to be compared with.
 
     Args:
         model: trained by the user's own optimizer.
@@ -70,6 +70,7 @@ class MetaGradientUpdater:
         self.optimizer = optimizer or torch.optim.Adam(self.meta_parameters, lr=lr)
         self._theta: dict[str, Tensor] = {}
         self._gradients: tuple[Tensor, ...] | None = None
+        self._unrolled: dict[str, Tensor] = {}
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -122,33 +123,42 @@ class MetaGradientUpdater:
             RuntimeError: no :meth:`backward` before.
         """
         recorded = self._recorded()
-        return {
-            name: theta - self.inner_lr * gradient
+        self._unrolled = {
+            name: theta.detach() - self.inner_lr * gradient
             for (name, theta), gradient in zip(self._theta.items(), recorded, strict=True)
         }
+        return dict(self._unrolled)
 
     def step_unrolled(self, next_loss: Tensor) -> None:
-        """Move phi by backpropagation through the update.
+        """Move phi by backpropagation through the update; ``.grad`` becomes grad L(theta_{t+1}).
 
         Args:
             next_loss: scalar, of a model with :meth:`unrolled_parameters`. It must not depend on
                 phi in any other way (the stop-gradient of Algorithm 1).
 
         Raises:
-            RuntimeError: no :meth:`backward` before.
+            RuntimeError: no :meth:`backward` or :meth:`unrolled_parameters` before.
         """
         self._recorded()
-        self._descend(next_loss)
+        if not self._unrolled:
+            raise RuntimeError("step_unrolled() needs a loss at unrolled_parameters(): call it")
+        unrolled = list(self._unrolled.values())
+        gradients = self._descend(next_loss, unrolled)
+        for parameter, gradient in zip(self._trainable().values(), gradients, strict=True):
+            parameter.grad = gradient
 
     def _recorded(self) -> tuple[Tensor, ...]:
         if self._gradients is None:
             raise RuntimeError("nothing to differentiate: run forward() and backward() first")
         return self._gradients
 
-    def _descend(self, objective: Tensor) -> None:
-        gradients = torch.autograd.grad(objective, self.meta_parameters, materialize_grads=True)
-        for phi, gradient in zip(self.meta_parameters, gradients, strict=True):
+    def _descend(self, objective: Tensor, others: list[Tensor] | None = None) -> list[Tensor]:
+        """Move phi; return the gradients with respect to the others."""
+        wanted = [*self.meta_parameters, *(others or [])]
+        gradients = torch.autograd.grad(objective, wanted, materialize_grads=True)
+        for phi, gradient in zip(self.meta_parameters, gradients, strict=False):
             phi.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._theta, self._gradients = {}, None
+        self._theta, self._gradients, self._unrolled = {}, None, {}
+        return list(gradients[len(self.meta_parameters) :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -87,6 +88,51 @@ def test_two_backward_passes_through_one_graph_add_up() -> None:
         loss.backward(retain_graph=True)
         (2 * loss).backward()
     assert relative_error(engine.align(g), 3 * per_example(model, x, y, g)) < 1e-10
+
+
+class Shift(nn.Module):
+    """Autograd keeps nothing for a sum, and could go backward through it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(4, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+def test_a_freed_graph_cannot_be_used_again() -> None:
+    model = Shift()
+    engine = GradientAlignment(model)
+    x = torch.randn(3, 4, dtype=DOUBLE)
+
+    def align(retain_graph: bool) -> Tensor:
+        with engine.capture():
+            outputs = model(x)
+            outputs.sum().backward(retain_graph=retain_graph)
+            outputs.square().sum().backward()
+        return engine.align({"shift": torch.ones(4, dtype=DOUBLE)})
+
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        align(retain_graph=False)
+    assert torch.allclose(align(retain_graph=True), (1 + 2 * (x + 1)).sum(1))
+
+
+def test_rounded_activations_are_freed_during_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ola_augment.alignment.storage._ROUNDED_FROM", 0)
+    model = small_network(torch.float32)
+    seen: list[weakref.ref] = []
+    alive: list[int] = []
+    last = list(model)[-1]
+    last.register_forward_hook(
+        lambda module, inputs, output: seen.append(weakref.ref(inputs[0].untyped_storage()))
+    )
+    next(iter(model)).weight.register_hook(  # reached when all later layers are done
+        lambda gradient: alive.append(sum(ref() is not None for ref in seen))
+    )
+    engine = GradientAlignment(model)
+    capture(engine, model, *batch(dtype=torch.float32))
+    assert alive == [0]
 
 
 def test_soft_targets_and_label_smoothing() -> None:

@@ -54,13 +54,17 @@ def test_meta_gradient_equals_finite_differences(way):
     before = phi.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=ALPHA)
     meta.backward(weighted_loss(meta.forward(batch[0]), batch[1], phi))
+    optimizer.step()
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(next_batch[0]), next_batch[1]).backward()
     if way == "unrolled":
+        ordinary = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
         outputs = functional_call(model, meta.unrolled_parameters(), next_batch[0])
         meta.step_unrolled(nn.functional.cross_entropy(outputs, next_batch[1]))
+        for parameter, gradient in zip(model.parameters(), ordinary, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
     else:
-        optimizer.step()
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(next_batch[0]), next_batch[1]).backward()
         meta.step()
     torch.testing.assert_close(before - phi.detach(), exact, rtol=1e-6, atol=1e-11)
 
@@ -101,6 +105,8 @@ def test_bad_use_is_refused():
     model.zero_grad()
     with pytest.raises(RuntimeError, match="backward first"):
         meta.step()
+    with pytest.raises(RuntimeError, match="unrolled_parameters"):
+        meta.step_unrolled(phi.sum())
     for arguments, message in (
         ((model, [], 0.1), "at least one"),
         ((model, [torch.zeros(1)], 0.1), "leaf"),

@@ -1,11 +1,11 @@
 """Cost of per-example gradient alignments: a pair of training steps with them against one without.
 
 One pair: forward, backward and optimizer step on one batch, then on the next, whose gradient is the
-reference g; a method adds <grad l_i(theta_t), g> for every example of the first. Each method
-runs in a process of its own: first alone, for its peak memory over the weights and batches, then in
-turns with plain pairs, the fastest of each giving the time ratio. Errors are relative to the same
-alignments in double precision. Methods that cannot handle BatchNorm are measured on the network
-with GroupNorm, against plain steps of that network.
+reference g; a method adds <grad l_i(theta_t), g> for every example of the first. Each method runs
+in a process of its own: first alone, for the most that tensors take at once beyond the weights and
+batches, then in turns with plain pairs, the fastest of each giving the time ratio. Errors are
+relative to the same alignments in double precision. Methods that cannot handle BatchNorm are
+measured on the network with GroupNorm, against plain steps of that network.
 
     python examples/benchmarks/alignment.py --model wrn-16-4 --batch 64
     python examples/benchmarks/alignment.py --model wrn-28-10 --batch 256 --device cuda
@@ -17,9 +17,9 @@ import argparse
 import contextlib
 import copy
 import json
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,24 +202,33 @@ def higher(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
     return run
 
 
-def meta_gradient(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
-    """Our Algorithm 1, with the next gradient re-used, in the weights of the examples."""
-    lr = optimizer.param_groups[0]["lr"]
+def meta_gradient(unrolled: bool) -> Callable[[nn.Module, torch.optim.Optimizer], Pair]:
+    """Our Algorithm 1 in the weights of the examples, unrolled or re-using the next gradient."""
 
-    def run(batch: Batch, after: Batch) -> Tensor:
-        weights = torch.ones(BATCH_SIZE, device=batch[0].device, requires_grad=True)
-        descent = torch.optim.SGD([weights], lr=1 / lr)
-        meta = MetaGradientUpdater(model, [weights], lr, optimizer=descent)
-        values = F.cross_entropy(meta.forward(batch[0]), batch[1], reduction="none")
-        meta.backward((weights * values).mean())
-        optimizer.step()
-        optimizer.zero_grad()
-        backward(model, after)
-        meta.step()
-        optimizer.step()
-        return weights.detach() - 1
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
+        lr = optimizer.param_groups[0]["lr"]
 
-    return run
+        def run(batch: Batch, after: Batch) -> Tensor:
+            weights = torch.ones(BATCH_SIZE, device=batch[0].device, requires_grad=True)
+            descent = torch.optim.SGD([weights], lr=1 / lr)
+            meta = MetaGradientUpdater(model, [weights], lr, optimizer=descent)
+            values = F.cross_entropy(meta.forward(batch[0]), batch[1], reduction="none")
+            meta.backward((weights * values).mean())
+            optimizer.step()
+            optimizer.zero_grad()
+            if unrolled:
+                moved = meta.unrolled_parameters()
+                outputs = functional_call(model, moved, (after[0],))
+                meta.step_unrolled(F.cross_entropy(outputs, after[1]))
+            else:
+                backward(model, after)
+                meta.step()
+            optimizer.step()
+            return weights.detach() - 1
+
+        return run
+
+    return make
 
 
 # Name -> (how to run it, whether it needs GroupNorm, whether it gives examples' own derivatives).
@@ -231,7 +240,8 @@ METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], boo
     "finite_difference": (directional("finite_difference"), False, True),
     "jvp": (directional("jvp"), False, True),
     "BackPACK extension": (backpack_extension, False, False),
-    "MetaGradientUpdater (re-used)": (meta_gradient, False, True),
+    "MetaGradientUpdater (re-used)": (meta_gradient(unrolled=False), False, True),
+    "MetaGradientUpdater (unrolled)": (meta_gradient(unrolled=True), False, True),
     "higher (unrolled)": (higher, False, True),
     "plain, GroupNorm": (plain, True, False),
     "bfloat16, GroupNorm": (ours("bfloat16"), True, False),
@@ -272,10 +282,25 @@ def double_precision(model: nn.Module, batch: Batch, g: dict[str, Tensor], own: 
     return shares.align(g)
 
 
-def peak(device: torch.device) -> float:
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that tensors take at once during a call, over those there before.
+
+    On the CPU as on a GPU what torch's allocator hands out is counted; the peak of a process also
+    holds scratch space of the convolutions, and moves with the allocator.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]")
 
 
 @contextlib.contextmanager
@@ -306,11 +331,8 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
     ]
     other = copy.deepcopy(model)
     without = plain(other, torch.optim.SGD(other.parameters(), lr=0.01))
-    before = peak(device)
     run = make(model, optimizer)
-    for _ in range(2):
-        run(*batches)
-    memory = peak(device) - before
+    memory = peak_memory(lambda: [run(*batches) for _ in range(2)], device)
     without(*batches)
     turns = [(seconds(without, batches), seconds(run, batches)) for _ in range(args.pairs)]
     plain_seconds, own_seconds = (min(times) for times in zip(*turns, strict=True))

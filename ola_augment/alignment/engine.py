@@ -101,7 +101,6 @@ class GradientAlignment:
                 "capture() replaces a capture that was never aligned", RuntimeWarning, stacklevel=3
             )
             self._captured = None
-        self._storage.recycle()
         session = Session(self._model, self._storage, self._fallback, self._layouts)
         self._capturing = True
         try:
@@ -146,6 +145,3 @@ class GradientAlignment:
     def close(self) -> None:
         """Free what is kept. Outside `capture` nothing is attached to the model."""
         self._captured = None
-        # Once for the pairs, which become free memory, once for the memory.
-        self._storage.recycle()
-        self._storage.recycle()

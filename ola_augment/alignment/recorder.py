@@ -53,6 +53,8 @@ class Recorder(Tracker):
         self.magnitude: dict[str, float] = defaultdict(float)
         self.precision: dict[str, float] = defaultdict(float)
         self.paused = False
+        # Unknown for a torch.autograd.backward, which cannot be watched.
+        self._retain_graph = True
         self._parameters = parameters
         self._storage = storage
         self._fallback = fallback
@@ -184,18 +186,22 @@ class Recorder(Tracker):
 
     def _watch(self, output: Tensor, uses: list[_NodeUse], layout: Layout) -> None:
         """Turn the output's gradient into terms of the pass under way."""
-        current = self.passes[-1]
+        current, uses = self.passes[-1], list(uses)
 
         def receive(delta: Tensor) -> None:
             if self.paused:
                 return
             if torch.is_grad_enabled():
                 raise RuntimeError(_NO_SECOND_ORDER)
+            if not uses:
+                raise RuntimeError(_RELEASED)
             with torch.autocast(delta.device.type, enabled=False):
                 for node, shape, make_term in uses:
                     term = make_term(delta, layout)
                     self._predict(node, term, delta.dtype)
                     current.terms.append((node, term.pack(self._storage, shape)))
+            if not self._retain_graph:
+                uses.clear()  # this hook lives as long as the graph, its inputs need not
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
 
@@ -226,7 +232,11 @@ class Recorder(Tracker):
                     "backward(inputs=...) inside capture() cannot be aligned; use "
                     "torch.autograd.grad for gradients that are not the training step's"
                 )
-            return function(*args, **kwargs)
+            self._retain_graph = bool(kwargs.get("retain_graph"))
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._retain_graph = True
         before, self.paused = self.paused, True
         try:
             return function(*args, **kwargs)
@@ -265,6 +275,11 @@ _SET_GRAD = vars(torch._C.TensorBase)["grad"].__set__
 _NO_SECOND_ORDER = (
     "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "
     "gradient penalties outside"
+)
+
+_RELEASED = (
+    "a second backward inside capture() went through a graph that the first one freed; pass "
+    "retain_graph=True to the first"
 )
 
 

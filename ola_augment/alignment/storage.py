@@ -27,7 +27,7 @@ class Packed(Protocol):
 class Exact:
     """The tensor itself, by reference; refused if somebody wrote into it since."""
 
-    def __init__(self, tensor: Tensor, buffers: Buffers | None = None) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.version = tensor._version
 
@@ -49,8 +49,8 @@ class Exact:
 class BFloat16:
     """Single precision rounded to bfloat16: relative error 2^-9 per element."""
 
-    def __init__(self, tensor: Tensor, buffers: Buffers) -> None:
-        self.tensor = buffers.take(tensor, torch.bfloat16).copy_(tensor)
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.to(torch.bfloat16)
 
     def unpack(self) -> Tensor:
         """The rounded tensor; in float32 where arithmetic in bfloat16 would be slow."""
@@ -60,11 +60,10 @@ class BFloat16:
 class Int8:
     """Eight bits with one scale per row and channel: absolute error 1/254 of the largest."""
 
-    def __init__(self, tensor: Tensor, buffers: Buffers) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         dims = tuple(range(2, tensor.dim())) or (tensor.dim() - 1,)
         self.scale = tensor.abs().amax(dims, keepdim=True).div_(127).clamp_(min=1e-30)
-        levels = (tensor / self.scale).round_()
-        self.levels = buffers.take(tensor, torch.int8).copy_(levels)
+        self.levels = (tensor / self.scale).round_().to(torch.int8)
 
     def unpack(self) -> Tensor:
         """The nearest representable tensor in float32."""
@@ -81,35 +80,9 @@ def computes_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and supported is not None and bool(supported())
 
 
-class Buffers:
-    """Memory of one capture's pairs, used again by the next one of the same shapes.
-
-    Returning it to the operating system between steps would cost more than filling it.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[object, list[Tensor]] = {}
-        self._used: list[tuple[object, Tensor]] = []
-
-    def take(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory of the shape, strides and device of ``like``."""
-        key = (like.shape, like.stride(), like.device, dtype)
-        free = self._free.get(key)
-        buffer = free.pop() if free else torch.empty_like(like, dtype=dtype)
-        self._used.append((key, buffer))
-        return buffer
-
-    def recycle(self) -> None:
-        """Everything taken is free again; what was not needed this time goes."""
-        self._free = {}
-        for key, buffer in self._used:
-            self._free.setdefault(key, []).append(buffer)
-        self._used = []
-
-
 # Only single precision is rounded: double precision is asked for by who wants exact numbers, half
 # precision is small already, and integers are indices.
-_FORMATS: dict[str, tuple[Callable[[Tensor, Buffers], Packed], int]] = {
+_FORMATS: dict[str, tuple[Callable[[Tensor], Packed], int]] = {
     "bfloat16": (BFloat16, 2),  # bytes an element
     "int8": (Int8, 1),
 }
@@ -133,7 +106,6 @@ class Storage:
         if name not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {name!r}")
         self._format, self._bytes = _FORMATS.get(name, (Exact, 4))
-        self._buffers = Buffers()
         self._shared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def size(self, tensor: Tensor) -> int:
@@ -142,7 +114,7 @@ class Storage:
 
     def pack(self, tensor: Tensor) -> Packed:
         """Pack one tensor."""
-        return self._format(tensor, self._buffers) if self._rounds(tensor) else Exact(tensor)
+        return self._format(tensor) if self._rounds(tensor) else Exact(tensor)
 
     def _rounds(self, tensor: Tensor) -> bool:
         large = tensor.numel() * tensor.element_size() >= _ROUNDED_FROM
@@ -156,7 +128,3 @@ class Storage:
         if packed is None:
             packed = self._shared[tensor] = self.pack(tensor)
         return packed
-
-    def recycle(self) -> None:
-        """The terms packed so far are no longer needed: their memory may be used again."""
-        self._buffers.recycle()
