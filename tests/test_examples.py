@@ -75,6 +75,12 @@ def test_mislabelled_examples_are_ranked():
     assert shown["found"]["loss"] > shown["found"]["alignment"]
 
 
+def test_learned_loss_weights_resist_wrong_labels():
+    shown = gallery("plot_loss_weights.py")
+    assert shown["area"] > 0.9
+    assert shown["learned_accuracy"] > shown["equal_accuracy"] + 0.02
+
+
 def test_the_clean_data_set_is_preferred():
     shown = gallery("plot_mixing_datasets.py")
     assert shown["shares"][-1, 0] > 0.8
