@@ -1,0 +1,223 @@
+"""What learning_signal.py compares: the paper's updater, and one factor changed in each variant.
+
+All but ``paper`` are beyond the paper. A leave-one-out baseline is no variant of its own: the
+reward less the mean of the batch's other rewards is n / (n - 1) times the reward less the batch's
+mean, and normalisation cancels the factor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from data import Batches, ImageData
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from ola_augment import Actions, GARUpdater, GradientAlignment, OLAPolicy
+
+
+class Shuffled(GARUpdater):
+    """The control: each reward goes to a random example of the batch."""
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        return super().step(actions, alignments[torch.randperm(len(alignments))])
+
+
+class Decayed(GARUpdater):
+    """Meta lr falls to 0 over the run, as a cosine."""
+
+    def __init__(self, policy: OLAPolicy, steps: int, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        stats = super().step(actions, alignments)
+        self.schedule.step()
+        return stats
+
+
+class KLRegularised(GARUpdater):
+    """A pull towards the uniform policy: minus its KL divergence takes the entropy's place."""
+
+    def __init__(self, policy: OLAPolicy, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.policy = _MinusKL(policy)
+
+
+class _MinusKL:
+    def __init__(self, policy: OLAPolicy) -> None:
+        self.log_prob, self.parameters, self._policy = policy.log_prob, policy.parameters, policy
+
+    def entropy(self) -> Tensor:
+        num_ops, keep, drop, magnitude = self._policy.log_probs()
+
+        def divergence(log_probs: Tensor) -> Tensor:
+            size = log_probs.shape[-1]
+            return (log_probs.exp() * (log_probs + math.log(size))).sum(-1)
+
+        slot = divergence(torch.stack((keep, drop), -1)) + keep.exp() * divergence(magnitude)
+        counts = torch.arange(1, len(num_ops) + 1)
+        return -(divergence(num_ops) + (num_ops.exp() @ counts.float()) * slot.mean())
+
+
+class OperationBaseline(GARUpdater):
+    """Subtracts from each alignment a running mean over the operations that the image got."""
+
+    def __init__(self, policy: OLAPolicy, **options: Any) -> None:
+        super().__init__(policy, **options)
+        self.means = torch.zeros(len(policy.space))
+
+    def step(self, actions: Actions, alignments: Tensor) -> Any:
+        kept = torch.zeros(len(alignments), len(self.means))
+        kept.scatter_add_(1, actions.ops.clamp(min=0), actions.keep.float())
+        counts = kept.sum(1).clamp(min=1)
+        baseline = kept @ self.means / counts
+        means = kept.T @ alignments / kept.sum(0).clamp(min=1)
+        seen = kept.sum(0) > 0
+        self.means[seen] += 0.05 * (means - self.means)[seen]
+        return super().step(actions, alignments - baseline)
+
+
+class EffectivePolicy(OLAPolicy):
+    """Draws without effect do not count: identity's keep, magnitudes of operations without one."""
+
+    def _log_prob(self, actions: Actions, log_probs: Any) -> Tensor:
+        plain = torch.tensor([operation.low is None for operation in self.space.operations])
+        idle = torch.tensor([operation.name == "identity" for operation in self.space.operations])
+        magnitude = torch.where(plain[:, None], torch.zeros(()), log_probs.magnitude)
+        keep = torch.where(idle, torch.zeros(()), log_probs.keep)
+        drop = torch.where(idle, torch.zeros(()), log_probs.drop)
+        effective = log_probs._replace(keep=keep, drop=drop, magnitude=magnitude)
+        return super()._log_prob(actions, effective)
+
+
+class CosineAlignment(GradientAlignment):
+    """Divides each alignment by the norm of its own gradient; the batch's norm drops out anyway."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.model = model
+        self.norms = torch.ones(())
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:  # type: ignore[override]
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def remember(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            if output.requires_grad:  # not while the engine looks for the examples
+                output.retain_grad()
+                seen.append((inputs[0].detach(), output))
+
+        hook = self.model.register_forward_hook(remember)
+        try:
+            with super().capture():
+                yield
+        finally:
+            hook.remove()
+        [(inputs, outputs)] = seen
+        self.norms = gradient_norms(self.model, inputs, outputs.grad)
+
+    def align(self) -> Tensor:  # type: ignore[override]
+        return super().align() / self.norms
+
+
+def gradient_norms(model: nn.Module, inputs: Tensor, deltas: Tensor) -> Tensor:
+    """(B,) norms of the per-example gradients, given those of the outputs."""
+
+    def output(parameters: dict[str, Tensor], image: Tensor, delta: Tensor) -> Tensor:
+        return (functional_call(model, parameters, image[None])[0] * delta).sum()
+
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    gradients = vmap(grad(output), in_dims=(None, 0, 0))(parameters, inputs, deltas)
+    return sum(value.flatten(1).square().sum(1) for value in gradients.values()).sqrt()
+
+
+class TwoStreams:
+    """Batches in turn from two sources: augmented ones from the first, plain from the second.
+
+    With several pairs of sources, each epoch uses the next pair.
+    """
+
+    def __init__(self, pairs: list[tuple[Batches, Batches]], steps: int) -> None:
+        self.pairs = [tuple(map(_forever, pair)) for pair in pairs]
+        self.steps = steps
+        self.epoch = self.turn = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pair = self.pairs[self.epoch % len(self.pairs)]
+        self.epoch += 1
+        for _ in range(self.steps):
+            self.turn += 1
+            yield next(pair[(self.turn + 1) % 2])
+
+
+def _forever(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from batches
+
+
+def folds(data: ImageData, options: argparse.Namespace, seed: int, count: int) -> TwoStreams:
+    """In turn, ``count`` thirds of the images are only reference and the rest only augmented."""
+    images, labels, size = data.train_images, data.train_labels, options.batch_size
+    pairs = []
+    for fold in torch.arange(len(images)).tensor_split(3)[:count]:
+        rest = torch.ones(len(images), dtype=torch.bool).index_fill(0, fold, False)
+        augmented = Batches(images[rest], labels[rest], size, seed)
+        pairs.append((augmented, Batches(images[fold], labels[fold], size, seed + 1)))
+    return TwoStreams(pairs, len(images) // size)
+
+
+def held_out(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    return folds(data, options, seed, 1)
+
+
+def rotating_fold(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    return folds(data, options, seed, 3)
+
+
+def large_reference(data: ImageData, options: argparse.Namespace, seed: int) -> TwoStreams:
+    """Reference batches four times as large."""
+    images, labels = data.train_images, data.train_labels
+    augmented = Batches(images, labels, options.batch_size, seed)
+    plain = Batches(images, labels, 4 * options.batch_size, seed + 1)
+    return TwoStreams([(augmented, plain)], len(augmented))
+
+
+def one_stream(data: ImageData, options: argparse.Namespace, seed: int) -> Batches:
+    return Batches(data.train_images, data.train_labels, options.batch_size, seed)
+
+
+Make = Callable[..., GARUpdater]
+#: name -> (updater from policy and number of updates, batches)
+VARIANTS: dict[str, tuple[Make | None, Callable[..., Any]]] = {
+    "none": (None, one_stream),
+    "randaugment": (None, one_stream),
+    "trivialaugment": (None, one_stream),
+    "uniform": (None, one_stream),
+    "paper": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "lr 0.03": (lambda policy, steps: GARUpdater(policy, lr=0.03), one_stream),
+    "lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
+    "lr 0.003": (lambda policy, steps: GARUpdater(policy, lr=0.003), one_stream),
+    "lr decay": (lambda policy, steps: Decayed(policy, steps), one_stream),
+    "entropy 0.02": (lambda policy, steps: GARUpdater(policy, entropy_weight=0.02), one_stream),
+    "kl 0.05": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.05), one_stream),
+    "kl 0.2": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.2), one_stream),
+    "accumulate 4": (lambda policy, steps: GARUpdater(policy, accumulate=4), one_stream),
+    "baseline": (lambda policy, steps: OperationBaseline(policy), one_stream),
+    "cosine": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "cosine, lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
+    "effective draws": (lambda policy, steps: GARUpdater(policy), one_stream),
+    "held-out reference": (lambda policy, steps: GARUpdater(policy), held_out),
+    "rotating reference": (lambda policy, steps: GARUpdater(policy), rotating_fold),
+    "large reference": (lambda policy, steps: GARUpdater(policy), large_reference),
+    "shuffled": (lambda policy, steps: Shuffled(policy), one_stream),
+    "shuffled, lr 0.01": (lambda policy, steps: Shuffled(policy, lr=0.01), one_stream),
+}
