@@ -159,7 +159,7 @@ def test_train_is_a_command():
 
 def test_every_variant_of_the_learning_signal(run, tmp_path):
     printed = run(
-        "learning_signal.py", "--train-size", 200, "--epochs", 2, "--seeds", 2,
+        "learning_signal.py", "--train-size", 130, "--epochs", 5, "--seeds", 2,
         "--out", tmp_path,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
