@@ -38,5 +38,5 @@ bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 clean: ## remove what the other targets made
 	rm -rf .venv runs docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-DEMO := --data digits --train-size 300 --epochs 300 --meta-lr 0.01 --seeds 4 \
+DEMO := --data digits --train-size 300 --epochs 300 --seeds 4 \
 	--method none randaugment uniform ola --quiet --out runs/demo

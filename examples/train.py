@@ -56,6 +56,9 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
     "ola": lambda space, generator: OLAAugment(space, generator=generator),
 }
 
+#: Of the policy's Adam. At the paper's, small data teach a policy to apply next to nothing.
+META_LR = {"recommended": 0.01, "paper": 0.1}
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -73,13 +76,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
     add("--weight-decay", type=float, default=5e-4)
     add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
-    add("--meta-lr", type=float, default=0.1, help="of the policy's Adam; the paper's: 0.1")
-    add("--entropy-weight", type=float, default=0.0, help="beyond the paper; the paper's: 0")
+    add("--settings", choices=META_LR, default="recommended", help="meta lr: 0.01, or the paper's")
+    add("--meta-lr", type=float, help="of the policy's Adam, instead of that of --settings")
+    add("--entropy-weight", type=float, default=0.0, help="beyond the paper, which has none")
     add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
     add("--device", default="cpu")
     add("--out", type=Path, default=Path("runs/train"))
     add("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.meta_lr is None:
+        options.meta_lr = META_LR[options.settings]
+    return options
 
 
 def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, float]:
