@@ -11,7 +11,9 @@ prints a table:
 - accuracy: on the test images, mean ± 95 % interval over seeds;
 - agreement: Spearman's rank correlation of the keep probabilities, mean over pairs of seeds;
 - keep: mean keep probability, and that of the operations that mirror or invert digits;
-- operations: how many operations an image gets in the end, drawn and kept.
+- drawn, kept: how many operations an image gets in the end.
+
+A second table has the keep probability of each operation and how many are drawn, for some variants.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from ola_augment import OLAAugment
 from ola_augment.training import accuracy, fit, policy_metrics
 
 HARMFUL = ("flip_lr", "flip_ud", "invert")
+IN_DETAIL = ("paper", "lr 0.01", "shuffled, lr 0.01")
 
 
 def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
@@ -109,6 +112,28 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def policies(results: list[dict[str, Any]]) -> str:
+    """Keep probability of each operation, then that of each number of operations (mean ± std)."""
+    learned = {
+        name: rows
+        for name in IN_DETAIL
+        if (rows := [row for row in results if row["variant"] == name])
+    }
+    if not learned:
+        return ""
+    lines = ["| | " + " | ".join(learned) + " |", "|---|" + "---|" * len(learned)]
+    first = next(iter(learned.values()))[0]
+    labels = [f"keep {name}" for name in first["operations"]]
+    labels += [f"draw {i + 1}" for i in range(len(first["num_ops_probs"]))]
+    for index, label in enumerate(labels):
+        cells = []
+        for rows in learned.values():
+            values = [(row["keep_probs"] + row["num_ops_probs"])[index] for row in rows]
+            cells.append(f"{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     size = options.train_size or len(data.train_images)
     print(f"\n{data.name}, {size} training images, {options.epochs} epochs, {options.model}\n")
     print(table(results))
+    print("\n" + policies(results))
 
 
 if __name__ == "__main__":
