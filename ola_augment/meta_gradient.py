@@ -21,6 +21,9 @@ class MetaGradientUpdater:
     - :meth:`unrolled_parameters` and :meth:`step_unrolled` backpropagate the next loss through the
       update itself: the same numbers with more memory; it is here to be compared with.
 
+    Both need second derivatives, which torch's fused attention lacks on a CPU: run such models in
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+
     Args:
         model: trained by the user's own optimizer.
         meta_parameters: phi, leaf tensors that require gradients.

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from networks import make_network
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ola_augment import MetaGradientUpdater
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
@@ -232,6 +233,11 @@ def meta_gradient(unrolled: bool) -> Callable[[nn.Module, torch.optim.Optimizer]
     return make
 
 
+def twice(make: Callable[[nn.Module, torch.optim.Optimizer], Pair]) -> Callable[..., Pair]:
+    """With attention in plain operations: its fused kernel has no second derivative on a CPU."""
+    return lambda model, optimizer: sdpa_kernel(SDPBackend.MATH)(make(model, optimizer))
+
+
 # Name -> (how to run it, whether it needs GroupNorm, whether it gives examples' own derivatives).
 METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], bool, bool]] = {
     "plain": (plain, False, False),
@@ -241,9 +247,9 @@ METHODS: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer], Pair], boo
     "finite_difference": (directional("finite_difference"), False, True),
     "jvp": (directional("jvp"), False, True),
     "BackPACK extension": (backpack_extension, False, False),
-    "MetaGradientUpdater (re-used)": (meta_gradient(unrolled=False), False, True),
-    "MetaGradientUpdater (unrolled)": (meta_gradient(unrolled=True), False, True),
-    "higher (unrolled)": (higher, False, True),
+    "MetaGradientUpdater (re-used)": (twice(meta_gradient(unrolled=False)), False, True),
+    "MetaGradientUpdater (unrolled)": (twice(meta_gradient(unrolled=True)), False, True),
+    "higher (unrolled)": (twice(higher), False, True),
     "plain, GroupNorm": (plain, True, False),
     "bfloat16, GroupNorm": (ours("bfloat16"), True, False),
     "BackPACK BatchGrad + dot": (batch_grad, True, False),
