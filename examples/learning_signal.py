@@ -37,7 +37,7 @@ from ola_augment import OLAAugment
 from ola_augment.training import accuracy, fit, policy_metrics
 
 HARMFUL = ("flip_lr", "flip_ud", "invert")
-IN_DETAIL = ("paper", "lr 0.01", "shuffled, lr 0.01")
+IN_DETAIL = ("paper", "lr 0.03", "lr 0.01", "shuffled, lr 0.01")
 
 
 def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
