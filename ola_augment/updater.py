@@ -143,7 +143,7 @@ class GARUpdater(_PolicyGradient):
 
     Args:
         policy: anything with ``log_prob(actions)``, ``entropy()`` and trainable parameters.
-        lr: of the meta-optimizer, Adam.
+        lr: of the meta-optimizer, Adam; 0.03 did as well and saturates later (docs/results.md).
         accumulate: calls of :meth:`step` whose gradients are averaged for one update.
         optimizer: over the policy's parameters, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
