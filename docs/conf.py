@@ -25,7 +25,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"/(?!plot_)\w+\.py|benchmarks",
+    "ignore_pattern": r"(^|/)(?!plot_)\w+\.py$|benchmarks",
     "download_all_examples": False,
     "show_memory": False,
 }
