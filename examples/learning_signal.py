@@ -31,7 +31,7 @@ from data import ImageData, Preprocess, load_data
 from networks import make_network
 from scipy.stats import spearmanr
 from train import METHODS, interval
-from variants import VARIANTS, CosineAlignment, EffectivePolicy
+from variants import VARIANTS
 
 from ola_augment import OLAAugment
 from ola_augment.training import accuracy, fit, policy_metrics
@@ -43,23 +43,22 @@ IN_DETAIL = ("paper", "lr 0.03", "lr 0.01", "shuffled, lr 0.01")
 def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(seed)
-    make_updater, make_batches = VARIANTS[name]
+    variant = VARIANTS[name]
     if options.train_size:
         data = data.subset(options.train_size, seed)
     model = make_network(options.model, data.num_classes, data.train_images.shape[1])
-    batches = make_batches(data, options, seed)
+    batches = variant.batches(data, options, seed)
     preprocess = Preprocess(data, seed)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     steps = options.epochs * len(batches)
-    method = "ola" if make_updater else name
+    method = "ola" if variant.updater else name
     augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
     updater = None
-    if make_updater and isinstance(augment, OLAAugment):
-        if name == "effective draws":
-            augment.policy = EffectivePolicy(options.space)
-        updater = make_updater(augment.policy, steps // 2)
+    if variant.updater and isinstance(augment, OLAAugment):
+        augment.policy = variant.policy(options.space)
+        updater = variant.updater(augment.policy, steps // 2)
     fit(
         model,
         batches,
@@ -67,7 +66,7 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
         epochs=options.epochs,
         augment=augment,
         updater=updater,
-        engine=CosineAlignment(model) if name.startswith("cosine") else None,
+        engine=variant.engine(model) if updater else None,
         preprocess=preprocess,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
         progress=False,

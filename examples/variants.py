@@ -11,7 +11,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from data import Batches, ImageData
@@ -195,29 +195,42 @@ def one_stream(data: ImageData, options: argparse.Namespace, seed: int) -> Batch
     return Batches(data.train_images, data.train_labels, options.batch_size, seed)
 
 
-Make = Callable[..., GARUpdater]
-#: name -> (updater from policy and number of updates, batches)
-VARIANTS: dict[str, tuple[Make | None, Callable[..., Any]]] = {
-    "none": (None, one_stream),
-    "randaugment": (None, one_stream),
-    "trivialaugment": (None, one_stream),
-    "uniform": (None, one_stream),
-    "paper": (lambda policy, steps: GARUpdater(policy), one_stream),
-    "lr 0.03": (lambda policy, steps: GARUpdater(policy, lr=0.03), one_stream),
-    "lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
-    "lr 0.003": (lambda policy, steps: GARUpdater(policy, lr=0.003), one_stream),
-    "lr decay": (lambda policy, steps: Decayed(policy, steps), one_stream),
-    "entropy 0.02": (lambda policy, steps: GARUpdater(policy, entropy_weight=0.02), one_stream),
-    "kl 0.05": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.05), one_stream),
-    "kl 0.2": (lambda policy, steps: KLRegularised(policy, entropy_weight=0.2), one_stream),
-    "accumulate 4": (lambda policy, steps: GARUpdater(policy, accumulate=4), one_stream),
-    "baseline": (lambda policy, steps: OperationBaseline(policy), one_stream),
-    "cosine": (lambda policy, steps: GARUpdater(policy), one_stream),
-    "cosine, lr 0.01": (lambda policy, steps: GARUpdater(policy, lr=0.01), one_stream),
-    "effective draws": (lambda policy, steps: GARUpdater(policy), one_stream),
-    "held-out reference": (lambda policy, steps: GARUpdater(policy), held_out),
-    "rotating reference": (lambda policy, steps: GARUpdater(policy), rotating_fold),
-    "large reference": (lambda policy, steps: GARUpdater(policy), large_reference),
-    "shuffled": (lambda policy, steps: Shuffled(policy), one_stream),
-    "shuffled, lr 0.01": (lambda policy, steps: Shuffled(policy, lr=0.01), one_stream),
+class Variant(NamedTuple):
+    """How a run differs: its updater (None learns nothing), batches, engine and policy.
+
+    ``updater`` is called with the policy and the number of updates, ``batches`` with the data, the
+    options and the seed, ``engine`` with the model and ``policy`` with the space.
+    """
+
+    updater: Callable[..., GARUpdater] | None = lambda policy, steps: GARUpdater(policy)
+    batches: Callable[..., Any] = one_stream
+    engine: Callable[[nn.Module], GradientAlignment] = GradientAlignment
+    policy: Callable[[str], OLAPolicy] = OLAPolicy
+
+
+VARIANTS = {
+    "none": Variant(None),
+    "randaugment": Variant(None),
+    "trivialaugment": Variant(None),
+    "uniform": Variant(None),
+    "paper": Variant(),
+    "lr 0.03": Variant(lambda policy, steps: GARUpdater(policy, lr=0.03)),
+    "lr 0.01": Variant(lambda policy, steps: GARUpdater(policy, lr=0.01)),
+    "lr 0.003": Variant(lambda policy, steps: GARUpdater(policy, lr=0.003)),
+    "lr decay": Variant(lambda policy, steps: Decayed(policy, steps)),
+    "entropy 0.02": Variant(lambda policy, steps: GARUpdater(policy, entropy_weight=0.02)),
+    "kl 0.05": Variant(lambda policy, steps: KLRegularised(policy, entropy_weight=0.05)),
+    "kl 0.2": Variant(lambda policy, steps: KLRegularised(policy, entropy_weight=0.2)),
+    "accumulate 4": Variant(lambda policy, steps: GARUpdater(policy, accumulate=4)),
+    "baseline": Variant(lambda policy, steps: OperationBaseline(policy)),
+    "cosine": Variant(engine=CosineAlignment),
+    "cosine, lr 0.01": Variant(
+        lambda policy, steps: GARUpdater(policy, lr=0.01), engine=CosineAlignment
+    ),
+    "effective draws": Variant(policy=EffectivePolicy),
+    "held-out reference": Variant(batches=held_out),
+    "rotating reference": Variant(batches=rotating_fold),
+    "large reference": Variant(batches=large_reference),
+    "shuffled": Variant(lambda policy, steps: Shuffled(policy)),
+    "shuffled, lr 0.01": Variant(lambda policy, steps: Shuffled(policy, lr=0.01)),
 }
