@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ola_augment import GradientAlignment
-from ola_augment.reward import gradient_alignment_reward
+from ola_augment.training import gradient_alignment_reward
 
 torch.manual_seed(0)
 digits = load_digits()

@@ -3,10 +3,11 @@
 from ola_augment.actions import Actions
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.files import load_policy, save_policy
-from ola_augment.meta_gradient import MetaGradientUpdater
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import Operation, SearchSpace
-from ola_augment.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.training.meta_gradient import MetaGradientUpdater
+from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.transforms import (
     OLAAugment,
     PolicyTransform,
@@ -14,7 +15,6 @@ from ola_augment.transforms import (
     TrivialAugment,
     UniformAugment,
 )
-from ola_augment.updater import GARUpdater, NSLRUpdater, UpdateStats
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAPolicy, SplitPolicy, UniformPolicy
-from ola_augment.reward import gradient_alignment_reward, next_step_loss_reward
+from ola_augment.training import gradient_alignment_reward, next_step_loss_reward
 
 
 def logits_of(policy):

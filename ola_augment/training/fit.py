@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from ola_augment.actions import Actions
 from ola_augment.alignment import GradientAlignment
 from ola_augment.policy import Policy
+from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.transforms import PolicyTransform
-from ola_augment.updater import GARUpdater, NSLRUpdater, UpdateStats
 
 Preprocess = Callable[[Tensor], Tensor]
 

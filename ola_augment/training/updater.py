@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ola_augment.reward import (
+from ola_augment.training.reward import (
     gradient_alignment_reward,
     next_step_loss_reward,
     sum_over_ranks,

@@ -1,4 +1,4 @@
-"""Transforms: a policy and its operations as a torchvision v2 transform."""
+"""PolicyTransform: a policy and its operations as a torchvision v2 transform."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.annotations import ANNOTATIONS, check_annotation, follow
-from ola_augment.inputs import (
+from ola_augment.operations import apply_actions
+from ola_augment.policy import Policy
+from ola_augment.space import SearchSpace
+from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
+from ola_augment.transforms.inputs import (
     Fill,
     batch_size,
     check_fill,
     check_fill_for,
     check_picture,
 )
-from ola_augment.operations import apply_actions
-from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
-from ola_augment.space import SearchSpace
 
 
 class PolicyTransform(v2.Transform):  # type: ignore[misc]
@@ -227,130 +227,6 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
             seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
             self._worker_generator = torch.Generator().manual_seed(seed)
         return self._worker_generator
-
-
-class OLAAugment(PolicyTransform):
-    """Augmentation that learns itself: the policy of Algorithm 2, uniform at the start.
-
-    Args:
-        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
-        max_ops: largest number of operations for one image.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        generator: see :class:`PolicyTransform`.
-
-    Example:
-        >>> augment = OLAAugment("wide_long", generator=torch.Generator().manual_seed(0))
-        >>> images, actions = augment.augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
-        >>> images.shape, actions.ops.shape
-        (torch.Size([8, 3, 32, 32]), torch.Size([8, 4]))
-    """
-
-    policy: OLAPolicy
-
-    def __init__(
-        self,
-        space: str | SearchSpace = "wide_long",
-        max_ops: int = 4,
-        num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            OLAPolicy(space, max_ops, num_magnitude_bins),
-            interpolation=interpolation,
-            fill=fill,
-            generator=generator,
-        )
-
-
-class UniformAugment(PolicyTransform):
-    """UniformAugment (Algorithm 3): two operations, each kept with probability 1/2.
-
-    Args:
-        space: as for :class:`OLAAugment`.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        generator: see :class:`PolicyTransform`.
-    """
-
-    def __init__(
-        self,
-        space: str | SearchSpace = "wide_long",
-        num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            UniformPolicy(space, num_magnitude_bins=num_magnitude_bins),
-            interpolation=interpolation,
-            fill=fill,
-            generator=generator,
-        )
-
-
-class RandAugment(PolicyTransform):
-    """RandAugment (Cubuk et al., 2020) with the argument names of torchvision's.
-
-    Args:
-        num_ops: operations applied to every image, with replacement.
-        magnitude: the bin of all of them.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        space: as for :class:`OLAAugment`.
-        generator: see :class:`PolicyTransform`.
-    """
-
-    def __init__(
-        self,
-        num_ops: int = 2,
-        magnitude: int = 9,
-        num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
-        *,
-        space: str | SearchSpace = "rand_augment",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            RandAugmentPolicy(space, num_ops, magnitude, num_magnitude_bins),
-            interpolation=interpolation,
-            fill=fill,
-            generator=generator,
-        )
-
-
-class TrivialAugment(PolicyTransform):
-    """TrivialAugment (Müller and Hutter, 2021): one uniform operation at a uniform magnitude.
-
-    Args:
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        space: as for :class:`OLAAugment`.
-        generator: see :class:`PolicyTransform`.
-    """
-
-    def __init__(
-        self,
-        num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
-        *,
-        space: str | SearchSpace = "wide_long",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            UniformPolicy(space, 1, 1.0, num_magnitude_bins),
-            interpolation=interpolation,
-            fill=fill,
-            generator=generator,
-        )
 
 
 def _batched(actions: Actions) -> Actions:

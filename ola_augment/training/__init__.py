@@ -1,0 +1,23 @@
+"""Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
+
+from ola_augment.training.fit import accuracy, fit, policy_metrics, scale_to_float
+from ola_augment.training.meta_gradient import MetaGradientUpdater
+from ola_augment.training.reward import gradient_alignment_reward, next_step_loss_reward
+from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+
+__all__ = [
+    "GARUpdater",
+    "MetaGradientUpdater",
+    "NSLRUpdater",
+    "SplitActions",
+    "SplitBatchSampler",
+    "SplitPolicy",
+    "UpdateStats",
+    "accuracy",
+    "fit",
+    "gradient_alignment_reward",
+    "next_step_loss_reward",
+    "policy_metrics",
+    "scale_to_float",
+]

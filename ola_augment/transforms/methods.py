@@ -1,0 +1,135 @@
+"""OLAAugment and the methods it is compared with, each a policy behind the same transform."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+
+from ola_augment.policy import OLAPolicy, RandAugmentPolicy, UniformPolicy
+from ola_augment.space import SearchSpace
+from ola_augment.transforms.base import PolicyTransform
+from ola_augment.transforms.inputs import Fill
+
+
+class OLAAugment(PolicyTransform):
+    """Augmentation that learns itself: the policy of Algorithm 2, uniform at the start.
+
+    Args:
+        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        max_ops: largest number of operations for one image.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        generator: see :class:`PolicyTransform`.
+
+    Example:
+        >>> augment = OLAAugment("wide_long", generator=torch.Generator().manual_seed(0))
+        >>> images, actions = augment.augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+        >>> images.shape, actions.ops.shape
+        (torch.Size([8, 3, 32, 32]), torch.Size([8, 4]))
+    """
+
+    policy: OLAPolicy
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "wide_long",
+        max_ops: int = 4,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            OLAPolicy(space, max_ops, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class UniformAugment(PolicyTransform):
+    """UniformAugment (Algorithm 3): two operations, each kept with probability 1/2.
+
+    Args:
+        space: as for :class:`OLAAugment`.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        space: str | SearchSpace = "wide_long",
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            UniformPolicy(space, num_magnitude_bins=num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class RandAugment(PolicyTransform):
+    """RandAugment (Cubuk et al., 2020) with the argument names of torchvision's.
+
+    Args:
+        num_ops: operations applied to every image, with replacement.
+        magnitude: the bin of all of them.
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        space: as for :class:`OLAAugment`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int = 9,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        *,
+        space: str | SearchSpace = "rand_augment",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            RandAugmentPolicy(space, num_ops, magnitude, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
+
+
+class TrivialAugment(PolicyTransform):
+    """TrivialAugment (Müller and Hutter, 2021): one uniform operation at a uniform magnitude.
+
+    Args:
+        num_magnitude_bins: of a space given by name.
+        interpolation: see :class:`PolicyTransform`.
+        fill: see :class:`PolicyTransform`.
+        space: as for :class:`OLAAugment`.
+        generator: see :class:`PolicyTransform`.
+    """
+
+    def __init__(
+        self,
+        num_magnitude_bins: int = 31,
+        interpolation: InterpolationMode = InterpolationMode.NEAREST,
+        fill: Fill = 0,
+        *,
+        space: str | SearchSpace = "wide_long",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            UniformPolicy(space, 1, 1.0, num_magnitude_bins),
+            interpolation=interpolation,
+            fill=fill,
+            generator=generator,
+        )
