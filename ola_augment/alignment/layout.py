@@ -40,10 +40,6 @@ class Layout:
         split = torch.unflatten(tensor, self.dim, (self.outer, self.batch, self.inner))
         return split.movedim(self.dim + 1, 0).flatten(self.dim + 1, self.dim + 2)
 
-    def permute(self, tensor: Tensor, order: Tensor) -> Tensor:
-        """Reorder the examples of a (outer * batch * inner,) vector by ``order``, (batch,)."""
-        return tensor.view(self.outer, self.batch, self.inner)[:, order].flatten()
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of each example's rows, (batch,), in at least single precision."""
         rows = self.rows(tensor).flatten(1)

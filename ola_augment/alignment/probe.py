@@ -1,49 +1,40 @@
-"""Verifying where the examples lie, by running the model on a permuted batch."""
+"""Verifying where the examples lie: change one of them and see which rows follow."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ola_augment.alignment.layout import Layout, candidates
 from ola_augment.alignment.rules import RULES
 from ola_augment.alignment.tracking import Function, Tracker
+
+_BATCH_NORM = (
+    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+)  # fmt: skip
 
 # One use of parameters: the function, the parameters it reads, the shape of its output.
 Key = tuple[Function, frozenset[str], torch.Size]
 
 
 class Unrelated(Enum):
-    """What a permuted batch says about a use whose examples do not lie along one dimension."""
+    """What changed examples say about a use whose examples do not lie along one dimension."""
 
-    CONSTANT = "the values are the same for every order of the batch"
-    UNCLEAR = "no layout, or more than one, agrees with the permutation"
+    CONSTANT = "the values are the same whatever the examples are"
+    UNCLEAR = "no layout, or more than one, agrees with what changed"
 
 
 Decision = Layout | Unrelated
-
-
-_DROPOUTS = {
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-    torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout,
-}  # fmt: skip
-# Noise is made constant, or it would not move with the examples. Bernoulli draws keep everything.
-_NOISE: dict[Callable[..., Tensor], float] = {
-    **dict.fromkeys((torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_), 1.0),
-    **dict.fromkeys(
-        (torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal,
-         Tensor.uniform_, Tensor.normal_),
-        0.5,
-    ),
-}  # fmt: skip
 
 
 class _Fingerprints(Tracker):
@@ -55,8 +46,13 @@ class _Fingerprints(Tracker):
         buffers: list[Tensor],
         batch: int,
         constants: set[Key],
+        statistics: list[tuple[Tensor, Tensor]] | None,
     ) -> None:
         super().__init__(parameters, buffers)
+        # Batch statistics of the run on the batch itself: BatchNorm's share of the other examples
+        # is documented, and must not hide what else mixes them.
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self._given = statistics
         self.batch = batch
         self.constants = constants
         self.seen: dict[Key, list[dict[int, Tensor]]] = defaultdict(list)
@@ -68,7 +64,7 @@ class _Fingerprints(Tracker):
         on_input = rule is not None and rule.subject is not None and inputs
         # An in-place function overwrites its input: look at it before.
         subject = inputs[0].detach().clone() if on_input and from_data else None
-        result = function(*args, **kwargs)
+        result = self._call(function, args, kwargs)
         if not isinstance(result, Tensor | tuple | list):
             return result
         if not from_data:
@@ -87,17 +83,23 @@ class _Fingerprints(Tracker):
         return result
 
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
-        if function in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if function is F.scaled_dot_product_attention:
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
+        return self._call(function, args, kwargs)
+
+    def _call(self, function: Function, args: Any, kwargs: Any) -> Any:
+        if function is not F.batch_norm:
+            return function(*args, **kwargs)
+        given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+        if given.get("training", False):
+            x, seen = given["input"], len(self.statistics)
+            if self._given is not None and seen < len(self._given):
+                mean, variance = self._given[seen]
             else:
-                kwargs = {**kwargs, "dropout_p": 0.0}
-        result = function(*args, **kwargs)
-        if function in _NOISE and result.is_floating_point():
-            result.fill_(_NOISE[function])
-        return result
+                dims = [d for d in range(x.dim()) if d != 1]
+                wide = x.double() if x.dtype == torch.float64 else x.float()
+                variance, mean = torch.var_mean(wide, dims, correction=0)
+            self.statistics.append((mean, variance))
+            given |= {"running_mean": mean, "running_var": variance, "training": False}
+        return function(**given)
 
     def _project(self, tensor: Tensor, leading: int) -> dict[int, Tensor]:
         """Dimension -> (its size,) random projection of the others; -1: of everything, (1,)."""
@@ -115,31 +117,42 @@ def _random_sum(matrix: Tensor) -> Tensor:
     return (matrix @ weights.to(matrix.device)).double().cpu()
 
 
-def _distance(left: Tensor, right: Tensor, scale: Tensor) -> float:
-    return float((left - right).norm() / scale)
-
-
 def _decide(
     key: Key,
     leading: int,
     plain: dict[int, Tensor],
-    permuted: dict[int, Tensor],
-    order: Tensor,
-    tolerance: float,
+    changed: list[dict[int, Tensor]],
+    examples: list[int],
+    batch: int,
 ) -> Decision | None:
-    """Where the examples of one use lie; None where its values are not finite."""
-    pairs = [(plain[dim], permuted[dim]) for dim in plain]
-    if not all(bool(torch.isfinite(values).all()) for pair in pairs for values in pair):
+    """Where the examples of one use lie; None where its values are not finite.
+
+    Args:
+        key: the use.
+        leading: how many dimensions may hold the examples.
+        plain: dimension -> projection, of the batch itself.
+        changed: the same for each run in which one example was changed.
+        examples: which one it was, for each run.
+        batch: number of examples.
+    """
+    runs = [plain, *changed]
+    if not all(bool(torch.isfinite(values).all()) for run in runs for values in run.values()):
         return None
-    # A batch in another order changes a projection by its own size, or by next to nothing.
-    if all(_distance(old, new, old.norm() + 1e-300) < 1e-4 * tolerance for old, new in pairs):
+    moves = [{dim: (run[dim] - plain[dim]).abs() for dim in plain} for run in changed]
+    # The same rows go through the same sums: what does not follow differs by rounding at most.
+    if all(
+        bool((move[dim] <= 1e-6 * plain[dim].abs().max()).all()) for move in moves for dim in move
+    ):
         return Unrelated.CONSTANT
     agreeing = []
-    for layout in candidates(key[2], range(min(leading, len(key[2]))), len(order)):
-        values = plain[layout.dim]
-        spread = (values - values.mean()).norm()
-        moved = layout.permute(values, order)
-        if _distance(moved, permuted[layout.dim], spread + 1e-300) < tolerance:
+    for layout in candidates(key[2], range(min(leading, len(key[2]))), batch):
+        fits = True
+        for example, move in zip(examples, moves, strict=True):
+            owners = torch.arange(batch).repeat_interleave(layout.inner).repeat(layout.outer)
+            own = owners == example
+            moved = move[layout.dim]
+            fits &= float(moved[~own].max()) <= 1e-3 * float(moved[own].max())
+        if fits:
             agreeing.append(layout)
     return agreeing[0] if len(agreeing) == 1 else Unrelated.UNCLEAR
 
@@ -153,34 +166,24 @@ def find_layouts(
 ) -> dict[Key, Decision]:
     """Where the examples lie in each use of the parameters during ``model(*args, **kwargs)``.
 
-    The forward pass runs without gradients on the batch and on a permutation of it; dropout and
-    other noise are switched off; random states and buffers are left as they were. A layout is
-    accepted where it is the only one that permutes the values in the same way. Uses whose values
-    are not finite are absent.
+    The forward pass runs without gradients on the batch, and again with its first and with its
+    last example changed, each time from the same random states; these and the buffers are left as
+    they were. A layout is accepted where it is the only one whose rows of the changed example are
+    those that follow. Uses whose values are not finite are absent.
     """
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(batch, generator=generator)
-    while torch.equal(order, torch.arange(batch)):
-        order = torch.randperm(batch, generator=generator)
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor[order.to(tensor.device)] if tensor.shape[:1] == (batch,) else tensor
-
-    moved_args, moved_kwargs = tree_map_only(Tensor, move, (args, kwargs))
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in parameters.values())
-    tolerance = (
-        0.2 if half or torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else 1e-2
-    )
+    examples = [0, batch - 1]
+    inputs = [(args, kwargs), *(_change(args, kwargs, batch, example) for example in examples)]
     buffers = list(model.buffers())
     constants: set[Key] = set()
     while True:
         runs: list[_Fingerprints] = []
-        for inputs, named in ((args, kwargs), (moved_args, moved_kwargs)):
-            fingerprints = _Fingerprints(parameters, buffers, batch, constants)
+        for arguments, named in inputs:
+            statistics = runs[0].statistics if runs else None
+            fingerprints = _Fingerprints(parameters, buffers, batch, constants, statistics)
             with torch.no_grad(), _undisturbed(model, parameters), fingerprints:
-                model(*inputs, **named)
+                model(*arguments, **named)
             runs.append(fingerprints)
-        decisions = _compare(runs[0], runs[1], order, tolerance)
+        decisions = _compare(runs[0], runs[1:], examples)
         # What follows from a new constant was not looked at: look again.
         found = {key for key, decision in decisions.items() if decision is Unrelated.CONSTANT}
         if not found:
@@ -188,17 +191,46 @@ def find_layouts(
         constants |= found
 
 
+def _change(args: Any, kwargs: Any, batch: int, example: int) -> Any:
+    """The arguments with one example replaced by another one of the batch that differs from it."""
+    flat = [
+        t for t in tree_flatten((args, kwargs))[0]
+        if isinstance(t, Tensor) and t.shape[:1] == (batch,)
+    ]  # fmt: skip
+    differing = (
+        other
+        for other in (*range(example + 1, batch), *range(example))
+        if any(not torch.equal(t[other], t[example]) for t in flat)
+    )
+    other = next(differing, None)
+
+    def change(tensor: Tensor) -> Tensor:
+        if tensor.shape[:1] != (batch,):
+            return tensor
+        changed = tensor.detach().clone()
+        if other is not None:
+            changed[example] = tensor[other]
+        elif tensor.is_floating_point():
+            changed[example] = tensor[example] * 0.5 + 0.25
+        return changed
+
+    return tree_map_only(Tensor, change, (args, kwargs))
+
+
 def _compare(
-    plain: _Fingerprints, permuted: _Fingerprints, order: Tensor, tolerance: float
+    plain: _Fingerprints, changed: list[_Fingerprints], examples: list[int]
 ) -> dict[Key, Decision]:
     decisions: dict[Key, Decision] = {}
     for key, occurrences in plain.seen.items():
-        others = permuted.seen.get(key, [])
+        others = [run.seen.get(key, []) for run in changed]
+        if any(len(run) != len(occurrences) for run in others):
+            decisions[key] = Unrelated.UNCLEAR
+            continue
         found = {
-            _decide(key, plain.leading[key], before, after, order, tolerance)
-            for before, after in zip(occurrences, others, strict=False)
+            _decide(key, plain.leading[key], before, list(after), examples, plain.batch)
+            for before, *after in zip(occurrences, *others, strict=True)
         }
-        if len(occurrences) != len(others) or len(found) > 1:
+        if len(found) > 1:
             decisions[key] = Unrelated.UNCLEAR
         elif (decision := found.pop()) is not None:
             decisions[key] = decision
@@ -210,6 +242,7 @@ def _undisturbed(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> It
     """Leave random states and buffers as they are."""
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     buffers = [(buffer, buffer.data) for buffer in model.buffers()]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=list(devices)):
         try:
             # New storage for the while: the old one, and its version, stay untouched.
@@ -219,3 +252,5 @@ def _undisturbed(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> It
         finally:
             for buffer, data in buffers:
                 buffer.data = data
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -179,7 +179,7 @@ class Recorder(Tracker):
             raise RuntimeError(
                 f"{name_of(function)} reads parameter {_listed(names)} and gives a tensor of shape "
                 f"{tuple(output.shape)} in which the {current.batch} examples of the batch could "
-                "not be told apart: permuting the batch does not permute it in one clear way. "
+                "not be told apart: changing one example does not change its own rows alone. "
                 "Keep examples along one dimension, do not mix them, or freeze the parameter"
             )
         return decision if isinstance(decision, Layout) else None
