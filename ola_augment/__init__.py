@@ -3,8 +3,9 @@
 from ola_augment.actions import Actions
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.files import load_policy, save_policy
+from ola_augment.operation import Operation
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
-from ola_augment.space import Operation, SearchSpace
+from ola_augment.space import SearchSpace
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ola_augment.operation import Operation
 from ola_augment.policy import OLAPolicy
-from ola_augment.space import Operation, SearchSpace
+from ola_augment.space import SearchSpace
 
 FORMAT = "ola_augment/policy/1"
 _FIELDS = ("name", "low", "high", "integer", "signed", "side", "per")

@@ -2,137 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
+from ola_augment.operation import Operation, inside, whole
 
-#: Built-in operations and the magnitudes each accepts, both ends included; None: no magnitude.
-DOMAINS: dict[str, tuple[float, float] | None] = {
-    "identity": None,
-    "auto_contrast": None,
-    "equalize": None,
-    "rotate": (-math.inf, math.inf),
-    "solarize": (0, 256),
-    "color": (0, math.inf),
-    "posterize": (0, 8),
-    "contrast": (0, math.inf),
-    "brightness": (0, math.inf),
-    "sharpness": (0, math.inf),
-    "shear_x": (-math.inf, math.inf),
-    "shear_y": (-math.inf, math.inf),
-    "translate_x": (-math.inf, math.inf),
-    "translate_y": (-math.inf, math.inf),
-    "blur": None,
-    "invert": None,
-    "flip_lr": None,
-    "flip_ud": None,
-    "cutout": (0, math.inf),
-}
+__all__ = ["Operation", "SearchSpace", "named_space"]
 
-
-@dataclass(frozen=True)
-class Operation:
-    """An image operation and its range of magnitudes.
-
-    The magnitude of bin k out of ``num_bins`` is ``low + (high - low) * k / (num_bins - 1)``. With
-    ``integer`` the distance from ``low`` is truncated to a whole number. With ``side`` it is a
-    number of pixels that grows with that side of the image: ``high`` is for a side of ``per``.
-
-    Args:
-        name: one of the built-in operations (the keys of :data:`DOMAINS`, named as in the paper's
-            Table 3), or any other name together with a ``kernel``.
-        low: magnitude of bin 0; None (with ``high``) for an operation that takes no magnitude.
-        high: magnitude of the last bin.
-        integer: truncate toward ``low``, for degrees, bits, thresholds and pixels.
-        signed: negate the magnitude with probability 1/2.
-        side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
-        per: the side in pixels that ``high`` is given for.
-        kernel: a user's own operation, ``kernel(images, magnitudes) -> images``, called with
-            float32 images (n, C, H, W) in [0, 1] and signed magnitudes (n,) float32 (zeros
-            without a magnitude). The result, of the same shape, is clamped to [0, 1].
-
-    Raises:
-        ValueError: the name is unknown and has no kernel, the magnitudes are not finite, only one
-            end is given, or an end is outside what the operation accepts.
-        TypeError: the kernel is not callable.
-    """
-
-    name: str
-    low: float | None = None
-    high: float | None = None
-    integer: bool = False
-    signed: bool = False
-    side: Literal["width", "height"] | None = None
-    per: int = 32
-    kernel: Kernel | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.kernel is not None and not callable(self.kernel):
-            raise TypeError(f"kernel of operation {self.name!r} must be callable: {self.kernel!r}")
-        if self.kernel is None and self.name not in DOMAINS:
-            raise ValueError(
-                f"unknown operation {self.name!r}; built in are {', '.join(DOMAINS)}; "
-                "for your own operation pass kernel=..."
-            )
-        if (self.low is None) != (self.high is None):
-            raise ValueError(
-                f"operation {self.name!r}: give both low and high or neither, "
-                f"got low={self.low}, high={self.high}"
-            )
-        if self.side not in (None, "width", "height"):
-            raise ValueError(
-                f"operation {self.name!r}: side must be 'width', 'height' or None, "
-                f"got {self.side!r}"
-            )
-        if self.per < 1:
-            raise ValueError(f"operation {self.name!r}: per must be at least 1, got {self.per}")
-        self._check_domain()
-
-    def _check_domain(self) -> None:
-        ends = [end for end in (self.low, self.high) if end is not None]
-        if not all(math.isfinite(end) for end in ends):
-            raise ValueError(f"operation {self.name!r}: magnitudes must be finite, got {ends}")
-        if self.kernel is not None:
-            return
-        domain = DOMAINS[self.name]
-        if domain is None:
-            if ends or self.signed:
-                raise ValueError(f"operation {self.name!r} takes no magnitude and no sign")
-            return
-        if not ends:
-            raise ValueError(f"operation {self.name!r} needs magnitudes: pass low and high")
-        reached = [-end for end in ends] + ends if self.signed else ends
-        if not all(domain[0] <= end <= domain[1] for end in reached):
-            raise ValueError(
-                f"operation {self.name!r} accepts magnitudes in [{domain[0]}, {domain[1]}], "
-                f"got low={self.low}, high={self.high}, signed={self.signed}"
-            )
-
-    def magnitude(self, magnitude_bin: int, num_bins: int, height: int, width: int) -> float:
-        """Magnitude of a bin, without its sign; 0.0 where the operation takes none.
-
-        Args:
-            magnitude_bin: 0 .. num_bins - 1.
-            num_bins: how many bins the search space has.
-            height: of the image, in pixels.
-            width: of the image, in pixels.
-        """
-        if self.low is None or self.high is None:
-            return 0.0
-        span, steps = self.high - self.low, float(num_bins - 1)
-        if self.side is not None:
-            span *= width if self.side == "width" else height
-            steps *= self.per
-        # Multiplied before divided: k * (span / steps) can fall just under a whole number.
-        distance = span * magnitude_bin / steps
-        return self.low + (int(distance) if self.integer else distance)
+_LARGEST_BINS = 10**4
 
 
 @dataclass(frozen=True)
@@ -141,12 +21,12 @@ class SearchSpace:
 
     Args:
         operations: at least one, with distinct names. ``Actions.ops`` indexes this tuple.
-        num_magnitude_bins: at least 2.
+        num_magnitude_bins: 2 .. 10,000.
         name: only for printing and for files.
 
     Raises:
-        TypeError: an entry is not an :class:`Operation`.
-        ValueError: no operation, a name that occurs twice, or fewer than 2 bins.
+        TypeError: an entry is not an :class:`Operation`, bins that are no int, a name no str.
+        ValueError: no operation, a name that occurs twice, or a number of bins out of range.
 
     Example:
         >>> space = SearchSpace((Operation("identity"), Operation("rotate", 0, 30, signed=True)))
@@ -166,12 +46,14 @@ class SearchSpace:
         names = [operation.name for operation in operations]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"operations must be at least one, with distinct names; got {names}")
-        if isinstance(self.num_magnitude_bins, bool) or not isinstance(
-            self.num_magnitude_bins, int
-        ):
-            raise TypeError(f"num_magnitude_bins must be an int, got {self.num_magnitude_bins!r}")
-        if self.num_magnitude_bins < 2:
-            raise ValueError(f"num_magnitude_bins must be at least 2: {self.num_magnitude_bins}")
+        bins = whole("num_magnitude_bins", self.num_magnitude_bins)
+        if not 2 <= bins <= _LARGEST_BINS:
+            raise ValueError(
+                f"num_magnitude_bins must be at least 2 and at most {_LARGEST_BINS:,}, got {bins}"
+            )
+        if not isinstance(self.name, str):
+            raise TypeError(f"name of a space must be a str, got {self.name!r}")
+        object.__setattr__(self, "num_magnitude_bins", bins)
         object.__setattr__(self, "operations", operations)
 
     def __len__(self) -> int:
@@ -209,6 +91,10 @@ class SearchSpace:
         Returns:
             (A, num_magnitude_bins) float64; row i belongs to ``operations[i]``. Shared between
             calls: do not write into it.
+
+        Raises:
+            ValueError: a magnitude that scales with the image leaves what its operation accepts,
+                or a side below 1.
         """
         return _magnitude_table(self, height, width)
 
@@ -278,11 +164,18 @@ def _shared(
 
 @lru_cache(maxsize=64)
 def _magnitude_table(space: SearchSpace, height: int, width: int) -> Tensor:
-    bins = range(space.num_magnitude_bins)
-    return torch.tensor(
-        [
-            [op.magnitude(k, space.num_magnitude_bins, height, width) for k in bins]
-            for op in space.operations
-        ],
-        dtype=torch.float64,
-    )
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1, got {height} and {width}")
+    bins = space.num_magnitude_bins
+    rows = []
+    for operation in space.operations:
+        row = [operation.magnitude(k, bins, height, width) for k in range(bins)]
+        domain = operation.domain
+        if domain and not inside(domain, (min(row), max(row)), operation.signed):
+            raise ValueError(
+                f"operation {operation.name!r} accepts magnitudes in [{domain[0]:g}, "
+                f"{domain[1]:g}], for images of {height} x {width} they reach "
+                f"{min(row):g} .. {max(row):g}"
+            )
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64)

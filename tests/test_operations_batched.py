@@ -10,23 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ola_augment.actions import Actions
+from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
 from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
-from ola_augment.space import DOMAINS, Operation, SearchSpace
+from ola_augment.space import Operation, SearchSpace
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 WIDE_LONG = SPACES[1]
-
-#: Largest difference in grey levels between k / 255 and the uint8 result; 0 for all others.
-BOUNDS = {
-    "auto_contrast": 1.0,
-    "color": 1.5,
-    "contrast": 1.5,
-    "brightness": 1.0,
-    "sharpness": 1.5,
-    "blur": 0.5,
-}
 
 
 def batched(images: Tensor, space: SearchSpace, actions: Actions, bilinear=False, fill=(0, 0, 0)):
@@ -77,7 +68,7 @@ def test_whole_levels_as_floats_give_the_uint8_result_within_the_bound(space, de
         for op, operation in enumerate(space.operations):
             batch, actions = every_bin(space, op, images)
             for mode in MODES if operation.name in GEOMETRIC else MODES[:1]:
-                bound = 1.0 if mode is MODES[1] else BOUNDS.get(operation.name, 0)
+                bound = 1.0 if mode is MODES[1] else TABLE[operation.name].bound
                 expected = apply_actions(batch, space, actions, interpolation=mode)
                 floats = (batch / 255).to(device)
                 result = apply_actions(floats, space, actions, interpolation=mode)
@@ -110,7 +101,9 @@ def test_a_float_batch_stays_as_it_is_where_nothing_is_drawn() -> None:
 def test_float_kernels_agree_with_kornia() -> None:
     images = torch.cat([crops(20, 24, 24), patterns(24, 24)]).double() / 255
     n = len(images)
-    space = SearchSpace(tuple(o for o in WIDE_LONG.operations if DOMAINS[o.name] is None or o.low))
+    space = SearchSpace(
+        tuple(o for o in WIDE_LONG.operations if TABLE[o.name].domain is None or o.low)
+    )
     others = {
         "auto_contrast": lambda x, m: kornia.enhance.normalize_min_max(x),
         "equalize": lambda x, m: kornia.enhance.equalize(x + 1e-9),
@@ -138,23 +131,12 @@ def test_float_kernels_agree_with_kornia() -> None:
             assert error < 2e-3, operation  # half a grey level
 
 
+#: Magnitudes at which an operation does something to an image of 6 x 7 pixels.
+SOME = {"solarize": 100, "rotate": 33, "translate_x": 2.3, "translate_y": 2.3, "cutout": 3}
 SMOOTH = [
-    Operation("auto_contrast"),
-    Operation("color", 0.6, 0.6),
-    Operation("contrast", 0.6, 0.6),
-    Operation("brightness", 0.6, 0.6),
-    Operation("sharpness", 0.6, 0.6),
-    Operation("blur"),
-    Operation("invert"),
-    Operation("solarize", 100, 100),
-    Operation("rotate", 33, 33),
-    Operation("shear_x", 0.4, 0.4),
-    Operation("shear_y", 0.4, 0.4),
-    Operation("translate_x", 2.3, 2.3),
-    Operation("translate_y", 2.3, 2.3),
-    Operation("flip_lr"),
-    Operation("flip_ud"),
-    Operation("cutout", 3, 3),
+    Operation(row.name, *([SOME.get(row.name, 0.6)] * 2 if row.domain else ()))
+    for row in TABLE.values()
+    if row.gradient
 ]
 
 
@@ -174,7 +156,7 @@ def test_gradients_with_respect_to_float_images(operation: Operation, mode) -> N
 
 def test_gradients_of_quantising_operations_are_zero_and_of_chains_finite() -> None:
     images = (crops(40, 16, 16) / 255).requires_grad_()
-    for name in ("equalize", "posterize"):
+    for name in [row.name for row in TABLE.values() if not row.gradient]:
         op = [operation.name for operation in WIDE_LONG.operations].index(name)
         result = apply_actions(images, WIDE_LONG, one_operation(40, op, 15))
         (gradient,) = torch.autograd.grad(result.sum(), images)

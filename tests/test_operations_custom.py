@@ -1,11 +1,16 @@
 """A user's own kernels among the built-in operations."""
 
+import math
+
 import pytest
 import torch
 from images import crops
-from pillow_reference import draw
+from pillow_reference import PILLOW, affine, draw, pillow_apply
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
 
+from ola_augment import PolicyTransform, UniformPolicy
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
 from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
@@ -108,3 +113,93 @@ def test_masks_and_points_refuse_an_unknown_geometry() -> None:
         transform_points(torch.zeros(2, 1, 2), SPACE, actions, 8, 8)
     dropped = actions._replace(keep=torch.tensor([[False], [True]]))
     assert apply_geometry_to_masks(torch.zeros(2, 8, 8), SPACE, dropped).shape == (2, 8, 8)
+
+
+def zoom(magnitudes: Tensor, height: int, width: int) -> Tensor:
+    """About the centre, with a shear that needs both rows of the matrix."""
+    zero, x, y = torch.zeros_like(magnitudes), width / 2, height / 2
+    rows = [
+        [magnitudes, zero + 0.1, x - magnitudes * x - 0.1 * y],
+        [zero - 0.2, magnitudes, y - magnitudes * y + 0.2 * x],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def pillow_zoom(image, magnitude, center, resample, fill):
+    matrix = zoom(torch.tensor([magnitude], dtype=torch.float64), image.height, image.width)
+    return affine(image, tuple(matrix.flatten().tolist()), resample, fill)
+
+
+@pytest.mark.parametrize("mode", [InterpolationMode.NEAREST, InterpolationMode.BILINEAR])
+def test_images_follow_a_matrix_as_in_pillow(mode, monkeypatch) -> None:
+    monkeypatch.setitem(PILLOW, "zoom", pillow_zoom)
+    own = Operation("zoom", 0.6, 1.6, signed=True, matrix=zoom)
+    space = SearchSpace((own, *SearchSpace.wide_long().operations))
+    for seed, images in enumerate([crops(40, 16, 16), crops(20, 24, 17)]):
+        actions = draw(space, len(images), 3, seed)
+        actions = actions._replace(ops=actions.ops.where(actions.ops > 3, 0))
+        bilinear = mode is InterpolationMode.BILINEAR
+        fill = (9, 200, 30)
+        expected = pillow_apply(images, space, actions, bilinear, fill)
+        result = apply_actions(images, space, actions, interpolation=mode, fill=fill)
+        assert torch.equal(result, expected)
+        table = program(space, *images.shape[2:])
+        assert torch.equal(apply_batched(images, table, actions, fill, bilinear), expected)
+        alone = actions._replace(keep=actions.ops == 0)
+        exact = apply_actions(images, space, alone, interpolation=mode)
+        floats = apply_actions(images / 255, space, alone, interpolation=mode)
+        assert (floats * 255 - exact).abs().max() <= 3 * bilinear + 1e-3
+
+
+def test_masks_boxes_and_points_follow_a_matrix() -> None:
+    image = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    image[:, 20:30, 24:44] = 255
+
+    def moved_by_kernel(images: Tensor, magnitudes: Tensor) -> Tensor:
+        table = SearchSpace((Operation("zoom", 0.6, 1.6, signed=True, matrix=zoom),))
+        bins = ((magnitudes.abs() - 0.6) * 30).round().long()
+        actions = draw(table, len(images), 1)
+        signs = magnitudes.sign().to(torch.int8)
+        return apply_actions(
+            images, table, actions._replace(magnitude_bins=bins[:, None], signs=signs[:, None])
+        )
+
+    for kernel in (None, moved_by_kernel):
+        operation = Operation("zoom", 0.6, 1.6, signed=True, matrix=zoom, kernel=kernel)
+        augment = PolicyTransform(UniformPolicy(SearchSpace((operation,)), 1, 1.0))
+        for _ in range(10):
+            out, mask, boxes, points = augment(
+                tv_tensors.Image(image),
+                tv_tensors.Mask(image[0] > 0),
+                tv_tensors.BoundingBoxes(
+                    torch.tensor([[24.0, 20.0, 44.0, 30.0]]), format="XYXY", canvas_size=(64, 64)
+                ),
+                tv_tensors.KeyPoints(torch.tensor([[34.0, 25.0]]), canvas_size=(64, 64)),
+            )
+            assert torch.equal(mask, out[0] > 0)
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            left, top, right, bottom = boxes[0].tolist()
+            assert left - 0.51 <= columns.min()
+            assert columns.max() + 1 <= right + 0.51
+            assert top - 0.51 <= rows.min()
+            assert rows.max() + 1 <= bottom + 0.51
+            x, y = points[0].tolist()
+            assert abs(x - (columns.double().mean() + 0.5)) < 1
+            assert abs(y - (rows.double().mean() + 0.5)) < 1
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "message"),
+    [
+        (lambda m, h, w: None, TypeError, "must return a tensor, got NoneType"),
+        (lambda m, h, w: torch.eye(2, 3), ValueError, r"shape \(62, 2, 3\), got \(2, 3\)"),
+        (lambda m, h, w: torch.zeros(len(m), 2, 3), ValueError, "invertible"),
+        (lambda m, h, w: torch.full((len(m), 2, 3), math.nan), ValueError, "finite"),
+        (lambda m, h, w: torch.eye(2, 3).expand(len(m), 2, 3) * 1e30, ValueError, "below"),
+    ],
+)
+def test_bad_matrices_are_refused(matrix, error, message) -> None:
+    space = SearchSpace((Operation("mine", 1, 2, matrix=matrix),))
+    for images in (crops(2, 8, 8), crops(2, 8, 8) / 255):
+        with pytest.raises(error, match=f"matrix of operation 'mine'.*{message}"):
+            apply_actions(images, space, draw(space, 2, 1))

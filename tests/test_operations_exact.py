@@ -11,12 +11,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.actions import Actions
+from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
 from ola_augment.space import Operation, SearchSpace
 
 SPACES = [SearchSpace.rand_augment(), SearchSpace.wide_long()]
 MODES = [InterpolationMode.NEAREST, InterpolationMode.BILINEAR]
-GEOMETRIC = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+GEOMETRIC = {row.name for row in TABLE.values() if row.geometric}
 
 
 def every_draw(space: SearchSpace, op: int) -> list[tuple[int, int]]:
@@ -94,30 +95,22 @@ def make_image(kind: str, channels: int, height: int, width: int, seed: int) -> 
     return torch.from_numpy(array.astype(np.uint8))
 
 
-#: Any magnitudes, not only those of the two spaces.
-custom_operations = st.one_of(
-    st.builds(lambda m: Operation("rotate", m, m), st.floats(-400, 400)),
-    st.builds(lambda m: Operation("rotate", m, m), st.sampled_from([-90, 0, 90, 180, 270, 450])),
-    *(
-        st.builds(lambda m, n=name: Operation(n, m, m), st.floats(-3, 3))
-        for name in ("shear_x", "shear_y")
-    ),
-    *(
-        st.builds(lambda m, n=name: Operation(n, m, m), st.floats(-50, 50))
-        for name in ("translate_x", "translate_y")
-    ),
-    *(
-        st.builds(lambda m, n=name: Operation(n, m, m), st.floats(0, 4))
-        for name in ("color", "contrast", "brightness", "sharpness")
-    ),
-    st.builds(lambda m: Operation("solarize", m, m), st.floats(0, 256)),
-    st.builds(lambda m: Operation("posterize", m, m), st.integers(0, 8)),
-    st.builds(lambda m: Operation("cutout", m, m), st.floats(0, 60)),
-    *(
-        st.just(Operation(name))
-        for name in ("equalize", "auto_contrast", "blur", "flip_lr", "flip_ud", "invert")
-    ),
-)  # fmt: skip
+#: How far the magnitudes of each unit are tried, where a domain reaches further.
+REACH = {"degrees": 400, "px": 60, "": 4, "bits": 8}
+
+
+def any_magnitude(row):
+    """Any magnitude that an operation accepts, not only those of the two spaces."""
+    if row.domain is None:
+        return st.just(Operation(row.name))
+    reach = REACH[row.unit] if row.domain[1] > 256 else row.domain[1]
+    magnitudes = st.floats(max(row.domain[0], -reach), reach)
+    if row.unit == "degrees":
+        magnitudes |= st.sampled_from([-90, 0, 90, 180, 270, 450])
+    return st.builds(lambda m: Operation(row.name, m, m), magnitudes)
+
+
+custom_operations = st.one_of(*map(any_magnitude, TABLE.values()))
 
 
 @settings(derandomize=True, max_examples=400, deadline=None)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from pillow_reference import draw, one_operation
 
+from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
-from ola_augment.operations.program import KINDS, Kind
 from ola_augment.space import SearchSpace
 
 SPACE = SearchSpace.wide_long()
-GEOMETRIC = [i for i, o in enumerate(SPACE.operations) if KINDS[o.name] == Kind.AFFINE]
+GEOMETRIC = [i for i, o in enumerate(SPACE.operations) if TABLE[o.name].geometric]
 
 
 def only_geometry(actions):

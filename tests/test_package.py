@@ -33,7 +33,8 @@ def _imported(layer):
 
 
 def test_imports_run_one_way():
-    layers = ["space", "actions", "policy", "operations", "transforms", "training", "plots"]
+    layers = ["kernels", "operation", "space", "actions", "policy", "operations"]
+    layers += ["transforms", "training", "plots"]
     for level, layer in enumerate(layers):
         for file, imported in _imported(layer).items():
             assert not imported & set(layers[level + 1 :]), f"{file} imports {imported}"

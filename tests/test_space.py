@@ -101,7 +101,7 @@ def test_custom_space_with_a_kernel():
         ({"name": "invert", "low": 0, "high": 1}, "takes no magnitude"),
         ({"name": "posterize", "low": 9, "high": 4}, r"\[0, 8\].*low=9"),
         ({"name": "solarize", "low": 0, "high": 257}, r"\[0, 256\]"),
-        ({"name": "color", "low": -0.5, "high": 1}, r"\[0, inf\]"),
+        ({"name": "color", "low": -0.5, "high": 1}, r"\[0, 1e\+06\]"),
         ({"name": "color", "low": 0, "high": 1, "signed": True}, "signed=True"),
         ({"name": "rotate", "low": 0, "high": math.nan}, "finite"),
         ({"name": "rotate", "low": 0, "high": math.inf}, "finite"),

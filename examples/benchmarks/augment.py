@@ -26,12 +26,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import kornia
 import numpy as np
 import torch
-from pillow_loop import pillow_chains, to_pil
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms import v2
 
 from ola_augment import PolicyTransform, UniformPolicy
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from pillow_reference import pillow_chains, to_pil
 
 SIZES = [(256, 32), (32, 224)]
 SLOTS = 4

@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.actions import Actions
-from ola_augment.operations.batched import apply_batched, run_custom
-from ola_augment.operations.exact import run_batch
-from ola_augment.operations.program import Kind, Program, program
+from ola_augment.kernels.exact import run_batch
+from ola_augment.kernels.table import Kind
+from ola_augment.operations.batched import apply_batched, run_with_magnitudes
+from ola_augment.operations.program import Program, program
 from ola_augment.space import SearchSpace
 
 #: At least half a millisecond of work for each thread: starting one takes a tenth of that.
@@ -68,8 +69,8 @@ def _apply(
     with torch.autocast(images.device.type, enabled=False):
         if images.dtype != torch.uint8 or images.device.type != "cpu":
             return apply_batched(images, table, actions, fill, bilinear)
-        if Kind.CUSTOM in table.kinds:
-            return _apply_with_custom(images, table, actions, fill, bilinear)
+        if Kind.BATCHED in table.kinds:
+            return _apply_mixed(images, table, actions, fill, bilinear)
         return _apply_exact(images, table, actions, fill, bilinear)
 
 
@@ -78,8 +79,8 @@ def _apply_exact(
 ) -> Tensor:
     """Apply actions to uint8 images on the CPU, equal to Pillow bit for bit.
 
-    A user's own operations are left out. With more than one torch thread a large batch is divided
-    among as many Python threads, which the kernels let run at once.
+    Operations without a compiled kernel are left out. With more than one torch thread a large
+    batch is divided among as many Python threads, which the kernels let run at once.
 
     Args:
         images: (B, C, H, W) uint8 on the CPU, in any memory layout; not written to.
@@ -130,19 +131,19 @@ def _apply_exact(
     return result
 
 
-def _apply_with_custom(
+def _apply_mixed(
     images: Tensor, table: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
 ) -> Tensor:
-    """Exact kernels for the built-in operations, a user's own on float32, slot by slot."""
+    """Slot by slot: the compiled kernels, then the operations that have none."""
     drawn = table.look_up(actions)
     magnitudes = torch.from_numpy(drawn.parameters[..., 0])
     for s in range(actions.ops.shape[1]):
         slot = Actions(*(field[:, s : s + 1] if field.ndim > 1 else field for field in actions))
         images = _apply_exact(images, table, slot, fill, bilinear)
-        own = np.where(drawn.kinds[:, s] == Kind.CUSTOM, actions.ops[:, s].numpy(), -1)
-        for op in np.unique(own[own >= 0]):
-            chosen = torch.from_numpy(np.flatnonzero(own == op))
-            images[chosen] = run_custom(
+        others = np.where(drawn.kinds[:, s] == Kind.BATCHED, actions.ops[:, s].numpy(), -1)
+        for op in np.unique(others[others >= 0]):
+            chosen = torch.from_numpy(np.flatnonzero(others == op))
+            images[chosen] = run_with_magnitudes(
                 table.space.operations[op], images[chosen], magnitudes[chosen, s]
             )
     return images

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions
-from ola_augment.operations.geometry import affine_bilinear, affine_nearest, cutout
-from ola_augment.operations.levels import LEVELS_KERNELS, run_on_levels, wide_dtype
-from ola_augment.operations.program import Kind, Program
-from ola_augment.space import Operation
+from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
+from ola_augment.kernels.levels import run_on_levels, wide_dtype
+from ola_augment.kernels.table import TABLE, Kind
+from ola_augment.operation import Kernel, Operation
+from ola_augment.operations.program import Program
 
 
 @dataclass(frozen=True)
@@ -75,38 +76,47 @@ def apply_batched(
                 if kind == Kind.AFFINE and bilinear:
                     part = affine_bilinear(part, parameters, uncovered)
                 elif kind == Kind.AFFINE:
-                    part = affine_nearest(part, fixed, uncovered)
+                    matrices = parameters if program.scales else None
+                    part = affine_nearest(part, fixed, uncovered, matrices)
                 elif kind == Kind.CUTOUT:
                     part = cutout(part, fixed[:, :4])
-                elif kind == Kind.CUSTOM:
-                    part = run_custom(operation, part, parameters[:, 0])
                 else:
-                    part = run_on_levels(LEVELS_KERNELS[operation.name], part, parameters[:, 0])
+                    part = run_with_magnitudes(operation, part, parameters[:, 0])
             parts.append(part)
         images = torch.cat(parts)
     return images.index_select(0, slices.order[-1]).to(dtype)
 
 
-def run_custom(operation: Operation, images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Run a user's own kernel on float32 images in [0, 1], whatever the images are.
+def run_with_magnitudes(operation: Operation, images: Tensor, magnitudes: Tensor) -> Tensor:
+    """Run an operation that moves no pixels, or a user's own.
+
+    Args:
+        operation: neither geometric nor a cutout, unless it has a kernel.
+        images: (n, C, H, W) uint8, float32 or float64.
+        magnitudes: (n,) floating point, with their signs.
 
     Raises:
-        TypeError: it did not return a tensor.
+        TypeError: a user's own kernel returned no tensor.
         ValueError: it returned another shape than it was given.
     """
-    if operation.kernel is None:
-        raise ValueError(f"operation {operation.name!r} has no kernel")
+    if operation.kernel is not None:
+        return _run_own(operation.name, operation.kernel, images, magnitudes)
+    kernel = TABLE[operation.name].batched
+    return images if kernel is None else run_on_levels(kernel, images, magnitudes)
+
+
+def _run_own(name: str, kernel: Kernel, images: Tensor, magnitudes: Tensor) -> Tensor:
+    """Run a user's own kernel on float32 images in [0, 1], whatever the images are."""
     whole = not images.is_floating_point()
     given = images.float() / 255 if whole else images.float()
-    result = operation.kernel(given, magnitudes.float())
+    result = kernel(given, magnitudes.float())
     if not isinstance(result, Tensor):
         raise TypeError(
-            f"kernel of operation {operation.name!r} must return a tensor, "
-            f"got {type(result).__name__}"
+            f"kernel of operation {name!r} must return a tensor, got {type(result).__name__}"
         )
     if result.shape != images.shape:
         raise ValueError(
-            f"kernel of operation {operation.name!r} must return the shape it was given, "
+            f"kernel of operation {name!r} must return the shape it was given, "
             f"{tuple(images.shape)}, got {tuple(result.shape)}"
         )
     result = result.clamp(0, 1)

@@ -1,82 +1,26 @@
-"""Batched kernels that move pixels, and the same motion for masks and points."""
+"""Masks and points move as their images do."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions
-from ola_augment.operations.program import Drawn, Kind, program
+from ola_augment.kernels.affine import affine_nearest
+from ola_augment.kernels.table import Kind
+from ola_augment.operations.program import Drawn, program
 from ola_augment.space import SearchSpace
-
-
-def affine_nearest(images: Tensor, fixed: Tensor, fill: Tensor) -> Tensor:
-    """Take each pixel from where a matrix in 16.16 fixed point points, as Pillow does.
-
-    Args:
-        images: (n, C, H, W) of any dtype.
-        fixed: (n, 6) int64, see :class:`~ola_augment.operations.program.Program`.
-        fill: (C, 1, 1), for the pixels that come from outside of the image.
-    """
-    n, _, height, width = images.shape
-    f = fixed.view(n, 6, 1, 1)
-    x, y = _grid(height, width, images.device)
-    column = (f[:, 0] * x + f[:, 1] * y + f[:, 2]) >> 16
-    row = (f[:, 3] * x + f[:, 4] * y + f[:, 5]) >> 16
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return torch.where(inside[:, None], _take(images, row, column), fill)
-
-
-def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
-    """Interpolate where a matrix points; neighbours are clamped at the edge, as in Pillow.
-
-    Args:
-        images: (n, C, H, W), uint8 (interpolated in the dtype of the matrices, then truncated) or
-            floating point.
-        matrices: (n, 6) floating point, on pixel centres at + 0.5.
-        fill: (C, 1, 1), for the pixels that come from outside of the image.
-    """
-    n, _, height, width = images.shape
-    dtype = images.dtype if images.is_floating_point() else matrices.dtype
-    m = matrices.view(n, 6, 1, 1)
-    x, y = (axis + 0.5 for axis in _grid(height, width, images.device))
-    u = m[:, 0] * x + m[:, 1] * y + m[:, 2]
-    v = m[:, 3] * x + m[:, 4] * y + m[:, 5]
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    left, top = torch.floor(u - 0.5), torch.floor(v - 0.5)
-    dx = ((u - 0.5) - left).to(dtype)[:, None]
-    dy = ((v - 0.5) - top).to(dtype)[:, None]
-    x0, y0 = left.long(), top.long()
-
-    def interpolated(row: Tensor) -> Tensor:
-        near = _take(images, row, x0).to(dtype)
-        far = _take(images, row, x0 + 1).to(dtype)
-        return near + (far - near) * dx
-
-    upper = interpolated(y0)
-    values = upper + (interpolated(y0 + 1) - upper) * dy
-    return torch.where(inside[:, None], values.to(images.dtype), fill)
-
-
-def cutout(images: Tensor, boxes: Tensor) -> Tensor:
-    """Blacken a rectangle of each image.
-
-    Args:
-        images: (n, C, H, W) of any dtype.
-        boxes: (n, 4) int64, first and last + 1 of the rows, then of the columns; may reach over
-            the border.
-    """
-    x, y = _grid(images.shape[2], images.shape[3], images.device)
-    top, bottom, left, right = boxes.view(-1, 4, 1, 1).unbind(1)
-    hole = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return images.masked_fill(hole[:, None], 0)
 
 
 def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
     """Move masks as their images are moved: nearest pixel, 0 where nothing comes from.
 
-    Rotations, shears, translations and flips move a mask; every other operation leaves it.
+    Rotations, shears, translations, flips and a user's own operation with a ``matrix`` move a
+    mask; every other operation leaves it.
 
     Args:
         masks: (B, ..., H, W), of any dtype and device; not written to.
@@ -87,7 +31,7 @@ def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions)
         A new tensor of the shape and dtype of ``masks``.
 
     Raises:
-        ValueError: the actions hold a user's own kernel, whose geometry is unknown.
+        ValueError: the actions hold a user's own kernel without a ``matrix``.
     """
     height, width = masks.shape[-2:]
     drawn = _drawn_geometry(space, actions, height, width)
@@ -98,9 +42,10 @@ def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions)
     for s in range(drawn.kinds.shape[1]):
         moved = torch.from_numpy(np.flatnonzero(drawn.kinds[:, s] == Kind.AFFINE))
         if len(moved):
-            fixed = torch.from_numpy(drawn.fixed[moved.numpy(), s]).to(masks.device)
+            rows = (drawn.fixed[moved.numpy(), s], drawn.parameters[moved.numpy(), s])
+            fixed, matrices = (torch.from_numpy(row).to(masks.device) for row in rows)
             moved = moved.to(masks.device)
-            index[moved] = affine_nearest(index[moved], fixed, outside)
+            index[moved] = affine_nearest(index[moved], fixed, outside, matrices)
     index = index.flatten(2)
     flat = masks.reshape(len(masks), -1, height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
@@ -124,7 +69,7 @@ def transform_points(
         A new tensor like ``points``.
 
     Raises:
-        ValueError: the actions hold a user's own kernel, whose geometry is unknown.
+        ValueError: the actions hold a user's own kernel without a ``matrix``.
     """
     drawn = _drawn_geometry(space, actions, height, width)
     identity = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
@@ -142,26 +87,22 @@ def transform_points(
     return torch.stack([a[:, :1] * x + a[:, 1:2] * y + a[:, 2:] for a in rows], -1)
 
 
-def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Columns (W,) and rows (H, 1)."""
-    return torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
-
-
-def _take(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Pixels (n, C, H, W) at rows and columns (n, H, W), those outside clamped to the edge."""
-    n, channels, height, width = images.shape
-    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    index = index.view(n, 1, height * width).expand(n, channels, height * width)
-    return images.reshape(n, channels, -1).gather(2, index).view_as(images)
-
-
 def _drawn_geometry(space: SearchSpace, actions: Actions, height: int, width: int) -> Drawn:
-    drawn = program(space, height, width).look_up(actions)
-    own = np.unique(actions.ops.numpy()[drawn.kinds == Kind.CUSTOM])
-    if len(own):
+    drawn = program(_matrices_alone(space), height, width).look_up(actions)
+    applied = np.unique(actions.ops.numpy()[actions.keep.numpy()])
+    own = [space.operations[op] for op in applied]
+    unknown = [operation.name for operation in own if operation.kernel and not operation.matrix]
+    if unknown:
         raise ValueError(
             "actions hold operations with a kernel of your own, whose geometry is unknown: "
-            f"{', '.join(space.operations[op].name for op in own)}; masks, boxes and points can "
-            "only follow built-in operations"
+            f"{', '.join(unknown)}; masks, boxes and points follow it if you pass "
+            "Operation(..., matrix=...)"
         )
     return drawn
+
+
+@lru_cache(maxsize=64)
+def _matrices_alone(space: SearchSpace) -> SearchSpace:
+    """The same space where matrices stand for the kernels that have one."""
+    operations = tuple(replace(o, kernel=None) if o.matrix else o for o in space.operations)
+    return replace(space, operations=operations)

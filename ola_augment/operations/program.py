@@ -2,105 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ola_augment.actions import Actions
+from ola_augment.kernels.affine import fixed_point, scales
+from ola_augment.kernels.table import TABLE, Affine, Kind, LookUp
+from ola_augment.operation import Operation
 from ola_augment.space import SearchSpace
-
-Matrix = tuple[float, float, float, float, float, float]
-
-
-class Kind(IntEnum):
-    """The kernels; several operations share one and differ in their parameters only."""
-
-    IDENTITY = 0
-    TABLE = 1  # one value per grey level, known before the image is seen
-    AUTO_CONTRAST = 2
-    EQUALIZE = 3
-    CONTRAST = 4
-    COLOR = 5
-    SHARPNESS = 6
-    BLUR = 7
-    AFFINE = 8
-    CUTOUT = 9
-    CUSTOM = 10  # a user's own kernel
-
-
-KINDS: dict[str, Kind] = {
-    "identity": Kind.IDENTITY,
-    "auto_contrast": Kind.AUTO_CONTRAST,
-    "equalize": Kind.EQUALIZE,
-    "rotate": Kind.AFFINE,
-    "solarize": Kind.TABLE,
-    "color": Kind.COLOR,
-    "posterize": Kind.TABLE,
-    "contrast": Kind.CONTRAST,
-    "brightness": Kind.TABLE,
-    "sharpness": Kind.SHARPNESS,
-    "shear_x": Kind.AFFINE,
-    "shear_y": Kind.AFFINE,
-    "translate_x": Kind.AFFINE,
-    "translate_y": Kind.AFFINE,
-    "blur": Kind.BLUR,
-    "invert": Kind.TABLE,
-    "flip_lr": Kind.AFFINE,
-    "flip_ud": Kind.AFFINE,
-    "cutout": Kind.CUTOUT,
-}
-
-
-def rotation(degrees: float, height: int, width: int) -> Matrix:
-    """Matrix of ``PIL.Image.rotate``: counter-clockwise about the centre.
-
-    Entries are rounded to 15 digits as there, and so are the quarter turns that Pillow makes by
-    transposing: written as matrices they move every pixel to the same place.
-    """
-    degrees %= 360.0
-    if degrees == 180 or (degrees in (90, 270) and height == width):
-        cos, sin = (-1.0, 0.0) if degrees == 180 else (0.0, 1.0 if degrees == 90 else -1.0)
-    else:
-        cos = round(math.cos(math.radians(degrees)), 15)
-        sin = round(math.sin(math.radians(degrees)), 15)
-    x, y = width / 2, height / 2
-    return (
-        cos,
-        -sin,
-        cos * -x + -sin * -y + 0.0 + x,
-        sin,
-        cos,
-        sin * -x + cos * -y + 0.0 + y,
-    )
-
-
-#: (magnitude, height, width) -> (a, b, c, d, e, f): the pixel at (x, y) of the result, centres at
-#: + 0.5, comes from (a x + b y + c, d x + e y + f), as in ``PIL.Image.transform`` with AFFINE.
-MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
-    "rotate": rotation,
-    "shear_x": lambda m, height, width: (1, m, 0, 0, 1, 0),
-    "shear_y": lambda m, height, width: (1, 0, 0, m, 1, 0),
-    "translate_x": lambda m, height, width: (1, 0, m, 0, 1, 0),
-    "translate_y": lambda m, height, width: (1, 0, 0, 0, 1, m),
-    "flip_lr": lambda m, height, width: (-1, 0, width, 0, 1, 0),
-    "flip_ud": lambda m, height, width: (1, 0, 0, 0, -1, height),
-}
-
-_GREY = np.arange(256)
-
-#: magnitude -> (256,) the new value of each grey level, before it is truncated to uint8.
-TABLES: dict[str, Callable[[float], NDArray[np.generic]]] = {
-    "solarize": lambda threshold: np.where(threshold > _GREY, _GREY, 255 - _GREY),
-    "posterize": lambda bits: _GREY & ~(2 ** (8 - int(bits)) - 1),
-    # Pillow blends with black in single precision.
-    "brightness": lambda factor: (_GREY.astype(np.float32) * np.float32(factor)).clip(0, 255),
-    "invert": lambda _: 255 - _GREY,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +48,7 @@ class Program:
         fixed: (A, bins, 2, 6) int64, for ``AFFINE`` operations: the source of the pixel in column
             x and row y is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16.
         tables: (A, bins, 256) uint8, the new values of a ``TABLE`` operation.
+        scales: whether some matrix stretches rows and columns.
     """
 
     space: SearchSpace
@@ -142,6 +58,7 @@ class Program:
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
     tables: NDArray[np.uint8]
+    scales: bool
 
     def look_up(self, actions: Actions) -> Drawn:
         """Kinds and parameters of what was drawn for each example and slot."""
@@ -165,37 +82,63 @@ class Program:
         return np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], -1)
 
 
+def kind_of(operation: Operation) -> Kind:
+    """Which kernel runs an operation; a user's own comes before a built-in one of its name."""
+    if operation.kernel is not None:
+        return Kind.BATCHED
+    return Kind.AFFINE if operation.matrix is not None else TABLE[operation.name].kind
+
+
 @lru_cache(maxsize=64)
 def program(space: SearchSpace, height: int, width: int) -> Program:
-    """Tabulate a search space for images of one size; shared between calls, not to be written."""
+    """Tabulate a search space for images of one size; shared between calls, not to be written.
+
+    Raises:
+        ValueError: a magnitude outside of what its operation accepts at this size, or a user's
+            own matrices of a wrong shape, not finite or not invertible.
+        TypeError: a user's own ``matrix`` that returned no tensor.
+    """
     bins = space.num_magnitude_bins
     magnitudes = space.magnitudes(height, width).numpy()
     parameters = np.zeros((len(space), bins, 2, 6))
     fixed = np.zeros((len(space), bins, 2, 6), np.int64)
     tables = np.zeros((len(space), bins, 256), np.uint8)
-    kinds = np.zeros(len(space), np.int64)
+    kinds = np.array([kind_of(operation) for operation in space.operations], np.int64)
     for a, operation in enumerate(space.operations):
-        kinds[a] = Kind.CUSTOM if operation.kernel is not None else KINDS[operation.name]
         # Only drawn signs count: an operation that is not signed ignores them.
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
         parameters[a, :, :, 0] = signed
         if kinds[a] == Kind.AFFINE:
-            matrix = MATRICES[operation.name]
-            rows = [matrix(float(m), height, width) for m in signed.flat]
-            parameters[a] = np.array(rows).reshape(bins, 2, 6)
+            parameters[a] = _matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
             fixed[a] = fixed_point(parameters[a])
-        if kinds[a] == Kind.TABLE:
-            tables[a] = [TABLES[operation.name](m).astype(np.uint8) for m in magnitudes[a]]
-    return Program(space, height, width, kinds, parameters, fixed, tables)
+        elif kinds[a] == Kind.TABLE:
+            values = cast(LookUp, TABLE[operation.name].exact).values
+            tables[a] = [values(m).astype(np.uint8) for m in magnitudes[a]]
+    stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
+    return Program(space, height, width, kinds, parameters, fixed, tables, stretched)
 
 
-def fixed_point(matrices: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Affine matrices (..., 6) in Pillow's 16.16 fixed point, taken at the pixel centres.
-
-    Pillow rounds entries to the nearest 1/65536, except where rows stay rows and columns stay
-    columns: there it truncates coordinates in floating point, which rounding down agrees with.
-    """
-    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
-    rounding = np.where((b == 0) & (d == 0), 0.0, 0.5)
-    entries = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
-    return np.stack([np.floor(v * 65536.0 + rounding) for v in entries], -1).astype(np.int64)
+def _matrices(
+    operation: Operation, magnitudes: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float64]:
+    """(n, 6) matrices of a geometric operation."""
+    if operation.matrix is None:
+        matrix = cast(Affine, TABLE[operation.name].exact).matrix
+        return np.array([matrix(m, height, width) for m in magnitudes.tolist()])
+    own, n = f"matrix of operation {operation.name!r}", len(magnitudes)
+    result = operation.matrix(torch.tensor(magnitudes), height, width)
+    if not isinstance(result, Tensor):
+        raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
+    if result.shape != (n, 2, 3):
+        raise ValueError(f"{own} must return the shape {(n, 2, 3)}, got {tuple(result.shape)}")
+    matrices = result.detach().cpu().double().numpy().reshape(n, 6)
+    a, b, _, d, e, _ = matrices.T
+    reached = np.abs(matrices.reshape(n, 2, 3)) @ (width, height, 1)
+    bad = ~((np.abs(a * e - b * d) > 1e-9) & (reached < 2**40).all(1))
+    if bad.any():
+        raise ValueError(
+            f"{own} must be finite, invertible and lead to coordinates below 2^40, got "
+            f"{matrices[bad][0].tolist()} for magnitude {magnitudes[bad][0]:g} and images of "
+            f"{height} x {width}"
+        )
+    return matrices

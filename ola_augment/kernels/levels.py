@@ -74,7 +74,9 @@ def equalize(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
     grey = torch.arange(256, device=levels.device)
     # One histogram per plane in one flat tensor: there scatter_add_ can be deterministic.
     offset = 256 * torch.arange(planes, device=levels.device)[:, None]
-    index = (_nearest_level(levels.detach()).long().reshape(planes, pixels) + offset).flatten()
+    # On a device values are not looked at before: NaN must not become an index.
+    nearest = _nearest_level(levels.detach()).nan_to_num().clamp(0, _HIGH).long()
+    index = (nearest.reshape(planes, pixels) + offset).flatten()
     histogram = torch.zeros(256 * planes, dtype=torch.int64, device=levels.device)
     histogram = histogram.scatter_add_(0, index, torch.ones_like(index)).view(planes, 256)
     last = (grey * (histogram > 0)).amax(1, keepdim=True)
@@ -140,25 +142,11 @@ def blur(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
     return result
 
 
-LEVELS_KERNELS: dict[str, LevelsKernel] = {
-    "auto_contrast": auto_contrast,
-    "equalize": equalize,
-    "solarize": solarize,
-    "color": color,
-    "posterize": posterize,
-    "contrast": contrast,
-    "brightness": brightness,
-    "sharpness": sharpness,
-    "blur": blur,
-    "invert": invert,
-}
-
-
 def run_on_levels(kernel: LevelsKernel, images: Tensor, magnitudes: Tensor) -> Tensor:
     """Run a kernel on uint8 images, truncating as Pillow does, or on floating ones in [0, 1].
 
     Args:
-        kernel: one of :data:`LEVELS_KERNELS`.
+        kernel: one of the above.
         images: (n, C, H, W) uint8, float32 or float64.
         magnitudes: (n,) floating point.
     """

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numba import njit
 
-from ola_augment.operations.program import Kind
+from ola_augment.kernels.table import Kind
 
 _RED, _GREEN, _BLUE = np.float32(19595), np.float32(38470), np.float32(7471)
 _HALF, _ZERO, _WHITE = np.float32(0.5), np.float32(0), np.float32(255)
@@ -165,7 +165,9 @@ def _cutout(source, result, side, center_y, center_x):  # type: ignore[no-untype
 @njit(cache=True, nogil=True)
 def _is_fixed(m, height, width):  # type: ignore[no-untyped-def]
     """Whether Pillow computes in 16.16 fixed point, or with the same result as if it did."""
-    if m[1] == 0 and m[3] == 0 and (m[2] != math.floor(m[2]) or m[5] != math.floor(m[5])):
+    # Rows that stay rows are added up in floating point: whole steps and starts give the same.
+    whole = abs(m[0]) == 1 and abs(m[4]) == 1 and m[2] % 1 == 0 and m[5] % 1 == 0
+    if m[1] == 0 and m[3] == 0 and not whole:
         return False
     for x, y in ((0, 0), (width, height), (0, height), (width, 0)):
         u, v = x * m[0] + y * m[1] + m[2], x * m[3] + y * m[4] + m[5]
@@ -315,7 +317,7 @@ def run_batch(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Apply the kept slots of every image from left to right.
 
-    ``Kind.IDENTITY`` and ``Kind.CUSTOM`` leave the image as it is.
+    ``Kind.IDENTITY`` and ``Kind.BATCHED`` leave the image as it is.
 
     Args:
         images: (B, C, H, W) uint8 with any strides.
@@ -338,7 +340,7 @@ def run_batch(  # type: ignore[no-untyped-def]
     for i in range(len(images)):
         active = 0
         for s in range(ops.shape[1]):
-            if keep[i, s] and kinds[ops[i, s]] not in (Kind.IDENTITY, Kind.CUSTOM):
+            if keep[i, s] and kinds[ops[i, s]] not in (Kind.IDENTITY, Kind.BATCHED):
                 slots[active] = s
                 active += 1
         if active == 0:

@@ -1,0 +1,1 @@
+"""The built-in operations, a row each, and the kernels that run them; they know no spaces."""

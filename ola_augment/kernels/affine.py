@@ -1,0 +1,150 @@
+"""Kernels that move pixels by an affine matrix or blacken a rectangle, on any device.
+
+A matrix (a, b, c, d, e, f) leads from the result back to the source, as in
+``PIL.Image.transform`` with AFFINE: the pixel at (x, y) of the result, centres at + 0.5, comes from
+(a x + b y + c, d x + e y + f).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Matrix = tuple[float, float, float, float, float, float]
+
+
+def rotation(degrees: float, height: int, width: int) -> Matrix:
+    """Matrix of ``PIL.Image.rotate``: counter-clockwise about the centre.
+
+    Entries are rounded to 15 digits as there, and so are the quarter turns that Pillow makes by
+    transposing: written as matrices they move every pixel to the same place.
+    """
+    degrees %= 360.0
+    if degrees == 180 or (degrees in (90, 270) and height == width):
+        cos, sin = (-1.0, 0.0) if degrees == 180 else (0.0, 1.0 if degrees == 90 else -1.0)
+    else:
+        cos = round(math.cos(math.radians(degrees)), 15)
+        sin = round(math.sin(math.radians(degrees)), 15)
+    x, y = width / 2, height / 2
+    return (
+        cos,
+        -sin,
+        cos * -x + -sin * -y + 0.0 + x,
+        sin,
+        cos,
+        sin * -x + cos * -y + 0.0 + y,
+    )
+
+
+def fixed_point(matrices: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Affine matrices (..., 6) in Pillow's 16.16 fixed point, taken at the pixel centres.
+
+    Pillow rounds entries to the nearest 1/65536, except where rows stay rows and columns stay
+    columns: there it truncates coordinates in floating point, which rounding down agrees with.
+    """
+    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
+    rounding = np.where((b == 0) & (d == 0), 0.0, 0.5)
+    entries = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
+    return np.stack([np.floor(v * 65536.0 + rounding) for v in entries], -1).astype(np.int64)
+
+
+def scales(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which matrices (..., 6) stretch rows and columns: Pillow takes these in floating point."""
+    a, b, _, d, e, _ = np.moveaxis(matrices, -1, 0)
+    stretched: NDArray[np.bool_] = (b == 0) & (d == 0) & ~((np.abs(a) == 1) & (np.abs(e) == 1))
+    return stretched
+
+
+def affine_nearest(
+    images: Tensor, fixed: Tensor, fill: Tensor, matrices: Tensor | None = None
+) -> Tensor:
+    """Take each pixel from where a matrix points, as Pillow does.
+
+    Args:
+        images: (n, C, H, W) of any dtype.
+        fixed: (n, 6) int64, the matrices in 16.16 fixed point, see :func:`fixed_point`.
+        fill: (C, 1, 1), for the pixels that come from outside of the image.
+        matrices: (n, 6) floating point, if some of them stretch rows and columns.
+    """
+    n, _, height, width = images.shape
+    p = fixed.view(n, 6, 1, 1)
+    x, y = _grid(height, width, images.device)
+    column = (p[:, 0] * x + p[:, 1] * y + p[:, 2]) >> 16
+    row = (p[:, 3] * x + p[:, 4] * y + p[:, 5]) >> 16
+    if matrices is not None:
+        a, b, c, d, e, f = matrices.unbind(1)
+        stretched = (b == 0) & (d == 0) & ~((a.abs() == 1) & (e.abs() == 1))
+        stretched = stretched.view(n, 1, 1)
+        column = torch.where(stretched, _steps(c, a, width)[:, None, :], column)
+        row = torch.where(stretched, _steps(f, e, height)[:, :, None], row)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return torch.where(inside[:, None], _take(images, row, column), fill)
+
+
+def _steps(start: Tensor, step: Tensor, count: int) -> Tensor:
+    """(n, count) whole coordinates, added up step by step as Pillow does, rounding included."""
+    steps = step[:, None].expand(-1, count).clone()
+    steps[:, 0] = start + step * 0.5
+    return steps.cumsum(1).floor().clamp(-1, 2**31).long()
+
+
+def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
+    """Interpolate where a matrix points; neighbours are clamped at the edge, as in Pillow.
+
+    Args:
+        images: (n, C, H, W), uint8 (interpolated in the dtype of the matrices, then truncated) or
+            floating point.
+        matrices: (n, 6) floating point, on pixel centres at + 0.5.
+        fill: (C, 1, 1), for the pixels that come from outside of the image.
+    """
+    n, _, height, width = images.shape
+    dtype = images.dtype if images.is_floating_point() else matrices.dtype
+    m = matrices.view(n, 6, 1, 1)
+    x, y = (axis + 0.5 for axis in _grid(height, width, images.device))
+    u = m[:, 0] * x + m[:, 1] * y + m[:, 2]
+    v = m[:, 3] * x + m[:, 4] * y + m[:, 5]
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    left, top = torch.floor(u - 0.5), torch.floor(v - 0.5)
+    dx = ((u - 0.5) - left).to(dtype)[:, None]
+    dy = ((v - 0.5) - top).to(dtype)[:, None]
+    x0, y0 = left.long(), top.long()
+
+    def interpolated(row: Tensor) -> Tensor:
+        near = _take(images, row, x0).to(dtype)
+        far = _take(images, row, x0 + 1).to(dtype)
+        return near + (far - near) * dx
+
+    upper = interpolated(y0)
+    values = upper + (interpolated(y0 + 1) - upper) * dy
+    return torch.where(inside[:, None], values.to(images.dtype), fill)
+
+
+def cutout(images: Tensor, boxes: Tensor) -> Tensor:
+    """Blacken a rectangle of each image.
+
+    Args:
+        images: (n, C, H, W) of any dtype.
+        boxes: (n, 4) int64, first and last + 1 of the rows, then of the columns; may reach over
+            the border.
+    """
+    x, y = _grid(images.shape[2], images.shape[3], images.device)
+    top, bottom, left, right = boxes.view(-1, 4, 1, 1).unbind(1)
+    hole = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    return images.masked_fill(hole[:, None], 0)
+
+
+def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Columns (W,) and rows (H, 1)."""
+    return torch.arange(width, device=device), torch.arange(height, device=device)[:, None]
+
+
+def _take(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Pixels (n, C, H, W) at rows and columns (n, H, W), those outside clamped to the edge."""
+    n, channels, height, width = images.shape
+    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    index = index.view(n, 1, height * width).expand(n, channels, height * width)
+    return images.reshape(n, channels, -1).gather(2, index).view_as(images)
