@@ -58,7 +58,7 @@ def unflat(vector):
 # each of the two images under each outcome.
 log_prob = policy.log_prob(outcomes)
 probs = log_prob.detach().exp()
-logits = list(policy.parameters())
+logits = list(policy.named_logits().values())
 scores = torch.stack(
     [
         torch.cat([g.flatten() for g in torch.autograd.grad(row, logits, retain_graph=True)])

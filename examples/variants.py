@@ -51,7 +51,7 @@ class KLRegularised(GARUpdater):
 
 class _MinusKL:
     def __init__(self, policy: OLAPolicy) -> None:
-        self.log_prob, self.parameters, self._policy = policy.log_prob, policy.parameters, policy
+        self.log_prob, self._policy = policy.log_prob, policy
 
     def entropy(self) -> Tensor:
         num_ops, keep, drop, magnitude = self._policy.log_probs()

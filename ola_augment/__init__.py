@@ -4,7 +4,7 @@ from ola_augment.actions import Actions
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.files import load_policy, save_policy
 from ola_augment.operation import Operation
-from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
+from ola_augment.policy import LogProbs, OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
@@ -25,6 +25,7 @@ __all__ = [
     "DirectionalAlignment",
     "GARUpdater",
     "GradientAlignment",
+    "LogProbs",
     "MetaGradientUpdater",
     "NSLRUpdater",
     "OLAAugment",

@@ -8,75 +8,103 @@ from typing import Any
 
 import torch
 
+from ola_augment.logits import LogitsModule
 from ola_augment.operation import Operation
-from ola_augment.policy import OLAPolicy
+from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
 
-FORMAT = "ola_augment/policy/1"
+FORMAT = "ola_augment/policy/2"
+_FIRST_FORMAT = "ola_augment/policy/1"  # an OLAPolicy, without its kind
 _FIELDS = ("name", "low", "high", "integer", "signed", "side", "per")
 
 
-def save_policy(policy: OLAPolicy, path: str | Path) -> None:
-    """Write a learned policy: its search space and logits.
+def save_policy(policy: LogitsModule, path: str | Path) -> None:
+    """Write a policy of any kind: search space, arguments and logits.
 
     A user's own kernels are not written; pass the space to :func:`load_policy` to get them back.
+    A user's own kind of policy needs ``arguments()``, the JSON values that its constructor takes
+    after the space.
 
     Raises:
-        TypeError: not an :class:`OLAPolicy`.
+        TypeError: no policy, or one whose kind does not define ``arguments()``.
     """
-    if not isinstance(policy, OLAPolicy):
-        raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
+    if not isinstance(policy, LogitsModule):
+        raise TypeError(f"policy must be a Policy or SplitPolicy, got {type(policy).__name__}")
+    try:
+        arguments = policy.arguments()
+    except NotImplementedError as error:
+        raise TypeError(f"policy cannot be saved: {error}") from None
     content = {
         "format": FORMAT,
-        "space": _describe(policy.space),
-        "max_ops": policy.max_ops,
+        "kind": policy.kind,
+        "space": _describe(policy.space) if isinstance(policy, Policy) else None,
+        "arguments": arguments,
         "logits": {name: logits.tolist() for name, logits in policy.state_dict().items()},
     }
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def load_policy(path: str | Path, space: SearchSpace | None = None) -> OLAPolicy:
+def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
     """Read a policy written by :func:`save_policy`.
 
     Args:
         path: of the JSON file.
         space: with the operations of the file, for spaces with a user's own kernels.
 
+    Returns:
+        A policy of the kind that was written.
+
     Raises:
-        ValueError: not such a file, logits that do not fit or are not finite, or a ``space``
-            with other operations than the file's.
+        ValueError: not such a file, a kind that is not known (a user's own must be imported
+            first), logits that do not fit or are not finite, or a ``space`` with other operations
+            than the file's.
     """
+    content = _read(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a policy file: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a policy file: its format is not {FORMAT!r}")
-    try:
-        described = content["space"]
-        if space is None:
-            operations = tuple(Operation(**entry) for entry in described["operations"])
-            bins = described["num_magnitude_bins"]
-            space = SearchSpace(operations, bins, described["name"])
-        policy = OLAPolicy(space, content["max_ops"])
+        described, kind = content["space"], LogitsModule.kinds[content["kind"]]
+        arguments = content["arguments"]
+        if described is not None:
+            if space is None:
+                operations = tuple(Operation(**entry) for entry in described["operations"])
+                bins = described["num_magnitude_bins"]
+                space = SearchSpace(operations, bins, described["name"])
+            arguments = {"space": space, **arguments}
+        policy = kind(**arguments)
         logits = {
             name: torch.tensor(values, dtype=torch.float32)
             for name, values in content["logits"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a complete policy file: {error!r}") from error
-    if _describe(space)["operations"] != described["operations"]:
+    if space is not None and (
+        described is None or _describe(space)["operations"] != described["operations"]
+    ):
+        names = described and [entry["name"] for entry in described["operations"]]
         raise ValueError(
             f"{path} was written for other operations or magnitudes than those of space "
-            f"{space.name!r}: {[entry['name'] for entry in described['operations']]}"
+            f"{space.name!r}: {names}"
         )
     expected = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
     if (found := {name: tuple(value.shape) for name, value in logits.items()}) != expected:
-        raise ValueError(f"{path} holds logits of shapes {found}, the space needs {expected}")
+        raise ValueError(f"{path} holds logits of shapes {found}, the policy needs {expected}")
     if not all(bool(values.isfinite().all()) for values in logits.values()):
         raise ValueError(f"{path} holds logits that are NaN or Inf")
     policy.load_state_dict(logits)
     return policy
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a policy file: {error}") from error
+    formats = (FORMAT, _FIRST_FORMAT)
+    if not isinstance(content, dict) or content.get("format") not in formats:
+        raise ValueError(f"{path} is not a policy file: its format is not {FORMAT!r}")
+    if content["format"] == _FIRST_FORMAT:
+        arguments = {"max_ops": content.get("max_ops")}
+        return {**content, "kind": "OLAPolicy", "arguments": arguments}
+    return content
 
 
 def _describe(space: SearchSpace) -> dict[str, Any]:

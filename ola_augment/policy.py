@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numba import njit
 from torch import Tensor, nn
 
 from ola_augment.actions import Actions, check_actions
+from ola_augment.logits import LogitsModule
 from ola_augment.space import SearchSpace, named_space
 
 
@@ -32,12 +33,18 @@ class LogProbs(NamedTuple):
     magnitude: Tensor
 
 
-class Policy(nn.Module, ABC):
+class Policy(LogitsModule, ABC):
     """A distribution over :class:`Actions`, sampled as in Algorithm 2.
 
     Draw the number of operations r; draw r operations uniformly; keep each with its own
     probability; draw a magnitude bin for each that is kept. Kinds of policies differ in
-    :meth:`log_probs` only.
+    :meth:`log_probs` only; those that learn assign their logits as ``nn.Parameter``, see
+    :meth:`named_logits`.
+
+    The logits are no parameters of a model that holds the policy: its optimizer, weight decay,
+    averages and ``DistributedDataParallel`` pass them by, its ``state_dict`` has them. They are
+    float32 (float64 after ``double()``), on the CPU and in shared memory, whatever the model's
+    dtype and device. Copies have logits of their own. ``train()`` and ``eval()`` change nothing.
 
     Args:
         space: a :class:`SearchSpace` or its name.
@@ -141,6 +148,23 @@ class Policy(nn.Module, ABC):
         factors = [size if self.replacement else size - slot for slot in range(self.max_ops)]
         return like.new_tensor(np.log(factors)).cumsum(0)
 
+    def extra_repr(self) -> str:
+        """Space, arguments and, of a policy that learns, the probabilities as they are now."""
+        arguments = {"space": self.space.name, **self.arguments()}
+        described = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        if not self.named_logits():
+            return described
+        with torch.no_grad():
+            num_ops, keep, _, magnitude = (table.exp().cpu() for table in self.log_probs())
+        bins = (magnitude @ torch.arange(magnitude.shape[1]).to(magnitude)).tolist()
+        counts = ", ".join(f"{p:.2f}" for p in num_ops.tolist())
+        lines = [
+            f"{operation.name}: kept {p:.2f}"
+            + f", mean bin {mean:.1f}" * (operation.low is not None)
+            for operation, p, mean in zip(self.space.operations, keep.tolist(), bins, strict=True)
+        ]
+        return "\n".join((described, f"1 .. {self.max_ops} operations: {counts}", *lines))
+
     def entropy(self) -> Tensor:
         """Entropy of the distribution in nats, differentiable in the logits; a scalar."""
         num_ops, keep, drop, magnitude = self.log_probs()
@@ -153,17 +177,15 @@ class Policy(nn.Module, ABC):
 class OLAPolicy(Policy):
     """The learned policy of Algorithm 2; uniform at the start, all logits 0.
 
-    The logits lie in shared memory, so that DataLoader workers draw with the current ones.
-
     Args:
         space: a :class:`SearchSpace` or its name.
         max_ops: largest number of operations for one image.
         num_magnitude_bins: of a space given by name.
 
     Attributes:
-        num_ops_logits: (max_ops,) parameter l_r, of 1 .. max_ops operations.
-        keep_logits: (A,) parameter l_d; an operation is kept with probability sigmoid(l_d).
-        magnitude_logits: (A, K) parameter l_k.
+        num_ops_logits: (max_ops,) l_r, of 1 .. max_ops operations.
+        keep_logits: (A,) l_d; an operation is kept with probability sigmoid(l_d).
+        magnitude_logits: (A, K) l_k.
     """
 
     def __init__(
@@ -171,10 +193,13 @@ class OLAPolicy(Policy):
     ) -> None:
         super().__init__(space, max_ops, num_magnitude_bins)
         size, bins = len(self.space), self.space.num_magnitude_bins
-        self.num_ops_logits = nn.Parameter(torch.zeros(max_ops))
-        self.keep_logits = nn.Parameter(torch.zeros(size))
-        self.magnitude_logits = nn.Parameter(torch.zeros(size, bins))
-        self.share_memory()
+        self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))
+        self.keep_logits = nn.Parameter(torch.zeros(size, device="cpu"))
+        self.magnitude_logits = nn.Parameter(torch.zeros(size, bins, device="cpu"))
+
+    def arguments(self) -> dict[str, Any]:
+        """For files and ``repr``."""
+        return {"max_ops": self.max_ops}
 
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
@@ -213,6 +238,10 @@ class UniformPolicy(Policy):
             raise ValueError(f"keep_prob must lie in [0, 1], got {keep_prob}")
         self.keep_prob = float(keep_prob)
 
+    def arguments(self) -> dict[str, Any]:
+        """For files and ``repr``."""
+        return {"num_ops": self.max_ops, "keep_prob": self.keep_prob}
+
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 3."""
         size, bins = len(self.space), self.space.num_magnitude_bins
@@ -229,7 +258,8 @@ class RandAugmentPolicy(Policy):
 
     Args:
         space: a :class:`SearchSpace` or its name.
-        num_ops: operations applied to every image (N).
+        num_ops: operations applied to every image (N); 0 is one slot that is never kept, so that
+            images come back as they are.
         magnitude: the bin of all of them (M), 0 .. num_magnitude_bins - 1.
         num_magnitude_bins: of a space given by name.
 
@@ -244,7 +274,10 @@ class RandAugmentPolicy(Policy):
         magnitude: int = 9,
         num_magnitude_bins: int = 31,
     ) -> None:
-        super().__init__(space, num_ops, num_magnitude_bins, replacement=True)
+        # Any int: the base class refuses the others by type and range.
+        slots = 1 if num_ops == 0 and isinstance(num_ops, int) else num_ops
+        super().__init__(space, slots, num_magnitude_bins, replacement=True)
+        self.num_ops = num_ops
         bins = self.space.num_magnitude_bins
         if isinstance(magnitude, bool) or not isinstance(magnitude, int):
             raise TypeError(f"magnitude must be an int (a bin), got {magnitude!r}")
@@ -252,13 +285,18 @@ class RandAugmentPolicy(Policy):
             raise ValueError(f"magnitude must be a bin in 0 .. {bins - 1}, got {magnitude}")
         self.magnitude = magnitude
 
+    def arguments(self) -> dict[str, Any]:
+        """For files and ``repr``."""
+        return {"num_ops": self.num_ops, "magnitude": self.magnitude}
+
     def log_probs(self) -> LogProbs:
         """Tables with all mass on N operations, kept, at bin M."""
         size, bins = len(self.space), self.space.num_magnitude_bins
+        certain, never = torch.zeros(size), torch.full((size,), -math.inf)
         return LogProbs(
             num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
-            keep=torch.zeros(size),
-            drop=torch.full((size,), -math.inf),
+            keep=certain if self.num_ops else never,
+            drop=never if self.num_ops else certain,
             magnitude=_log_one_hot(self.magnitude, bins).expand(size, bins),
         )
 

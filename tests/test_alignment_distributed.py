@@ -55,7 +55,7 @@ def updated_logits(found: Tensor, part: slice) -> Tensor:
     drawn = OLAPolicy("rand_augment").double().sample(B, torch.Generator().manual_seed(0))
     for values in (found, found.exp(), found.square(), found.sin()):
         updater.step(drawn.select(part), values)
-    return torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+    return torch.nn.utils.parameters_to_vector(policy.named_logits().values()).detach()
 
 
 def worker(rank: int, port: int, folder: str) -> None:

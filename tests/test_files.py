@@ -8,7 +8,10 @@ import torch
 from ola_augment import (
     OLAPolicy,
     Operation,
+    Policy,
+    RandAugmentPolicy,
     SearchSpace,
+    SplitPolicy,
     UniformPolicy,
     load_policy,
     save_policy,
@@ -18,7 +21,7 @@ from ola_augment import (
 def changed_policy(space="wide_long"):
     policy = OLAPolicy(space, max_ops=2)
     with torch.no_grad():
-        for logits in policy.parameters():
+        for logits in policy.named_logits().values():
             logits.normal_(generator=torch.Generator().manual_seed(0))
     return policy
 
@@ -30,8 +33,69 @@ def test_round_trip_is_exact(tmp_path):
     assert again.space == policy.space
     assert again.max_ops == 2
     assert all(
-        torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(policy.named_logits().values(), again.named_logits().values(), strict=True)
     )
+
+
+POLICIES = [
+    changed_policy(),
+    UniformPolicy("rand_augment", 3, 0.25),
+    RandAugmentPolicy(SearchSpace.wide_long(5), 3, 2),
+    RandAugmentPolicy(num_ops=0),
+    SplitPolicy(3, inverted=False),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_every_kind_of_policy_comes_back(policy, tmp_path):
+    with torch.no_grad():
+        for logits in policy.named_logits().values():
+            logits.copy_(torch.randn(logits.shape))
+    save_policy(policy, tmp_path / "policy.json")
+    again = load_policy(tmp_path / "policy.json")
+    assert type(again) is type(policy)
+    assert repr(again) == repr(policy)
+    assert getattr(again, "space", None) == getattr(policy, "space", None)
+    for one, other in zip(again.log_probs(), policy.log_probs(), strict=True):
+        assert torch.equal(one, other)
+
+
+class OwnPolicy(UniformPolicy):
+    """A user's own kind, with an argument of its own."""
+
+    def __init__(self, space, own):
+        super().__init__(space)
+        self.own = own
+
+    def arguments(self):
+        return {"own": self.own}
+
+
+def test_a_users_own_kind_comes_back_or_says_what_it_needs(tmp_path):
+    save_policy(OwnPolicy("rand_augment", 7), tmp_path / "policy.json")
+    assert load_policy(tmp_path / "policy.json").own == 7
+
+    class Silent(Policy):
+        def log_probs(self):
+            return UniformPolicy(self.space).log_probs()
+
+    with pytest.raises(TypeError, match=r"Silent must define arguments\(\)"):
+        save_policy(Silent("rand_augment", 2), tmp_path / "silent.json")
+    assert not (tmp_path / "silent.json").exists()
+
+
+def test_files_of_the_first_format_are_read(tmp_path):
+    policy = changed_policy("rand_augment")
+    save_policy(policy, tmp_path / "policy.json")
+    content = json.loads((tmp_path / "policy.json").read_text())
+    for key in ("kind", "arguments"):
+        del content[key]
+    content |= {"format": "ola_augment/policy/1", "max_ops": 2}
+    (tmp_path / "first.json").write_text(json.dumps(content))
+    again = load_policy(tmp_path / "first.json")
+    assert type(again) is OLAPolicy
+    assert torch.equal(again.keep_logits, policy.keep_logits)
 
 
 def test_own_kernels_come_back_with_the_space(tmp_path):
@@ -46,8 +110,8 @@ def test_own_kernels_come_back_with_the_space(tmp_path):
 
 def test_bad_files_are_refused(tmp_path):
     path = tmp_path / "policy.json"
-    with pytest.raises(TypeError, match="UniformPolicy"):
-        save_policy(UniformPolicy(), path)
+    with pytest.raises(TypeError, match="Policy or SplitPolicy, got Linear"):
+        save_policy(torch.nn.Linear(1, 1), path)
     assert not path.exists()
     save_policy(changed_policy(), path)
     good = json.loads(path.read_text())
@@ -61,6 +125,9 @@ def test_bad_files_are_refused(tmp_path):
     refused([1], "not a policy file")
     refused(good | {"format": "other"}, "format")
     refused({"format": good["format"]}, "not a complete policy file")
+    refused(good | {"kind": "Unpickler"}, "not a complete policy file: KeyError.*Unpickler")
+    refused(good | {"arguments": {"max_ops": 2, "more": 1}}, "not a complete policy file")
+    refused(good | {"arguments": [2]}, "not a complete policy file")
     logits = good["logits"]
     refused(good | {"logits": logits | {"num_ops_logits": [0.0]}}, "shapes")
     refused(good | {"logits": logits | {"num_ops_logits": [0.0, float("nan")]}}, "NaN")

@@ -26,7 +26,7 @@ def random_policy(space=SMALL, max_ops=2, seed=0, scale=1.0):
     policy = OLAPolicy(space, max_ops).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for logits in policy.parameters():
+        for logits in policy.named_logits().values():
             logits.copy_(scale * torch.randn(logits.shape, generator=generator))
     return policy
 
@@ -142,7 +142,7 @@ def test_policy_gradient_is_the_gradient_of_the_enumerated_expectation():
     outcomes = enumerate_actions(policy)
     log_prob = policy.log_prob(outcomes)
     reward = torch.randn(len(log_prob), generator=torch.Generator().manual_seed(4)).double()
-    logits = list(policy.parameters())
+    logits = list(policy.named_logits().values())
     exact = torch.autograd.grad((log_prob.exp() * reward).sum(), logits, retain_graph=True)
     # E[r grad log p], the estimator's expectation, over every outcome
     expected = torch.autograd.grad((log_prob.exp().detach() * reward * log_prob).sum(), logits)

@@ -76,8 +76,8 @@ def test_same_seed_same_run():
     assert all(
         torch.equal(a, b)
         for a, b in zip(
-            train(epochs=2)[1].policy.parameters(),
-            train(epochs=2)[1].policy.parameters(),
+            train(epochs=2)[1].policy.named_logits().values(),
+            train(epochs=2)[1].policy.named_logits().values(),
             strict=True,
         )
     )

@@ -12,11 +12,13 @@ from ola_augment.training import gradient_alignment_reward, next_step_loss_rewar
 
 
 def logits_of(policy):
-    return [logits.detach().clone() for logits in policy.parameters()]
+    return [logits.detach().clone() for logits in policy.named_logits().values()]
 
 
 def unchanged(policy, before):
-    return all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(before, policy.named_logits().values(), strict=True)
+    )
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
@@ -48,15 +50,15 @@ def test_step_is_equation_3():
     before = logits_of(policy)
     rewards = (alignments - alignments.mean()) / alignments.std(correction=0)
     objective = (rewards * policy.log_prob(actions)).mean()
-    gradients = torch.autograd.grad(objective, list(policy.parameters()))
-    updater = GARUpdater(policy, optimizer=torch.optim.SGD(policy.parameters(), lr=0.5))
+    gradients = torch.autograd.grad(objective, list(policy.named_logits().values()))
+    updater = GARUpdater(policy, optimizer=torch.optim.SGD(policy.named_logits().values(), lr=0.5))
     stats = updater.step(actions, alignments)
-    for old, gradient, new in zip(before, gradients, policy.parameters(), strict=True):
+    for old, gradient, new in zip(before, gradients, policy.named_logits().values(), strict=True):
         torch.testing.assert_close(new.detach(), old + 0.5 * gradient)
     assert stats.stepped
     assert math.isclose(stats.reward_mean, float(alignments.mean()), rel_tol=1e-5)
     assert math.isclose(stats.entropy, float(policy.entropy().detach()), rel_tol=1e-6)
-    assert all(logits.grad is None for logits in policy.parameters())
+    assert all(logits.grad is None for logits in policy.named_logits().values())
 
 
 def test_rewarding_operations_become_likelier():
@@ -74,7 +76,7 @@ def test_rewarding_operations_become_likelier():
 
 def test_accumulate_averages_the_gradients_of_several_steps():
     policy = OLAPolicy("rand_augment")
-    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(policy.named_logits().values(), lr=1.0)
     updater = GARUpdater(policy, accumulate=2, optimizer=optimizer)
     generator = torch.Generator().manual_seed(0)
     batches = [(policy.sample(8, generator), torch.randn(8, generator=generator)) for _ in "ab"]
@@ -82,12 +84,12 @@ def test_accumulate_averages_the_gradients_of_several_steps():
         (gradient_alignment_reward(alignments) * policy.log_prob(actions)).mean() / 2
         for actions, alignments in batches
     )
-    expected = torch.autograd.grad(objective, list(policy.parameters()))
+    expected = torch.autograd.grad(objective, list(policy.named_logits().values()))
     before = logits_of(policy)
     assert not updater.step(*batches[0]).stepped
     assert unchanged(policy, before)
     assert updater.step(*batches[1]).stepped
-    for old, gradient, new in zip(before, expected, policy.parameters(), strict=True):
+    for old, gradient, new in zip(before, expected, policy.named_logits().values(), strict=True):
         torch.testing.assert_close(new.detach(), old + gradient)
 
 
@@ -102,7 +104,7 @@ def test_old_actions_are_corrected_by_their_recorded_log_prob():
     log_probs = policy.log_probs()
     exact = torch.autograd.grad((log_probs.exp() * reward).sum(), policy.logits)[0]
     rewards = reward[stale.splits]
-    updater = GARUpdater(policy, optimizer=torch.optim.SGD(policy.parameters(), lr=1.0))
+    updater = GARUpdater(policy, optimizer=torch.optim.SGD(policy.named_logits().values(), lr=1.0))
     before = policy.logits.detach().clone()
     updater.step(stale, rewards)
     # Normalising divides by the rewards' spread and subtracts a constant, which has no gradient
@@ -125,16 +127,16 @@ def test_entropy_weight_climbs_the_entropy():
 
 def test_nslr_normalises_over_its_window():
     policy = OLAPolicy("rand_augment")
-    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(policy.named_logits().values(), lr=1.0)
     updater = NSLRUpdater(policy, accumulate=2, optimizer=optimizer)
     generator = torch.Generator().manual_seed(0)
     first, second = policy.sample(4, generator), policy.sample(4, generator)
     objective = policy.log_prob(first).mean() - policy.log_prob(second).mean()
-    expected = torch.autograd.grad(objective / 2, list(policy.parameters()))
+    expected = torch.autograd.grad(objective / 2, list(policy.named_logits().values()))
     before = logits_of(policy)
     assert not updater.step(first, torch.tensor(1.0)).stepped
     assert updater.step(second, torch.tensor(2.0)).stepped
-    for old, gradient, new in zip(before, expected, policy.parameters(), strict=True):
+    for old, gradient, new in zip(before, expected, policy.named_logits().values(), strict=True):
         torch.testing.assert_close(new.detach(), old + gradient)
 
 

@@ -140,5 +140,5 @@ def test_learning_through_workers_reaches_the_policy_of_the_loop():
 
 def test_policies_share_their_logits_and_copies_do_not():
     policy = OLAPolicy()
-    assert all(logits.is_shared() for logits in policy.parameters())
+    assert all(logits.is_shared() for logits in policy.named_logits().values())
     assert isinstance(PolicyTransform(policy).policy, OLAPolicy)

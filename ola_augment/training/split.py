@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+
+from ola_augment.logits import LogitsModule
 
 
 class SplitActions(NamedTuple):
@@ -23,7 +25,7 @@ class SplitActions(NamedTuple):
     log_prob: Tensor
 
 
-class SplitPolicy(nn.Module):
+class SplitPolicy(LogitsModule):
     """A distribution over the splits of a data set; uniform at the start.
 
     Inverted, p(s)_i = (1 - softmax(s)_i) / (S - 1): tends to leave one split out. Otherwise
@@ -34,7 +36,7 @@ class SplitPolicy(nn.Module):
         inverted: use the inverted softmax.
 
     Attributes:
-        logits: (S,) parameter s.
+        logits: (S,) s; no parameter of a model that holds the policy, see :class:`Policy`.
 
     Raises:
         ValueError: fewer than 2 splits.
@@ -45,8 +47,16 @@ class SplitPolicy(nn.Module):
         if num_splits < 2:
             raise ValueError(f"num_splits must be at least 2, got {num_splits}")
         self.inverted = inverted
-        self.logits = nn.Parameter(torch.zeros(num_splits))
-        self.share_memory()
+        self.logits = nn.Parameter(torch.zeros(num_splits, device="cpu"))
+
+    def arguments(self) -> dict[str, Any]:
+        """For files."""
+        return {"num_splits": len(self.logits), "inverted": self.inverted}
+
+    def extra_repr(self) -> str:
+        """How much of each split is used."""
+        usage = ", ".join(f"{used:.2f}" for used in self.usage().tolist())
+        return f"inverted={self.inverted}, usage=[{usage}]"
 
     def log_usage(self) -> Tensor:
         """(S,), log of 1 - softmax(s)_i, or of softmax(s)_i when not inverted.

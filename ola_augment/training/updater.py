@@ -26,7 +26,7 @@ class LearnablePolicy(Protocol[ActionsT]):
         """Differentiable scalar."""
 
     def parameters(self) -> Any:
-        """Logits, as of an ``nn.Module``."""
+        """Logits, as of an ``nn.Module``; not called if there is a ``named_logits()``."""
 
 
 class UpdateStats(NamedTuple):
@@ -57,11 +57,13 @@ class _PolicyGradient:
         optimizer: torch.optim.Optimizer | None = None,
         entropy_weight: float = 0.0,
     ) -> None:
-        self._logits = [logits for logits in policy.parameters() if logits.requires_grad]
+        named = policy.named_logits() if hasattr(policy, "named_logits") else None
+        candidates = policy.parameters() if named is None else named.values()
+        self._logits = [logits for logits in candidates if logits.requires_grad]
         if not self._logits:
             raise ValueError(
                 f"policy {type(policy).__name__} has no logits to learn; use OLAPolicy, "
-                "SplitPolicy or a policy with trainable parameters"
+                "SplitPolicy or a policy with trainable logits"
             )
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate must be an int of at least 1, got {accumulate!r}")
@@ -69,6 +71,13 @@ class _PolicyGradient:
             raise ValueError(f"lr must be positive, got {lr}")
         if not entropy_weight >= 0:
             raise ValueError(f"entropy_weight must be 0 or more, got {entropy_weight}")
+        if optimizer is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if lost := sum(id(logits) not in held for logits in self._logits):
+                raise ValueError(
+                    f"optimizer must hold the policy's logits, {lost} of {len(self._logits)} are "
+                    "missing; make it over policy.named_logits().values()"
+                )
         self.policy = policy
         self.accumulate = accumulate
         self.entropy_weight = entropy_weight
@@ -142,14 +151,16 @@ class GARUpdater(_PolicyGradient):
     are those of all ranks, so that the logits stay equal.
 
     Args:
-        policy: anything with ``log_prob(actions)``, ``entropy()`` and trainable parameters.
+        policy: anything with ``log_prob(actions)``, ``entropy()`` and ``named_logits()`` (or, as
+            other modules have, ``parameters()``).
         lr: of the meta-optimizer, Adam; 0.03 did as well and saturates later (docs/results.md).
         accumulate: calls of :meth:`step` whose gradients are averaged for one update.
-        optimizer: over the policy's parameters, instead of Adam; ``lr`` is then ignored.
+        optimizer: over ``policy.named_logits().values()``, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
 
     Raises:
-        ValueError: a policy without trainable parameters, or a number out of range.
+        ValueError: a policy without trainable logits, an optimizer without them, or a number out
+            of range.
     """
 
     def step(self, actions: Any, alignments: Tensor) -> UpdateStats:
@@ -181,11 +192,12 @@ class NSLRUpdater(_PolicyGradient):
         policy: as for :class:`GARUpdater`.
         lr: of the meta-optimizer, Adam.
         accumulate: steps that make one update, at least 2.
-        optimizer: over the policy's parameters, instead of Adam; ``lr`` is then ignored.
+        optimizer: over ``policy.named_logits().values()``, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
 
     Raises:
-        ValueError: a policy without trainable parameters, or a number out of range.
+        ValueError: a policy without trainable logits, an optimizer without them, or a number out
+            of range.
     """
 
     def __init__(

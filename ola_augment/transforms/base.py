@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions, check_actions
+from ola_augment.logits import warn_if_unshared
 from ola_augment.operations import apply_actions
 from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
@@ -74,6 +75,7 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         self.last_actions: Actions | None = None
         self._worker_generator: torch.Generator | None = None
         self._checked_on_device = False
+        self._checked_in_worker = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A generator as bytes: as a tensor it would travel to a spawned worker in shared memory
@@ -207,6 +209,9 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         check_fill_for(self.fill, picture)
 
     def _sample(self, batch: int | None) -> Actions:
+        if get_worker_info() is not None and not self._checked_in_worker:
+            warn_if_unshared(self.policy)
+            self._checked_in_worker = True
         actions = self.policy.sample(1 if batch is None else batch, self._generator_here())
         return actions.select(0) if batch is None else actions
 

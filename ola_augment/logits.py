@@ -1,0 +1,159 @@
+"""Logits: what a policy learns, held by a module and yet no parameters of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class LogitsModule(nn.Module):
+    """A module whose own parameters are logits: a meta-optimizer's business, not the model's.
+
+    What is assigned as an ``nn.Parameter`` becomes a logits tensor. A model that holds the module
+    has it in its ``state_dict``, but not among its ``parameters()`` or ``buffers()``: optimizers,
+    weight decay, averaging and ``DistributedDataParallel`` pass it by. Logits lie on the CPU, where
+    policies draw, in shared memory, so that DataLoader workers see them change; copies and
+    unpickled modules have shared logits of their own. They are float32, or float64 after
+    ``double()``; other dtypes and devices asked for are ignored. ``load_state_dict`` always copies
+    into them, ``assign=True`` or not, and refuses NaN and Inf.
+
+    ``train()`` and ``eval()`` change nothing, as for torchvision's transforms.
+    """
+
+    #: Every kind by its name in policy files: a user's own with its module.
+    kinds: ClassVar[dict[str, type[LogitsModule]]] = {}
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        ours = cls.__module__.startswith("ola_augment.")
+        cls.kind = cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+        LogitsModule.kinds[cls.kind] = cls
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logits: dict[str, nn.Parameter] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that make a module of this kind again, without space and logits; for files."""
+        raise NotImplementedError(f"{type(self).__name__} must define arguments()")
+
+    def named_logits(self) -> dict[str, nn.Parameter]:
+        """Name -> trainable tensor, of this module and of any submodules."""
+        return {**self._logits, **dict(self.named_parameters())}
+
+    def requires_grad_(self, requires_grad: bool = True) -> LogitsModule:
+        """Freeze or unfreeze the logits; freezing a model that holds the module does not."""
+        for logits in self.named_logits().values():
+            logits.requires_grad_(requires_grad)
+        return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take an assigned parameter among the logits.
+
+        Raises:
+            TypeError: no parameter, or not a floating-point one.
+        """
+        if "_logits" not in self.__dict__:
+            raise AttributeError("cannot assign logits before Module.__init__() call")
+        if not isinstance(param, nn.Parameter) or not param.is_floating_point():
+            kind = param.dtype if isinstance(param, Tensor) else type(param).__name__
+            raise TypeError(f"{name} must be a floating-point nn.Parameter, got {kind}")
+        if param.dtype not in (torch.float32, torch.float64) or param.device.type != "cpu":
+            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+            param.data = param.data.to("cpu", dtype)
+        _share(name, param)
+        self._logits[name] = param
+
+    def __getattr__(self, name: str) -> Any:
+        logits = self.__dict__.get("_logits", {})
+        return logits[name] if name in logits else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_logits", {}) and not isinstance(value, nn.Parameter):
+            raise TypeError(
+                f"{name} must be an nn.Parameter, got {type(value).__name__}; to set its values: "
+                f"with torch.no_grad(): policy.{name}.copy_(values)"
+            )
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._logits]  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for name, logits in self._logits.items():
+            _share(name, logits)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogitsModule:
+        for name, logits in self._logits.items():
+            dtype = fn(torch.empty(0, dtype=logits.dtype)).dtype
+            if dtype != logits.dtype and dtype in (torch.float32, torch.float64):
+                logits.data, logits.grad = logits.data.to(dtype), None
+                _share(name, logits)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        # Copies: who averages the entries of a state_dict in place does not write to the logits.
+        for name, logits in self._logits.items():
+            destination[prefix + name] = logits if keep_vars else logits.detach().clone()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rest, values = dict(state_dict), {}
+        for name, logits in self._logits.items():
+            key = prefix + name
+            if key not in rest:
+                missing_keys += [key] * strict
+                continue
+            value = rest.pop(key)
+            if not isinstance(value, Tensor) or value.shape != logits.shape:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                error_msgs.append(f"{key} must have shape {tuple(logits.shape)}, got {found}")
+            elif not value.isfinite().all():
+                error_msgs.append(f"{key} holds NaN or Inf")
+            values[name] = value
+        if not error_msgs:
+            with torch.no_grad():
+                for name, value in values.items():
+                    self._logits[name].copy_(value)
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def warn_if_unshared(module: LogitsModule) -> None:
+    """Say, in a DataLoader worker, that it does not see the logits change."""
+    named = module.named_logits().items()
+    lost = [name for name, logits in named if not logits.is_shared()]  # type: ignore[no-untyped-call]
+    if lost:
+        warnings.warn(_unshared(lost), stacklevel=2)
+
+
+def _share(name: str, logits: nn.Parameter) -> None:
+    try:
+        logits.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        warnings.warn(f"{_unshared([name])} ({error})", stacklevel=3)
+
+
+def _unshared(names: list[str]) -> str:
+    return (
+        f"{', '.join(names)}: not in shared memory, DataLoader workers keep drawing with what they "
+        "were started with; change logits in place (logits.copy_(values) under torch.no_grad())"
+    )
