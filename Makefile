@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench clean
+.PHONY: help setup demo test lint docs bench zoo clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
 	$(BIN)/python examples/benchmarks/alignment.py
+
+zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (half an hour)
+	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
+	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
 
 clean: ## remove what the other targets made
 	rm -rf .venv runs docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,5 +3,6 @@
 from ola_augment.alignment.backpack import BackPACKAlignment
 from ola_augment.alignment.directional import DirectionalAlignment
 from ola_augment.alignment.engine import GradientAlignment
+from ola_augment.alignment.rules import register_rule
 
-__all__ = ["BackPACKAlignment", "DirectionalAlignment", "GradientAlignment"]
+__all__ = ["BackPACKAlignment", "DirectionalAlignment", "GradientAlignment", "register_rule"]

@@ -104,7 +104,9 @@ class Captured:
 
     def contract(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Align every example of every pass with a direction, (sum of batches,)."""
-        double = any(p.dtype == torch.float64 for p in self._parameters.values())
+        double = any(
+            p.dtype in (torch.float64, torch.complex128) for p in self._parameters.values()
+        )
         dtype = torch.float64 if double else torch.float32
         device = next(iter(self._parameters.values())).device
         tangents = Tangents(direction, self._values)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 
 class Node:
     """A tensor that depends on the examples in no way; ``names``: the parameters it is made of."""
 
     names: frozenset[str]
-
-    def value(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate it for parameter values by name."""
-        raise NotImplementedError
 
 
 class Leaf(Node):
@@ -27,42 +24,96 @@ class Leaf(Node):
         self.name = name
         self.names = frozenset((name,))
 
-    def value(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The parameter's value."""
-        return parameters[self.name]
-
 
 class Expression(Node):
     """``function(*args, **kwargs)``, or one of its several outputs, over nodes and constants.
 
     Args:
-        function: the torch function that computed the tensor.
+        function: the torch function that computed the tensor, or wrote it in place.
         args: its arguments, nodes in the place of parameter-only tensors; constants copied, since
             buffers are written into by later forward passes.
         kwargs: the same.
         output: index into the flattened outputs of ``function``.
+        draws: the random state before the call, where it drew from it.
     """
 
     def __init__(
-        self, function: Callable[..., Any], args: Any, kwargs: Any, output: int = 0
+        self,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        output: int = 0,
+        draws: RandomState | None = None,
     ) -> None:
-        self.function = function
-        self.output = output
-        self.args, self.kwargs = tree_map_only(
-            Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs)
-        )
-        leaves = tree_flatten((args, kwargs))[0]
-        self.names = frozenset(
-            name for node in leaves if isinstance(node, Node) for name in node.names
-        )
+        self._function = functional(function)
+        self._output = output
+        self._draws = draws
+        constant = tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+        self._leaves, self._spec = tree_flatten(constant)
+        self.inputs = [leaf for leaf in self._leaves if isinstance(leaf, Node)]
+        self.names = frozenset(name for node in self.inputs for name in node.names)
 
-    def value(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate it again."""
-        args, kwargs = tree_map_only(
-            Node, lambda node: node.value(parameters), (self.args, self.kwargs)
-        )
-        output: Tensor = tree_flatten(self.function(*args, **kwargs))[0][self.output]
+    def value(self, *inputs: Tensor) -> Tensor:
+        """Evaluate it again, for values of `inputs`."""
+        rest = iter(inputs)
+        leaves = [next(rest) if isinstance(leaf, Node) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        with self._draws.replayed() if self._draws else contextlib.nullcontext():
+            output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
         return output
+
+
+def functional(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without writing: of a function that writes its first argument, what it writes."""
+    if not writes_in_place(function):
+        return function
+
+    def written(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        copy = target.clone()
+        function(copy, *args, **kwargs)
+        return copy
+
+    return written
+
+
+def writes_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a function changes its first argument."""
+    name = getattr(function, "__name__", "")
+    return name in _IN_PLACE_OPERATORS if name.startswith("__") else name.endswith("_")
+
+
+_IN_PLACE_OPERATORS = {
+    "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+}  # fmt: skip
+
+
+class RandomState:
+    """The state of a device's default generator at this moment."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._state = self._now()
+
+    def _now(self) -> Tensor:
+        if self._device.type == "cuda":
+            return torch.cuda.get_rng_state(self._device)
+        return torch.get_rng_state()
+
+    def moved(self) -> bool:
+        """Whether something was drawn since."""
+        return not torch.equal(self._state, self._now())
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw the same again."""
+        cuda = self._device.type == "cuda"
+        with torch.random.fork_rng(devices=[self._device] if cuda else []):
+            if cuda:
+                torch.cuda.set_rng_state(self._state, self._device)
+            else:
+                torch.set_rng_state(self._state)
+            yield
 
 
 def jvp(
@@ -88,7 +139,7 @@ def jvp(
 
 
 class Tangents:
-    """Tangents of nodes along a direction given by parameter name.
+    """Tangents of nodes along a direction given by parameter name, each found once.
 
     Args:
         direction: name -> tensor; parameters that are not in it do not move.
@@ -98,23 +149,36 @@ class Tangents:
     def __init__(self, direction: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
         self._direction = direction
         self._parameters = parameters
-        self._known: dict[int, Tensor | None] = {}
+        self._values: dict[Node, Tensor] = {}
+        self._tangents: dict[Node, Tensor | None] = {}
 
     def __call__(self, node: Node) -> Tensor | None:
         """The tangent of a node, None where it is zero."""
         if isinstance(node, Leaf):
             return self._direction.get(node.name)
-        if id(node) not in self._known:
-            self._known[id(node)] = self._of_expression(node)
-        return self._known[id(node)]
+        if node not in self._tangents:
+            assert isinstance(node, Expression)
+            self._tangents[node] = self._of_expression(node)
+        return self._tangents[node]
 
-    def _of_expression(self, node: Node) -> Tensor | None:
-        names = sorted(node.names & self._direction.keys())
-        if not names:
+    def _value(self, node: Node) -> Tensor:
+        if isinstance(node, Leaf):
+            return self._parameters[node.name]
+        if node not in self._values:
+            assert isinstance(node, Expression)
+            self._values[node] = node.value(*map(self._value, node.inputs))
+        return self._values[node]
+
+    def _of_expression(self, node: Expression) -> Tensor | None:
+        tangents = [self(one) for one in node.inputs]
+        values = [self._value(one) for one in node.inputs]
+        moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        if not moving:
             return None
-        fixed = {name: self._parameters[name] for name in node.names}
-        return jvp(
-            lambda *values: node.value({**fixed, **dict(zip(names, values, strict=True))}),
-            [fixed[name] for name in names],
-            [self._direction[name] for name in names],
-        )
+
+        def value(*moved: Tensor) -> Tensor:
+            return node.value(
+                *(dict(enumerate(values)) | dict(zip(moving, moved, strict=True))).values()
+            )
+
+        return jvp(value, [values[i] for i in moving], [t for t in tangents if t is not None])

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ola_augment.alignment.expressions import Leaf, writes_in_place
 from ola_augment.alignment.layout import Layout, candidates
 from ola_augment.alignment.rules import RULES
-from ola_augment.alignment.tracking import Function, Tracker
+from ola_augment.alignment.tracking import Function, Tracker, outputs_of
 
 _BATCH_NORM = (
     "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
@@ -64,22 +65,22 @@ class _Fingerprints(Tracker):
         on_input = rule is not None and rule.subject is not None and inputs
         # An in-place function overwrites its input: look at it before.
         subject = inputs[0].detach().clone() if on_input and from_data else None
+        names = self.names(args, kwargs)
+        read = self.read(args, kwargs)
         result = self._call(function, args, kwargs)
-        if not isinstance(result, Tensor | tuple | list):
-            return result
-        if not from_data:
-            self.follow(function, args, kwargs, result)
-            return result
-        for output in result if isinstance(result, tuple | list) else (result,):
-            if not isinstance(output, Tensor):
+        constant = {}
+        for index, output in enumerate(outputs_of(function, args, result)):
+            key = (function, names, output.shape)
+            if not from_data or key in self.constants:
+                constant[index] = output
                 continue
-            key = (function, self.names(args, kwargs), output.shape)
-            if key in self.constants:
-                self.follow(function, args, kwargs, result)
-                break
+            if writes_in_place(function):
+                self.forget(output)
             leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
             self.leading[key] = leading
             self.seen[key].append(self._project(output if subject is None else subject, leading))
+        if not isinstance(self.node(args[0]), Leaf) or not writes_in_place(function):
+            self.follow(function, read, constant)
         return result
 
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
@@ -90,7 +91,7 @@ class _Fingerprints(Tracker):
             return function(*args, **kwargs)
         given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
         if given.get("training", False):
-            x, seen = given["input"], len(self.statistics)
+            x, seen = given["input"].detach(), len(self.statistics)
             if self._given is not None and seen < len(self._given):
                 mean, variance = self._given[seen]
             else:
@@ -104,7 +105,10 @@ class _Fingerprints(Tracker):
     def _project(self, tensor: Tensor, leading: int) -> dict[int, Tensor]:
         """Dimension -> (its size,) random projection of the others; -1: of everything, (1,)."""
         tensor = tensor.detach()
+        tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+        if tensor.numel() and not float(tensor.abs().max()) < 1e30:
+            tensor = tensor.nan_to_num().abs().log1p() * tensor.sign()  # masks
         dims = [d for d in range(min(leading, tensor.dim())) if tensor.shape[d] % self.batch == 0]
         if not dims:
             return {-1: _random_sum(tensor.reshape(1, -1))}
@@ -180,7 +184,7 @@ def find_layouts(
         for arguments, named in inputs:
             statistics = runs[0].statistics if runs else None
             fingerprints = _Fingerprints(parameters, buffers, batch, constants, statistics)
-            with torch.no_grad(), _undisturbed(model, parameters), fingerprints:
+            with torch.enable_grad(), _undisturbed(model, parameters), fingerprints:
                 model(*arguments, **named)
             runs.append(fingerprints)
         decisions = _compare(runs[0], runs[1:], examples)
@@ -210,11 +214,21 @@ def _change(args: Any, kwargs: Any, batch: int, example: int) -> Any:
         changed = tensor.detach().clone()
         if other is not None:
             changed[example] = tensor[other]
-        elif tensor.is_floating_point():
+        elif tensor.is_floating_point() or tensor.is_complex():
             changed[example] = tensor[example] * 0.5 + 0.25
+        else:
+            changed[example] = _other_indices(tensor[example])
         return changed
 
     return tree_map_only(Tensor, change, (args, kwargs))
+
+
+def _other_indices(row: Tensor) -> Tensor:
+    """Other integers, that lie where the row's own do."""
+    if row.dtype == torch.bool:
+        return ~row
+    rolled = row.flatten().roll(1).view_as(row)
+    return rolled if not torch.equal(rolled, row) else torch.where(row == 0, 1, row - 1)
 
 
 def _compare(

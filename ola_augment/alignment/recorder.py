@@ -5,22 +5,22 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from ola_augment.alignment.captured import Pass
-from ola_augment.alignment.expressions import Node, Tangents, jvp
+from ola_augment.alignment.expressions import Leaf, Node, RandomState, Tangents, writes_in_place
 from ola_augment.alignment.layout import Layout, candidates
 from ola_augment.alignment.probe import Decision, Key, Unrelated
-from ola_augment.alignment.rules import RULES, MakeTerm
-from ola_augment.alignment.storage import Storage, widen
-from ola_augment.alignment.terms import Pair, Term
-from ola_augment.alignment.tracking import Function, Tracker, name_of, tensors_in, writes_in_place
+from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
+from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.terms import Term
+from ola_augment.alignment.tracking import Function, Tracker, name_of, outputs_of, tensors_in
 
 # A node that a call reads, the shape of its tensor, and the term that the use gives.
 _NodeUse = tuple[Node, torch.Size, MakeTerm]
@@ -87,73 +87,63 @@ class Recorder(Tracker):
             return self._differentiate(function, args, kwargs)
         if function == _SET_GRAD:  # zero_grad()
             return function(*args, **kwargs)
-        if torch.is_grad_enabled() and writes_in_place(function):
-            self._check_writing(function, args, kwargs)
+        writes = writes_in_place(function)
+        if writes and (isinstance(self.node(args[0]), Leaf) or not torch.is_grad_enabled()):
+            return function(*args, **kwargs)
+        if writes and from_data and function not in RULES:
+            raise RuntimeError(
+                f"{name_of(function)} writes in place, reads parameter "
+                f"{_listed(self.names(args, kwargs))} and has no alignment rule; use an "
+                "out-of-place function"
+            )
         # Before the call: it may overwrite its input.
-        uses = self._uses(function, args, kwargs) if from_data and function in RULES else None
+        names = self.names(args, kwargs)
+        rule = RULES.get(function) if from_data else None
+        uses = self._uses(rule.uses, args, kwargs) if rule else None
+        draws = None if from_data else RandomState(next(tensors_in(args)).device)
+        read = self.read(args, kwargs)
         result = function(*args, **kwargs)
-        if not any(tensor.requires_grad for tensor in tensors_in((result,))):
+        outputs = outputs_of(function, args, result)
+        if not any(tensor.requires_grad for tensor in outputs):
             if not from_data:
                 self.remember_constant(result)
             return result
-        names = self.names(args, kwargs)
-        if from_data:
-            for index, output in enumerate(tensors_in((result,))):
+        constant = {}
+        for index, output in enumerate(outputs):
+            layout = None
+            if from_data:
                 layout = self._layout(function, names, args, kwargs, output)
-                if layout is None:
-                    break
-                if output.requires_grad:
-                    found = uses or self._linearise(function, args, kwargs, index)
-                    self._watch(output, found, layout)
-            else:
-                return result
-        self._keep_values(names)
-        self.follow(function, args, kwargs, result)
+            if layout is None:
+                constant[index] = output
+            elif output.requires_grad:
+                if writes:
+                    self.forget(output)
+                found = uses or self._linearise(function, args, kwargs, index)
+                self._watch(output, found, layout)
+        if constant:
+            self._keep_values(names)
+            self.follow(function, read, constant, draws if draws and draws.moved() else None)
         return result
 
-    def _uses(self, function: Function, args: Any, kwargs: Any) -> list[_NodeUse]:
+    def _uses(self, rule: Callable[..., Iterator[Use]], args: Any, kwargs: Any) -> list[_NodeUse]:
         """The rule's uses of parameters, over inputs without their graph."""
         args, kwargs = tree_map_only(Tensor, self._detach, (args, kwargs))
         return [
             (node, argument.shape, make_term)
-            for argument, make_term in RULES[function].uses(*args, **kwargs)
+            for argument, make_term in rule(*args, **kwargs)
             if isinstance(argument, Tensor) and (node := self.node(argument)) is not None
         ]
 
     def _linearise(self, function: Function, args: Any, kwargs: Any, index: int) -> list[_NodeUse]:
         """Without a rule: the derivative of this one function at theta_t, when asked for."""
-        names = self.names(args, kwargs)
         if not self._fallback:
             raise RuntimeError(
-                f"{name_of(function)} reads parameter {_listed(names)} and has no alignment rule; "
-                "freeze the parameter (requires_grad=False) or pass fallback=True, which "
-                "differentiates that function twice more"
+                f"{name_of(function)} reads parameter {_listed(self.names(args, kwargs))} and has "
+                "no alignment rule; freeze the parameter (requires_grad=False), register a rule "
+                "(register_rule) or pass fallback=True, which differentiates that function twice "
+                "more"
             )
-        self._keep_values(names)
-        leaves, spec = tree_flatten((args, kwargs))
-        kept = [self.node(v) or v.detach() if isinstance(v, Tensor) else v for v in leaves]
-        slots = [slot for slot, value in enumerate(kept) if isinstance(value, Node)]
-        primals = [leaves[slot].detach().clone() for slot in slots]
-
-        def use(slot: int, primal: Tensor) -> _NodeUse:
-            def value(w: Tensor) -> Tensor:
-                filled = dict(zip(slots, primals, strict=True)) | {slot: w}
-                again, named = tree_unflatten([filled.get(i, v) for i, v in enumerate(kept)], spec)
-                output: Tensor = list(tensors_in((function(*again, **named),)))[index]
-                return output
-
-            def operator(tangent: Tensor) -> Tensor:
-                return jvp(value, [primal], [tangent])
-
-            node = kept[slot]
-            assert isinstance(node, Node)
-            return (
-                node,
-                primal.shape,
-                lambda delta, rows: Pair(operator, (), widen(delta), rows),
-            )
-
-        return [use(slot, primal) for slot, primal in zip(slots, primals, strict=True)]
+        return self._uses(differentiable(function, index), args, kwargs)
 
     def _layout(
         self, function: Function, names: frozenset[str], args: Any, kwargs: Any, output: Tensor
@@ -242,15 +232,6 @@ class Recorder(Tracker):
             return function(*args, **kwargs)
         finally:
             self.paused = before
-
-    def _check_writing(self, function: Function, args: Any, kwargs: Any) -> None:
-        """In place, only the sums of the rules' table are understood, and only into data."""
-        if function not in RULES or (args and self.node(args[0]) is not None):
-            raise RuntimeError(
-                f"{name_of(function)} writes parameter {_listed(self.names(args, kwargs))}, or "
-                "what is computed from it, in place; use an out-of-place function (torch.cat, "
-                "torch.where, ...)"
-            )
 
     def _keep_values(self, names: Iterable[str]) -> None:
         """Expressions are differentiated at today's parameters, which the optimizer overwrites."""

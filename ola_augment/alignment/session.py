@@ -102,7 +102,8 @@ class Session:
             return
         self.received.add(name)
         if self.recorder.verifying:
-            value = float(gradient.flatten() @ self.recorder.direction(name).flatten())
+            direction = self.recorder.direction(name).flatten()
+            value = float((gradient.flatten().conj() @ direction).real)
             self._projected[name] = self._projected.get(name, 0.0) + value
 
     def finish(self, reduction: str, loss_scale: float) -> Captured:

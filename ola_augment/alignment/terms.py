@@ -37,9 +37,10 @@ class ExampleGradient:
         self.gradient = gradient
 
     def contract(self, tangent: Tensor) -> Tensor:
-        """<gradient_i, tangent>."""
-        tangent = tangent.to(self.gradient.dtype)
-        return self.gradient.reshape(len(self.gradient), -1) @ tangent.flatten()
+        """<gradient_i, tangent>, the real part where they are complex."""
+        tangent = tangent.to(self.gradient.dtype).flatten()
+        gradient = self.gradient.reshape(len(self.gradient), -1)
+        return (gradient.conj() @ tangent).real if gradient.is_complex() else gradient @ tangent
 
     def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:
         """Unchanged: it is small already."""
@@ -69,6 +70,9 @@ class Pair:
     def contract(self, tangent: Tensor) -> Tensor:
         """<delta_i, operator(x_i, tangent)>, in delta's precision."""
         dtype = self.delta.dtype
+        if dtype.is_complex:
+            product = self.operator(*self.inputs, tangent) * self.delta.conj()
+            return self.layout.sum(product.real)
         inputs = [x.to(dtype) if x.is_floating_point() else x for x in self.inputs]
         tangent = tangent.to(dtype)
         output = self.operator(*inputs, tangent)

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ola_augment.alignment.expressions import Expression, Leaf, Node
-from ola_augment.alignment.rules import RULES
+from ola_augment.alignment.expressions import (
+    Expression,
+    Leaf,
+    Node,
+    RandomState,
+    writes_in_place,
+)
+from ola_augment.alignment.rules import COMPOSITES, RULES
 
 Function = Callable[..., Any]
 
@@ -48,17 +54,11 @@ def name_of(function: Function) -> str:
     return getattr(function, "__name__", repr(function))
 
 
-def writes_in_place(function: Function) -> bool:
-    """Whether a function changes its first argument."""
-    name = name_of(function)
-    special = name.startswith("__")
-    return name in _IN_PLACE_OPERATORS if special else name.endswith("_")
-
-
-_IN_PLACE_OPERATORS = {
-    "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
-    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
-}  # fmt: skip
+def outputs_of(function: Function, args: Any, result: Any) -> list[Tensor]:
+    """The tensors that a call gives: its results, or what it wrote."""
+    if writes_in_place(function) and args and isinstance(args[0], Tensor):
+        return [args[0]]
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def tensors_in(arguments: Iterable[Any]) -> Iterator[Tensor]:
@@ -85,6 +85,8 @@ class Tracker(TorchFunctionMode):
             id(parameter): (parameter, Leaf(name)) for name, parameter in parameters.items()
         }
         self._constants = {id(buffer): buffer for buffer in buffers}
+        self._overwritten: dict[int, Tensor] = {}
+        self._inside: set[Function] = set()
 
     def node(self, tensor: object) -> Node | None:
         """The node of a parameter or a tensor computed from parameters only."""
@@ -102,13 +104,32 @@ class Tracker(TorchFunctionMode):
             if tensors and all(id(tensor) in constants for tensor in tensors):
                 self.remember_constant(result)
             return result
-        if func not in RULES and isinstance(func, FunctionType) and func not in _LEAVE_ALONE:
-            with self:
-                return body_of(func)(*args, **kwargs)
+        if (body := self._body(func)) is not None:
+            self._inside.add(func)
+            try:
+                with self:
+                    return body(*args, **kwargs)
+            finally:
+                self._inside.discard(func)
+        self._check_overwritten(tensors)
         from_data = func not in _READS_SHAPE_ONLY and any(
             id(tensor) not in nodes and id(tensor) not in constants for tensor in tensors
         )
         return self.use(func, args, kwargs, from_data)
+
+    def _body(self, function: Function) -> Function | None:
+        """What to run and watch instead of a call; None for one to take as it is.
+
+        Some bodies dispatch a second time under the same name (``Tensor.unflatten``, the pooling
+        functions): then the inner one is taken as it is.
+        """
+        if function in self._inside or function in RULES:
+            return None
+        if function in COMPOSITES:
+            return COMPOSITES[function]
+        if isinstance(function, FunctionType) and function not in _LEAVE_ALONE:
+            return body_of(function)
+        return None
 
     def use(self, function: Function, args: Any, kwargs: Any, from_data: bool) -> Any:
         """Run a call that reads a parameter; ``from_data``: and a tensor that is none."""
@@ -118,13 +139,50 @@ class Tracker(TorchFunctionMode):
         """Run a call that reads no parameter."""
         return function(*args, **kwargs)
 
-    def follow(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
-        """Remember the results of a call as computed from parameters only."""
-        args, kwargs = tree_map_only(Tensor, lambda t: self.node(t) or t, (args, kwargs))
-        for index, output in enumerate(tree_flatten(result)[0]):
-            if isinstance(output, Tensor) and output.is_floating_point():
-                node = Expression(function, args, kwargs, index)
+    def read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a call, nodes in the place of their tensors."""
+        nodes: tuple[Any, Any] = tree_map_only(Tensor, lambda t: self.node(t) or t, (args, kwargs))
+        return nodes
+
+    def follow(
+        self,
+        function: Function,
+        read: tuple[Any, Any],
+        outputs: Mapping[int, Tensor],
+        draws: RandomState | None = None,
+    ) -> None:
+        """Remember outputs of a call, by their index, as computed from parameters only.
+
+        Args:
+            function: what was called.
+            read: its arguments as `read` gave them before.
+            outputs: index among the results -> tensor.
+            draws: the random state before the call, where it drew from it.
+        """
+        written = writes_in_place(function)
+        for index, output in outputs.items():
+            if output.is_floating_point() or output.is_complex():
+                if written:
+                    self.forget(output)
+                node = Expression(function, *read, index, draws)
                 self._nodes[id(output)] = (output, node)
+
+    def forget(self, written: Tensor) -> None:
+        """A tensor was written: what was known of it, and of what shares its memory, is past."""
+        self._nodes.pop(id(written), None)
+        memory = written.untyped_storage().data_ptr()
+        for key, (tensor, _) in self._nodes.items():
+            if tensor.untyped_storage().data_ptr() == memory:
+                self._overwritten[key] = tensor
+
+    def _check_overwritten(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            if id(tensor) in self._overwritten and (node := self.node(tensor)) is not None:
+                raise RuntimeError(
+                    f"a tensor computed from parameter {', '.join(map(repr, sorted(node.names)))} "
+                    "is read after another view of its memory was written in place; use an "
+                    "out-of-place function there"
+                )
 
     def remember_constant(self, result: Any) -> None:
         """The results of a call depend on buffers only, or on parameters without gradient."""

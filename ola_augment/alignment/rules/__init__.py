@@ -1,17 +1,9 @@
 """Layer rules: for each function, how its parameters' per-example gradients meet a tangent."""
 
-from collections.abc import Callable
-from typing import Any
+# The later ones replace what `generic` says of the same function.
+from ola_augment.alignment.rules import generic, layers, elementwise, normalization  # noqa: F401, I001
+from ola_augment.alignment.rules.composite import COMPOSITES
+from ola_augment.alignment.rules.generic import differentiable
+from ola_augment.alignment.rules.rule import RULES, MakeTerm, Rule, Use, register_rule
 
-from ola_augment.alignment.rules import convolution, elementwise, embedding, linear, normalization
-from ola_augment.alignment.rules.rule import MakeTerm, Rule, Use
-
-RULES: dict[Callable[..., Any], Rule] = {
-    **linear.RULES,
-    **convolution.RULES,
-    **normalization.RULES,
-    **embedding.RULES,
-    **elementwise.RULES,
-}
-
-__all__ = ["RULES", "MakeTerm", "Rule", "Use"]
+__all__ = ["COMPOSITES", "RULES", "MakeTerm", "Rule", "Use", "differentiable", "register_rule"]

@@ -1,56 +1,29 @@
-"""Raw parameters met by activations: positional embeddings, class tokens, layer scales, PReLU.
+"""Raw parameters met by activations: positional embeddings, class tokens, layer scales.
 
-Where a parameter is broadcast over the examples its per-example gradient is delta (times the other
-factor) summed over the broadcast dimensions, and is kept as such; where it carries the examples'
-dimension itself (an expanded class token) each example meets its own rows of the tangent.
+These are the most frequent; `generic` has the other elementwise functions.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import (
-    MakeTerm,
-    Rule,
-    Use,
-    keep,
-    sum_to_channels,
-    sum_to_shape,
-)
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Pair, Term
-
-
-def _broadcast(shape: torch.Size, factor: Callable[[Tensor], Tensor]) -> MakeTerm:
-    """D l / d (broadcast w) = factor(delta), brought back to ``shape``."""
-
-    def term(delta: Tensor, layout: Layout) -> Term:
-        gradient = factor(widen(delta))
-        from_right = gradient.dim() - layout.dim
-        carries_examples = len(shape) >= from_right and shape[-from_right] != 1
-        if layout.batch > 1 and carries_examples:
-            return Pair(lambda w: w.expand(gradient.shape), (), gradient, layout)
-        return sum_to_shape(gradient, layout, shape)
-
-    return term
+from ola_augment.alignment.rules.rule import RULES, MakeTerm, Rule, Use, broadcast, everywhere, keep
+from ola_augment.alignment.terms import Term
 
 
 def _shape(value: Any) -> torch.Size:
     return value.shape if isinstance(value, Tensor) else torch.Size()
 
 
-def add(input: Any, other: Any, *, alpha: float = 1, out: None = None) -> Iterator[Use]:
+def add(input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
     """For y = a + alpha b."""
-    yield input, _broadcast(_shape(input), lambda delta: delta)
-    yield other, _broadcast(_shape(other), lambda delta: alpha * delta)
+    yield input, broadcast(_shape(input), lambda delta: delta)
+    yield other, broadcast(_shape(other), lambda delta: alpha * delta)
 
 
 def subtract(input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
@@ -64,23 +37,17 @@ def subtract_from(input: Any, other: Any) -> Iterator[Use]:
 
 
 def multiply(input: Any, other: Any) -> Iterator[Use]:
-    """For y = a b."""
+    """For y = a b; the gradient of a complex factor is delta times the other's conjugate."""
     for argument, factor in ((input, other), (other, input)):
-        kept = keep(factor) if isinstance(factor, Tensor) else factor
-        yield argument, _broadcast(_shape(argument), functools.partial(operator.mul, kept))
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            yield argument, broadcast(argument.shape, _times(factor))
 
 
-def divide(input: Any, other: Any) -> Iterator[Use]:
-    """For y = a / b: the derivative in b is -delta a / b^2."""
-    a, b = (keep(value) if isinstance(value, Tensor) else value for value in (input, other))
-    yield input, _broadcast(_shape(input), lambda delta: delta / b)
-    yield other, _broadcast(_shape(other), lambda delta: -delta * a / b**2)
-
-
-def where(condition: Tensor, input: Any, other: Any) -> Iterator[Use]:
-    """For y = a where the condition holds, b elsewhere."""
-    yield input, _broadcast(_shape(input), lambda delta: delta * condition)
-    yield other, _broadcast(_shape(other), lambda delta: delta * ~condition)
+def _times(factor: Any) -> Any:
+    if not isinstance(factor, Tensor):
+        return lambda delta: delta * factor
+    kept = keep(factor)
+    return lambda delta: delta * kept.conj()
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Iterator[Use]:
@@ -100,39 +67,17 @@ def _segment(shape: torch.Size, dim: int, start: int, size: int) -> MakeTerm:
                 "rows belong to no example"
             )
         # A copy: a view would keep the whole of delta alive.
-        return _broadcast(shape, torch.clone)(delta.narrow(dim, start, size), layout)
+        return broadcast(shape, torch.clone)(delta.narrow(dim, start, size), layout)
 
     return term
 
 
-def prelu(input: Tensor, weight: Tensor) -> Iterator[Use]:
-    """For y = max(x, 0) + a min(x, 0), one a or one per channel."""
-
-    def slope(delta: Tensor, layout: Layout) -> Term:
-        product = widen(delta) * widen(input).clamp(max=0)
-        if weight_size == 1:
-            return sum_to_shape(product.unsqueeze(-1), layout, torch.Size((1,)))
-        return sum_to_channels(product, layout)
-
-    weight_size = weight.numel()
-    yield weight, slope
-
-
-def _everywhere(*_: Any, output: Tensor, **__: Any) -> int:
-    return output.dim()
-
-
 _FUNCTIONS: dict[Callable[..., Iterator[Use]], tuple[Callable[..., Any], ...]] = {
     add: (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
-    subtract: (torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__),
+    subtract: (torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__),
     subtract_from: (torch.rsub, Tensor.__rsub__),
-    multiply: (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__),
-    divide: (torch.div, Tensor.div, Tensor.__truediv__),
-    where: (torch.where,),
-    cat: (torch.cat, torch.concat),
-}  # fmt: skip
-
-RULES: dict[Callable[..., Any], Rule] = {
-    **{f: Rule(uses, _everywhere, None) for uses, fs in _FUNCTIONS.items() for f in fs},
-    F.prelu: Rule(prelu, lambda input, *_, **__: 1),
+    multiply: (torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__),
+    cat: (torch.cat, torch.concat, torch.concatenate),
 }
+
+RULES.update({f: Rule(uses, everywhere, None) for uses, fs in _FUNCTIONS.items() for f in fs})

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import Rule, Use, sum_to_channels, sum_to_shape
+from ola_augment.alignment.rules.rule import RULES, Rule, Use, sum_to_channels, sum_to_shape
 from ola_augment.alignment.storage import widen
 from ola_augment.alignment.terms import ExampleGradient
 
@@ -145,7 +145,7 @@ def _before_trailing(input: Tensor, normalized_shape: list[int], *_: Any, **__: 
     return input.dim() - len(normalized_shape)
 
 
-RULES: dict[Callable[..., Any], Rule] = {
+RULES |= {
     F.batch_norm: Rule(batch_norm, _first),
     F.instance_norm: Rule(instance_norm, _first),
     F.group_norm: Rule(group_norm, _first),

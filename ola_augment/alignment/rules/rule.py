@@ -1,9 +1,13 @@
-"""The shape of a rule."""
+"""The shape of a rule, and the table of them.
+
+Letters in shapes: B examples, T positions of one example, I inputs, O outputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +16,13 @@ from ola_augment.alignment.layout import Layout, sum_rows_to
 from ola_augment.alignment.storage import widen
 from ola_augment.alignment.terms import Adjoint, ExampleGradient, Pair, Term
 
+Function = Callable[..., Any]
 # From the gradient of the function's output, and where its examples lie, to what is kept.
 MakeTerm = Callable[[Tensor, Layout], Term]
 # A tensor argument that may hold a parameter, and the term its use gives.
 Use = tuple[Tensor | None, MakeTerm]
+# What a registered rule yields: argument, operator, what the operator reads besides g.
+DerivativeUse = tuple[Tensor | None, Callable[..., Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,65 @@ class Rule:
     uses: Callable[..., Iterator[Use]]
     leading: Callable[..., int]
     subject: int | None = 0
+
+
+#: Function -> its rule. A function without one is refused where it reads parameters and data.
+RULES: dict[Function, Rule] = {}
+
+
+def register_rule(
+    function: Function,
+) -> Callable[[Callable[..., Iterable[DerivativeUse]]], Callable[..., Iterable[DerivativeUse]]]:
+    """Teach the engine a function that reads parameters and data.
+
+    The decorated generator takes the function's own arguments and yields, for each tensor argument
+    w that may hold a parameter, ``(w, operator, inputs)``: ``operator(*inputs, g)`` is the
+    derivative of the function's output along g in the place of w, of the output's shape. For a
+    function that is linear in w it is the function itself with g as w (Lemmas 2 and 3 of the OLA
+    paper): an output (B, T, O) = input (B, T, I) times w (O, I) has the derivative (B, T, O) =
+    input times g, g being (O, I). The engine finds the dimension of the examples B by itself,
+    keeps ``inputs`` and the output's gradient delta, and sums delta times the derivative per
+    example. A wrong rule is found by the self-check of the first captures.
+
+    What a rule lifts is no longer refused: a layer that was (`torch.nn.LSTM`, say) is aligned when
+    the function that it calls (``torch._VF.lstm``) has a rule. A later rule replaces an earlier
+    one.
+
+    Args:
+        function: a function that torch hands to a ``TorchFunctionMode``: torch's own, a custom
+            operator (``torch.ops``), or one of yours decorated with
+            ``torch.overrides.wrap_torch_function``. It has one floating output and writes nothing.
+
+    Returns:
+        The decorator, which returns the generator as it is.
+
+    Raises:
+        TypeError: ``function`` is not callable.
+
+    Example:
+        >>> import torch
+        >>> from ola_augment.alignment import register_rule
+        >>> @torch.overrides.wrap_torch_function(lambda x, w: (x, w))
+        ... def squared_linear(x, w):
+        ...     return x @ (w * w).T
+        >>> @register_rule(squared_linear)
+        ... def _(x, w):
+        ...     yield w, lambda x, w, g: x @ (2 * w * g).T, (x, w)
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {type(function).__name__}")
+
+    def register(
+        derivative: Callable[..., Iterable[DerivativeUse]],
+    ) -> Callable[..., Iterable[DerivativeUse]]:
+        def uses(*args: Any, **kwargs: Any) -> Iterator[Use]:
+            for argument, operator, inputs in derivative(*args, **kwargs):
+                yield argument, pair(operator, *inputs)
+
+        RULES[function] = Rule(uses, everywhere, None)
+        return derivative
+
+    return register
 
 
 def pair(
@@ -64,3 +130,27 @@ def sum_to_channels(delta: Tensor, layout: Layout) -> ExampleGradient:
 def sum_to_shape(delta: Tensor, layout: Layout, shape: torch.Size) -> ExampleGradient:
     """(..., *shape) -> per-example sums (B, *shape)."""
     return ExampleGradient(sum_rows_to(layout.rows(widen(delta)), shape))
+
+
+def broadcast(shape: torch.Size, factor: Callable[[Tensor], Tensor]) -> MakeTerm:
+    """A tensor of a shape met by broadcasting, where d l / d (broadcast w) = factor(delta).
+
+    Where it is broadcast over the examples its gradient is summed down to its shape, and kept as
+    such; where it carries the examples' dimension itself (an expanded class token) each example
+    meets its own rows of the tangent.
+    """
+
+    def term(delta: Tensor, layout: Layout) -> Term:
+        gradient = factor(widen(delta))
+        from_right = gradient.dim() - layout.dim
+        carries_examples = len(shape) >= from_right and shape[-from_right] != 1
+        if layout.batch > 1 and carries_examples:
+            return Pair(lambda w: w.expand(gradient.shape), (), gradient, layout)
+        return sum_to_shape(gradient, layout, shape)
+
+    return term
+
+
+def everywhere(*_: Any, output: Tensor, **__: Any) -> int:
+    """The examples may lie along any dimension of the output."""
+    return output.dim()
