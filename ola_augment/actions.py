@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.space import SearchSpace
@@ -13,17 +15,19 @@ from ola_augment.space import SearchSpace
 class Actions(NamedTuple):
     """One draw for each of B examples, in ``S = max_ops`` slots; all tensors on the CPU.
 
-    Slots are applied from left to right. Unused slots and slots whose operation was dropped hold
-    bin 0 and sign +1, so that equal augmentations are equal tensors.
+    Slots are applied from left to right; the first ``num_ops`` are used. Policies write bin 0 and
+    sign +1 where an operation was dropped and into unused slots, so that equal augmentations are
+    equal tensors.
 
     Attributes:
         num_ops: (B,) int64, how many operations were drawn, 1 .. S.
-        ops: (B, S) int64, index into ``space.operations``; -1 in unused slots.
+        ops: (B, S) int64, index into ``space.operations``; -1 in unused slots and only there.
         keep: (B, S) bool, whether the drawn operation is applied; False in unused slots.
         magnitude_bins: (B, S) int64, 0 .. num_magnitude_bins - 1.
         signs: (B, S) int8, -1 or +1; a fair coin for signed operations, not learned.
         centers: (B, S, 2) float32 in [0, 1), the (y, x) of a cutout as fractions of the image.
-        log_prob: (B,) float32, log-probability under the policy that drew them (no grad).
+        log_prob: (B,) floating point, finite, at most 0: log-probability under the policy that
+            drew them (no grad).
     """
 
     num_ops: Tensor
@@ -58,43 +62,98 @@ class Actions(NamedTuple):
         return Actions(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
+_DTYPES = {
+    "num_ops": torch.int64,
+    "ops": torch.int64,
+    "keep": torch.bool,
+    "magnitude_bins": torch.int64,
+    "signs": torch.int8,
+    "centers": torch.float32,
+}
+
+
 def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None = None) -> None:
-    """Refuse actions that do not belong to a space or to a batch.
+    """Refuse actions that break an invariant of :class:`Actions`, or belong to another space.
+
+    What policies write into slots that are not kept (bin 0, sign +1) is theirs to choose; the
+    values themselves must be legal there too.
+
+    Args:
+        actions: anything.
+        space: that they must index.
+        batch_size: how many examples they must have, if that is known.
 
     Raises:
-        TypeError: not an :class:`Actions`, or a field of a wrong dtype.
-        ValueError: fields of different batch sizes or slots, another batch size than
-            ``batch_size``, or operations or bins that the space does not have.
+        TypeError: not an :class:`Actions`, a field that is no tensor or of a wrong dtype.
+        ValueError: fields not on the CPU, of a wrong shape, or with a value out of range; an
+            operation in an unused slot, or none in a used one.
     """
     if not isinstance(actions, Actions):
         raise TypeError(f"actions must be an Actions, got {type(actions).__name__}")
-    batch, slots = len(actions.num_ops), actions.ops.shape[-1]
-    shapes = ((batch,), *((batch, slots),) * 4, (batch, slots, 2), (batch,))
-    for name, value, shape in zip(Actions._fields, actions, shapes, strict=True):
-        if tuple(value.shape) != shape:
-            raise ValueError(f"actions.{name} must have shape {shape}, got {tuple(value.shape)}")
-    dtypes = {
-        "num_ops": torch.int64,
-        "ops": torch.int64,
-        "keep": torch.bool,
-        "magnitude_bins": torch.int64,
-        "signs": torch.int8,
-    }
-    for name, dtype in dtypes.items():
-        if getattr(actions, name).dtype != dtype:
-            raise TypeError(f"actions.{name} must be {dtype}, got {getattr(actions, name).dtype}")
+    _check_fields(actions)
+    batch = len(actions.num_ops)
     if batch_size is not None and batch != batch_size:
         raise ValueError(f"actions hold {batch} examples, the batch has {batch_size}")
-    if batch == 0:
-        return
-    if int(actions.ops.max()) >= len(space) or int(actions.ops.min()) < -1:
+    if batch:
+        _check_values(actions, space)
+
+
+def _check_fields(actions: Actions) -> None:
+    for name, value in zip(Actions._fields, actions, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"actions.{name} must be a tensor, got {type(value).__name__}")
+        if value.device.type != "cpu":
+            raise ValueError(f"actions.{name} must be on the CPU, got {value.device}")
+        if value.dtype != (dtype := _DTYPES.get(name, value.dtype)):
+            raise TypeError(f"actions.{name} must be {dtype}, got {value.dtype}")
+    if not actions.log_prob.is_floating_point():
+        raise TypeError(f"actions.log_prob must be floating point, got {actions.log_prob.dtype}")
+    if actions.ops.ndim != 2:
         raise ValueError(
-            f"actions.ops must lie in -1 .. {len(space) - 1} for space {space.name!r}, got "
-            f"{int(actions.ops.min())} .. {int(actions.ops.max())}; drawn from another space?"
+            f"actions.ops must have shape (batch, slots), got {tuple(actions.ops.shape)}"
         )
-    bins = actions.magnitude_bins
-    if int(bins.max()) >= space.num_magnitude_bins or int(bins.min()) < 0:
+    batch, slots = actions.ops.shape
+    shapes = ((batch,), *((batch, slots),) * 4, (batch, slots, 2), (batch,))
+    for name, value, shape in zip(Actions._fields, actions, shapes, strict=True):
+        if value.shape != shape:
+            raise ValueError(f"actions.{name} must have shape {shape}, got {tuple(value.shape)}")
+
+
+def _check_values(actions: Actions, space: SearchSpace) -> None:
+    # NumPy looks at one example in a few microseconds, several times as fast as torch.
+    num_ops, ops, keep, bins, signs, centers, log_prob = (
+        field.detach().numpy() if field.dtype != torch.bfloat16 else field.detach().float().numpy()
+        for field in actions
+    )
+    slots = ops.shape[1]
+    _check_range("num_ops", num_ops, min(1, slots), slots)
+    other = "; drawn from another space?"
+    _check_range("ops", ops, -1, len(space) - 1, f" for space {space.name!r}", other)
+    _check_range("magnitude_bins", bins, 0, space.num_magnitude_bins - 1, "", other)
+    used = np.arange(slots) < num_ops[:, None]
+    if ((ops >= 0) != used).any():
         raise ValueError(
-            f"actions.magnitude_bins must lie in 0 .. {space.num_magnitude_bins - 1}, got "
-            f"{int(bins.min())} .. {int(bins.max())}; drawn from another space?"
+            "actions.ops must be -1 in the slots from num_ops on, and only there, got "
+            f"{ops[((ops >= 0) != used).any(1)][0].tolist()}"
+        )
+    if (keep & ~used).any():
+        raise ValueError("actions.keep must be False in the slots from num_ops on")
+    if not (np.abs(signs) == 1).all():
+        raise ValueError(f"actions.signs must be -1 or +1, got {signs[np.abs(signs) != 1][0]}")
+    if not ((centers >= 0) & (centers < 1)).all():
+        bad = centers[~((centers >= 0) & (centers < 1))][0]
+        raise ValueError(f"actions.centers must lie in [0, 1), got {bad}")
+    # A little above 0 is what rounding makes of a certain draw.
+    if not ((log_prob > -np.inf) & (log_prob <= 1e-3)).all():
+        bad = log_prob[~((log_prob > -np.inf) & (log_prob <= 1e-3))][0]
+        raise ValueError(f"actions.log_prob must be finite and at most 0, got {bad}")
+
+
+def _check_range(
+    name: str, values: NDArray[Any], low: int, high: int, where: str = "", hint: str = ""
+) -> None:
+    if values.size and (values.min() < low or values.max() > high):
+        raise ValueError(
+            f"actions.{name} must lie in {low} .. {high}{where}, got "
+            f"{values.min()} .. {values.max()}{hint}"
         )

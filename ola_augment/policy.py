@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ola_augment.actions import Actions, check_actions
 from ola_augment.logits import LogitsModule
 from ola_augment.space import SearchSpace, named_space
+
+_MOST_SLOTS = 1000
 
 
 class LogProbs(NamedTuple):
@@ -33,7 +35,19 @@ class LogProbs(NamedTuple):
     magnitude: Tensor
 
 
-class Policy(LogitsModule, ABC):
+class FixedAttributes:
+    """Refuses to change, once they are set, the attributes that others were built on."""
+
+    _fixed: ClassVar[frozenset[str]]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fixed and name in self.__dict__:
+            kind = type(self).__name__
+            raise AttributeError(f"{name} of {kind} cannot be changed; make a new {kind}")
+        super().__setattr__(name, value)
+
+
+class Policy(FixedAttributes, LogitsModule, ABC):
     """A distribution over :class:`Actions`, sampled as in Algorithm 2.
 
     Draw the number of operations r; draw r operations uniformly; keep each with its own
@@ -52,11 +66,15 @@ class Policy(LogitsModule, ABC):
         num_magnitude_bins: of a space given by name.
         replacement: whether an operation can be drawn twice for one image.
 
+    All of them are attributes that cannot be changed afterwards.
+
     Raises:
-        ValueError: ``max_ops`` below 1 or, without replacement, above the number of operations;
-            an unknown space name.
+        ValueError: ``max_ops`` below 1 or, without replacement, above the number of operations
+            (with it, above 1,000); an unknown space name.
         TypeError: ``max_ops`` is not an int, or ``space`` neither a name nor a space.
     """
+
+    _fixed = frozenset(("space", "max_ops", "replacement", "num_ops", "keep_prob", "magnitude"))
 
     def __init__(
         self,
@@ -70,10 +88,11 @@ class Policy(LogitsModule, ABC):
         self.space = named_space(space, num_magnitude_bins)
         if isinstance(max_ops, bool) or not isinstance(max_ops, int):
             raise TypeError(f"the number of operations must be an int, got {max_ops!r}")
-        if max_ops < 1 or (not replacement and max_ops > len(self.space)):
+        most = _MOST_SLOTS if replacement else len(self.space)
+        if not 1 <= max_ops <= most:
+            reason = "" if replacement else f" (the operations of space {self.space.name!r})"
             raise ValueError(
-                f"the number of operations must be in 1 .. {len(self.space)} (the operations of "
-                f"space {self.space.name!r}), got {max_ops}"
+                f"the number of operations must be in 1 .. {most}{reason}, got {max_ops}"
             )
         self.max_ops = max_ops
         self.replacement = replacement
@@ -81,7 +100,10 @@ class Policy(LogitsModule, ABC):
 
     @abstractmethod
     def log_probs(self) -> LogProbs:
-        """Return the tables of the distribution, differentiable in the logits."""
+        """Return the tables of the distribution, differentiable in the logits.
+
+        In every table, and in ``keep`` with ``drop``, probabilities add up to 1.
+        """
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Actions:
         """Draw the augmentations of n images (Algorithm 2), on the CPU.
@@ -92,11 +114,16 @@ class Policy(LogitsModule, ABC):
 
         Returns:
             :class:`Actions` of n examples, with their ``log_prob`` and no gradient.
+
+        Raises:
+            TypeError, ValueError: tables of :meth:`log_probs` of another shape, or that are no
+                probabilities (as when logits are NaN).
         """
         if n < 0:
             raise ValueError(f"n must be 0 or more, got {n}")
         with torch.no_grad():
-            log_probs = LogProbs(*(table.cpu() for table in self.log_probs()))
+            log_probs = LogProbs(*(table.cpu() for table in self._tables()))
+            self._check_probabilities(log_probs)
             uniforms = torch.rand(n, 1 + 6 * self.max_ops, dtype=torch.float64, generator=generator)
             drawn = _draw(
                 uniforms.numpy(),
@@ -129,9 +156,41 @@ class Policy(LogitsModule, ABC):
             raise ValueError(
                 f"actions have {actions.ops.shape[1]} slots, the policy draws {self.max_ops}"
             )
-        log_probs = self.log_probs()
+        if not self.replacement:
+            ordered = np.sort(actions.ops.numpy(), axis=1)
+            if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+                raise ValueError("actions.ops of an example must be distinct for this policy")
+        log_probs = self._tables()
         device = log_probs.keep.device
         return self._log_prob(Actions(*(field.to(device) for field in actions)), log_probs)
+
+    def _tables(self) -> LogProbs:
+        """Tables of the right kind and shape."""
+        log_probs = self.log_probs()
+        if not isinstance(log_probs, LogProbs):
+            raise TypeError(f"log_probs() must return LogProbs, got {type(log_probs).__name__}")
+        size, bins = len(self.space), self.space.num_magnitude_bins
+        shapes = LogProbs((self.max_ops,), (size,), (size,), (size, bins))  # type: ignore[arg-type]
+        for name, table, shape in zip(LogProbs._fields, log_probs, shapes, strict=True):
+            if not isinstance(table, Tensor) or not table.is_floating_point():
+                raise TypeError(f"log_probs().{name} must be a floating-point tensor")
+            if table.shape != shape:
+                raise ValueError(
+                    f"log_probs().{name} must have shape {shape}, got {tuple(table.shape)}"
+                )
+        return log_probs
+
+    def _check_probabilities(self, log_probs: LogProbs) -> None:
+        """Refuse tables that would lead a draw out of the space."""
+        num_ops, keep, drop, magnitude = (table.double().exp().numpy() for table in log_probs)
+        totals = {"num_ops": num_ops.sum(), "keep": keep + drop, "magnitude": magnitude.sum(1)}
+        for name, total in totals.items():
+            # Not tighter: logits that move meanwhile in another process tear the tables a little.
+            if not (np.abs(total - 1) < 0.5).all():
+                raise ValueError(
+                    f"log_probs().{name} of {type(self).__name__} must be log-probabilities that "
+                    f"add up to 1, got {np.ravel(total).tolist()}; are the logits finite?"
+                )
 
     def _log_prob(self, actions: Actions, log_probs: LogProbs) -> Tensor:
         used = actions.ops >= 0
@@ -167,7 +226,7 @@ class Policy(LogitsModule, ABC):
 
     def entropy(self) -> Tensor:
         """Entropy of the distribution in nats, differentiable in the logits; a scalar."""
-        num_ops, keep, drop, magnitude = self.log_probs()
+        num_ops, keep, drop, magnitude = self._tables()
         slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
         choices = self._log_choices(num_ops)

@@ -144,3 +144,10 @@ def draw(
         centers=torch.rand(*shape, 2, generator=generator),
         log_prob=torch.zeros(batch_size),
     )
+
+
+def slot_of(actions: Actions, slot: int) -> Actions:
+    """The draws of one slot, as if nothing else had been drawn."""
+    fields = (field[:, slot : slot + 1] if field.ndim > 1 else field for field in actions)
+    alone = Actions(*fields)
+    return alone._replace(num_ops=torch.ones_like(actions.num_ops))

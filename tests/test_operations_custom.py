@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from images import crops
-from pillow_reference import PILLOW, affine, draw, pillow_apply
+from pillow_reference import PILLOW, affine, draw, pillow_apply, slot_of
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
@@ -37,9 +37,7 @@ def reference(images: Tensor, actions) -> Tensor:
     for i in range(len(images)):
         image = images[i : i + 1]
         for s in range(actions.ops.shape[1]):
-            one = type(actions)(
-                *(f[i : i + 1, s : s + 1] if f.ndim > 1 else f[i : i + 1] for f in actions)
-            )
+            one = slot_of(actions.select([i]), s)
             op, k = int(one.ops), int(one.magnitude_bins)
             if not one.keep:
                 continue

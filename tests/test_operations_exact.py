@@ -185,7 +185,10 @@ def test_threads_do_not_matter() -> None:
 def test_nothing_drawn_is_a_copy() -> None:
     images, space = crops(3, 8, 8), SPACES[0]
     actions = draw(space, 3, 2, keep_prob=0)
-    result = apply_actions(images, space, actions._replace(ops=torch.full((3, 2), -1)))
+    unused = actions._replace(
+        num_ops=torch.ones(3, dtype=torch.int64), ops=torch.tensor([[2, -1]] * 3)
+    )
+    result = apply_actions(images, space, unused)
     assert torch.equal(result, images)
     assert result.data_ptr() != images.data_ptr()
 

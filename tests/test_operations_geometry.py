@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pillow_reference import draw, one_operation
+from pillow_reference import draw, one_operation, slot_of
 
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
@@ -77,8 +77,7 @@ def test_points_of_a_chain_follow_one_operation_after_the_other() -> None:
     actions = draw(SPACE, 50, 4, keep_prob=0.8)
     expected = points
     for s in range(4):
-        slot = type(actions)(*(f[:, s : s + 1] if f.ndim > 1 else f for f in actions))
-        expected = transform_points(expected, SPACE, slot, 20, 30)
+        expected = transform_points(expected, SPACE, slot_of(actions, s), 20, 30)
     result = transform_points(points, SPACE, actions, 20, 30)
     torch.testing.assert_close(result, expected)
     assert transform_points(points.float(), SPACE, actions, 20, 30).dtype == torch.float32

@@ -266,7 +266,8 @@ def test_own_kernel_and_its_mistakes():
         (noise(1, 1, 3, 8, 8), ValueError, r"\(1, 1, 3, 8, 8\)"),
         (noise(2, 8, 8), ValueError, r"1 or 3 channels.*\(2, 8, 8\)"),
         (noise(5, 4, 8, 8), ValueError, "1 or 3 channels"),
-        (noise(3, 0, 8), ValueError, r"\(3, 0, 8\)"),
+        (noise(3, 0, 8), ValueError, "height 0, width 8"),
+        (Image.new("RGB", (0, 4)), TypeError, "Image"),
         ([1, 2], TypeError, "list"),
     ],
 )

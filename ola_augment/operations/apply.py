@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ola_augment.actions import Actions
+from ola_augment.actions import Actions, check_actions
 from ola_augment.kernels.exact import run_batch
 from ola_augment.kernels.table import Kind
 from ola_augment.operations.batched import apply_batched, run_with_magnitudes
+from ola_augment.operations.checks import check_images, fill_per_channel, is_bilinear
 from ola_augment.operations.program import Program, program
 from ola_augment.space import SearchSpace
 
@@ -39,7 +40,7 @@ def apply_actions(
 
     Args:
         images: (B, C, H, W) with C 1 or 3, uint8 or floating point in [0, 1], on any device and in
-            any memory layout; B may be 0. Never written to.
+            any memory layout; B may be 0, H and W not. Never written to.
         space: that the actions were drawn from.
         actions: of B examples, on the CPU. A slot whose ``keep`` is False is skipped.
         interpolation: NEAREST or BILINEAR, for rotate, shear and translate.
@@ -50,20 +51,43 @@ def apply_actions(
         A new tensor of the shape, dtype and device of ``images``.
 
     Raises:
-        ValueError: ``fill`` has neither one value nor one per channel, or a user's own kernel
-            returned another shape than it was given.
-        TypeError: a user's own kernel did not return a tensor.
+        TypeError, ValueError: an argument that is not as said, naming it (values of floating images
+            are looked at on the CPU only); actions that break an invariant of :class:`Actions`; a
+            magnitude that leaves what its operation accepts at this size; a user's own kernel or
+            matrix that returned something else than a tensor of the right shape.
     """
-    values = _fill_per_channel(fill, images.shape[1])
-    bilinear = interpolation is InterpolationMode.BILINEAR
-    result: Tensor = _apply(images, space, actions, values, bilinear)
+    result: Tensor = _check_and_run(images, space, actions, interpolation, fill)
     return result
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _apply(
+def _check_and_run(
+    images: Tensor,
+    space: SearchSpace,
+    actions: Actions,
+    interpolation: InterpolationMode,
+    fill: float | Sequence[float],
+) -> Tensor:
+    check_images(images)
+    check_actions(actions, space, len(images))
+    values = fill_per_channel(fill, images)
+    result: Tensor = run_actions(images, space, actions, values, is_bilinear(interpolation))
+    return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run_actions(
     images: Tensor, space: SearchSpace, actions: Actions, fill: tuple[float, ...], bilinear: bool
 ) -> Tensor:
+    """:func:`apply_actions` without its checks, for what was checked or drawn here.
+
+    Args:
+        images: as there.
+        space: as there.
+        actions: as there.
+        fill: one value per channel.
+        bilinear: interpolate bilinearly instead of taking the nearest pixel.
+    """
     height, width = images.shape[2:]
     table = program(space, height, width)
     with torch.autocast(images.device.type, enabled=False):
@@ -147,10 +171,3 @@ def _apply_mixed(
                 table.space.operations[op], images[chosen], magnitudes[chosen, s]
             )
     return images
-
-
-def _fill_per_channel(fill: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
-    if len(values) not in (1, channels):
-        raise ValueError(f"fill must hold one value or one per channel ({channels}), got {fill!r}")
-    return values if len(values) == channels else values * channels

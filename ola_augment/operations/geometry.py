@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.actions import Actions
+from ola_augment.actions import Actions, check_actions
 from ola_augment.kernels.affine import affine_nearest
 from ola_augment.kernels.table import Kind
+from ola_augment.operations.checks import check_size
 from ola_augment.operations.program import Drawn, program
 from ola_augment.space import SearchSpace
 
@@ -29,6 +30,22 @@ def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions)
 
     Returns:
         A new tensor of the shape and dtype of ``masks``.
+
+    Raises:
+        TypeError, ValueError: no tensor (B, ..., H, W), actions that do not match, or that hold a
+            user's own kernel without a ``matrix``.
+    """
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"masks must be a tensor, got {type(masks).__name__}")
+    if masks.ndim < 3:
+        raise ValueError(f"masks must have shape (B, ..., H, W), got {tuple(masks.shape)}")
+    check_size(*masks.shape[-2:])
+    check_actions(actions, space, len(masks))
+    return move_masks(masks, space, actions)
+
+
+def move_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
+    """:func:`apply_geometry_to_masks` without its checks of what was drawn here.
 
     Raises:
         ValueError: the actions hold a user's own kernel without a ``matrix``.
@@ -67,6 +84,25 @@ def transform_points(
 
     Returns:
         A new tensor like ``points``.
+
+    Raises:
+        TypeError, ValueError: no floating tensor (B, N, 2), a size without pixels, actions that do
+            not match, or that hold a user's own kernel without a ``matrix``.
+    """
+    if not isinstance(points, Tensor) or not points.is_floating_point():
+        kind = points.dtype if isinstance(points, Tensor) else type(points).__name__
+        raise TypeError(f"points must be a floating-point tensor, got {kind}")
+    if points.ndim != 3 or points.shape[2] != 2:
+        raise ValueError(f"points must have shape (B, N, 2), got {tuple(points.shape)}")
+    check_size(height, width)
+    check_actions(actions, space, len(points))
+    return move_points(points, space, actions, height, width)
+
+
+def move_points(
+    points: Tensor, space: SearchSpace, actions: Actions, height: int, width: int
+) -> Tensor:
+    """:func:`transform_points` without its checks of what was drawn here.
 
     Raises:
         ValueError: the actions hold a user's own kernel without a ``matrix``.

@@ -87,6 +87,7 @@ class _PolicyGradient:
 
     def _collect(self, actions: Any, rewards: Tensor) -> None:
         """Keep the gradient of the batch mean of r_i log p(a_i); rewards are constants."""
+        _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and
         # its gradient is then that of log p; for older actions it is the importance weight.

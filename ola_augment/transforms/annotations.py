@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions
-from ola_augment.operations import apply_geometry_to_masks, transform_points
+from ola_augment.operations.geometry import move_masks, move_points
 from ola_augment.space import SearchSpace
 
 ANNOTATIONS = (tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
@@ -66,7 +66,7 @@ def follow(annotation: Any, space: SearchSpace, actions: Actions, *, batched: bo
     values = annotation.as_subclass(Tensor)
     if isinstance(annotation, tv_tensors.Mask):
         masks = values if batched else values[None]
-        moved = apply_geometry_to_masks(masks, space, actions)
+        moved = move_masks(masks, space, actions)
         return tv_tensors.wrap(moved.reshape(values.shape), like=annotation)
     if isinstance(annotation, tv_tensors.KeyPoints):
         moved = _move(values, space, actions, annotation.canvas_size)
@@ -86,7 +86,7 @@ def _move(points: Tensor, space: SearchSpace, actions: Actions, size: tuple[int,
     """Move (..., 2) points of one image; integer points are rounded."""
     flat = points.reshape(1, -1, 2)
     exact = flat if flat.is_floating_point() else flat.double()
-    moved = transform_points(exact, space, actions, *size)
+    moved = move_points(exact, space, actions, *size)
     if not points.is_floating_point():
         moved = moved.round()
     return moved.to(points.dtype).reshape(points.shape)

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.logits import warn_if_unshared
-from ola_augment.operations import apply_actions
-from ola_augment.policy import Policy
+from ola_augment.operations.apply import run_actions
+from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
 from ola_augment.transforms.inputs import (
@@ -28,7 +28,7 @@ from ola_augment.transforms.inputs import (
 )
 
 
-class PolicyTransform(v2.Transform):  # type: ignore[misc]
+class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     """Draws from a policy and applies what it drew; each example of a batch gets its own.
 
     Called as any torchvision v2 transform: with a PIL image, a tensor (C, H, W) or (B, C, H, W),
@@ -42,7 +42,8 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         policy: what to draw from.
         interpolation: ``InterpolationMode.NEAREST`` (Pillow's default) or ``BILINEAR``.
         fill: value outside of the image for rotate, shear and translate, in the scale of the
-            images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel.
+            images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel. Like
+            ``interpolation`` it cannot be changed afterwards.
         generator: a CPU generator to draw with; None uses torch's global one. In a DataLoader
             worker it is replaced by one seeded with it and the worker's own seed.
 
@@ -51,6 +52,8 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         last_actions: :class:`Actions` of the latest call in this process, or None. Without a
             batch dimension if the images had none.
     """
+
+    _fixed = frozenset(("interpolation", "fill"))
 
     def __init__(
         self,
@@ -212,15 +215,20 @@ class PolicyTransform(v2.Transform):  # type: ignore[misc]
         if get_worker_info() is not None and not self._checked_in_worker:
             warn_if_unshared(self.policy)
             self._checked_in_worker = True
-        actions = self.policy.sample(1 if batch is None else batch, self._generator_here())
+        n = 1 if batch is None else batch
+        actions = self.policy.sample(n, self._generator_here())
+        # What our own sampler draws is right; anything may come from a user's.
+        if getattr(self.policy.sample, "__func__", None) is not Policy.sample:
+            check_actions(actions, self.space, n)
         return actions.select(0) if batch is None else actions
 
     def _run(self, images: Tensor, actions: Actions) -> Tensor:
         """Apply batched actions to images with any number of dimensions before (C, H, W)."""
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
-        out = apply_actions(
-            flat, self.space, actions, interpolation=self.interpolation, fill=self.fill
-        )
+        fill = self.fill if isinstance(self.fill, tuple) else (self.fill,)
+        per_channel = fill if len(fill) > 1 else fill * flat.shape[1]
+        bilinear = self.interpolation is InterpolationMode.BILINEAR
+        out: Tensor = run_actions(flat, self.space, actions, per_channel, bilinear)
         return out.reshape(images.shape)
 
     def _generator_here(self) -> torch.Generator | None:

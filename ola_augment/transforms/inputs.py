@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from ola_augment.operations.checks import check_size
+
 Fill = float | Sequence[float]
 
 
@@ -31,12 +33,13 @@ def check_picture(picture: Any, *, values: bool = True) -> None:
     Raises:
         TypeError: neither a PIL image nor a tensor, or another dtype than uint8 or floating.
         ValueError: another PIL mode than L or RGB, another shape than (C, H, W) or (B, C, H, W)
-            with 1 or 3 channels ((T, C, H, W) or (B, T, C, H, W) for a video), or floats outside
-            [0, 1], NaN included.
+            with 1 or 3 channels ((T, C, H, W) or (B, T, C, H, W) for a video), no pixels or more
+            than 2^31, or floats outside [0, 1], NaN included.
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
             raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}")
+        check_size(picture.height, picture.width)
         return
     if isinstance(picture, tv_tensors.Video):
         if picture.ndim not in (4, 5):
@@ -53,11 +56,12 @@ def _check_images(images: Any, values: bool) -> None:
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 or floating in [0, 1], got {images.dtype}")
-    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or 0 in images.shape[-2:]:
+    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
         raise ValueError(
             "images must have shape (B, C, H, W) or (C, H, W) with 1 or 3 channels, "
             f"got {tuple(images.shape)}"
         )
+    check_size(*images.shape[-2:])
     if images.dtype == torch.uint8 or not images.numel() or not values:
         return
     low, high = (float(end) for end in images.detach().aminmax())
