@@ -17,6 +17,9 @@ FORMAT = "ola_augment/policy/2"
 _FIRST_FORMAT = "ola_augment/policy/1"  # an OLAPolicy, without its kind
 _FIELDS = ("name", "low", "high", "integer", "signed", "side", "per")
 
+#: What entries of another type or size raise on their way into a policy.
+_MALFORMED = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError)
+
 
 def save_policy(policy: LogitsModule, path: str | Path) -> None:
     """Write a policy of any kind: search space, arguments and logits.
@@ -74,7 +77,7 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
             name: torch.tensor(values, dtype=torch.float32)
             for name, values in content["logits"].items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise ValueError(f"{path} is not a complete policy file: {error!r}") from error
     if space is not None and (
         described is None or _describe(space)["operations"] != described["operations"]
@@ -96,7 +99,7 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a policy file: {error}") from error
     formats = (FORMAT, _FIRST_FORMAT)
     if not isinstance(content, dict) or content.get("format") not in formats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -64,7 +65,7 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
             moved = moved.to(masks.device)
             index[moved] = affine_nearest(index[moved], fixed, outside, matrices)
     index = index.flatten(2)
-    flat = masks.reshape(len(masks), -1, height * width)
+    flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
     return torch.where(index >= 0, taken, torch.zeros_like(taken)).view(masks.shape)
 
