@@ -130,21 +130,46 @@ def test_order_of_calls() -> None:
     assert works(engine, model)
 
 
-def test_accumulated_reference_gradient_is_seen_as_new() -> None:
+@pytest.mark.parametrize("zero", ["none", "zeros"])
+def test_a_forgotten_zero_grad_is_refused(zero: str) -> None:
     model = linear()
     engine = GradientAlignment(model)
     capture(engine, model, X, Y)
     sum_loss(model(X), Y).backward()
-    assert engine.align().shape == (5,)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"still hold .* Call optimizer.zero_grad\(\)"):
+            engine.align()
+    model.zero_grad(set_to_none=zero == "none")
+    for _ in range(2):  # the reference gradient itself may be that of several batches
+        sum_loss(model(X), Y).backward()
+    g = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert relative_error(engine.align(), per_example(model, X, Y, g)) < 1e-10
 
 
-def test_a_second_capture_replaces_the_first_and_says_so() -> None:
+def test_several_captures_wait_at_once() -> None:
+    model = linear()
+    g = random_direction(model)
+    engine = GradientAlignment(model)
+    with engine.capture() as first:
+        sum_loss(model(X), Y).backward()
+    with engine.capture() as second:  # the second half of an accumulated batch
+        sum_loss(model(X[:2]), Y[:2]).backward()
+    model.zero_grad()
+    for _ in range(2):
+        sum_loss(model(X), Y).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert relative_error(first.align(), per_example(model, X, Y, expected)) < 1e-10
+    assert relative_error(second.align(g), per_example(model, X[:2], Y[:2], g)) < 1e-10
+    assert relative_error(first.align(g), per_example(model, X, Y, g)) < 1e-10  # a value
+
+
+def test_an_incomplete_capture_says_so() -> None:
     model = linear()
     engine = GradientAlignment(model)
-    capture(engine, model, X, Y)
-    with pytest.warns(RuntimeWarning, match="replaces a capture that was never aligned"):
-        capture(engine, model, X[:2], Y[:2])
-    assert engine.align(random_direction(model)).shape == (2,)
+    with pytest.raises(ZeroDivisionError), engine.capture() as captured:
+        (sum_loss(model(X), Y) / (1 // 0)).backward()
+    with pytest.raises(RuntimeError, match="nothing to align"):
+        captured.align()
 
 
 def test_an_error_inside_a_capture_leaves_nothing_behind() -> None:

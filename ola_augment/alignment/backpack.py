@@ -14,18 +14,21 @@ from backpack.extensions.firstorder.base import (
 )
 from torch import Tensor, nn
 
-from ola_augment.alignment.captured import (
-    Captured,
-    Pass,
-    Reference,
-    checked_gradients,
-    checked_result,
-)
-from ola_augment.alignment.expressions import Leaf, Node, Tangents
+from ola_augment.alignment._torch import backward_id
+from ola_augment.alignment.expressions import Leaf
 from ola_augment.alignment.layout import Layout
 from ola_augment.alignment.rules import RULES
 from ola_augment.alignment.storage import Storage
-from ola_augment.alignment.terms import Term
+from ola_augment.alignment.sums import SumCheck
+from ola_augment.alignment.tape import (
+    NOT_ZEROED,
+    Content,
+    Freshness,
+    Tape,
+    checked_gradients,
+    checked_result,
+    holds_gradient,
+)
 from ola_augment.alignment.validation import trainable_parameters
 
 # What a module's forward calls: the function and its arguments.
@@ -154,9 +157,8 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         self._reduction = reduction
         self._storage = storage
         self._forget()
-        self._verified = False
-        self._received: dict[str, Tensor] = {}
         self._last_backward = -1
+        self._early: dict[str, Tensor] = {}
         self._handles = [
             parameter.register_hook(lambda grad, name=name: self._on_gradient(name, grad))  # type: ignore[no-untyped-call]
             for name, parameter in self._parameters.items()
@@ -164,10 +166,12 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         super().__init__("alignment", dict.fromkeys(_CALLS, _Receive()), fail_mode="SILENT")
 
     def _forget(self) -> None:
-        self._pass: Pass | None = None
+        self._tape: Tape | None = None
         self._packer = Storage(self._storage)
+        self._check = SumCheck(self._packer.rounding)
         self._modules: set[nn.Module] = set()
         self._backward = -1
+        self._zeroed = False
 
     def receive(self, module: nn.Module, x: Tensor, delta: Tensor) -> None:
         """Keep what a module's parameters need; called by BackPACK during the backward.
@@ -180,37 +184,48 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         Raises:
             RuntimeError: the module ran twice, or its batch is not the others'.
         """
-        backward = torch._C._current_graph_task_id()
+        backward = backward_id()
         if backward != self._backward:
             self._forget()
-            self._received = {}
             self._backward = backward
-            self._pass = Pass(x.shape[0], {})
+            self._tape = Tape(x.shape[0])
+            if backward == self._last_backward:
+                for name, gradient in self._early.items():
+                    self._check.receive(name, gradient)
+            self._early = {}
         if not any(id(p) in self._names for p in module.parameters(recurse=False)):
             return
         if module in self._modules:
             raise RuntimeError(_CALLED_TWICE.format(type(module).__name__))
         self._modules.add(module)
-        assert self._pass is not None
-        if x.shape[0] != self._pass.batch or delta.shape[0] != self._pass.batch:
+        assert self._tape is not None
+        if x.shape[0] != self._tape.batch or delta.shape[0] != self._tape.batch:
             raise RuntimeError(
                 f"layer {type(module).__name__} has {x.shape[0]} rows along dimension 0 where the "
-                f"batch is {self._pass.batch}: examples must lie along dimension 0; use "
+                f"batch is {self._tape.batch}: examples must lie along dimension 0; use "
                 "GradientAlignment"
             )
         function, arguments = _CALLS[type(module)](module, x.detach())
-        layout = Layout(0, 1, self._pass.batch, 1)
+        layout = Layout(0, 1, self._tape.batch, 1)
         with torch.no_grad():
             for argument, make_term in RULES[function].uses(*arguments):
-                name = self._names.get(id(argument))
-                if name is not None and argument is not None:
-                    term = make_term(delta, layout)
-                    self._pass.terms.append((Leaf(name), term.pack(self._packer, argument.shape)))
+                if argument is None or id(argument) not in self._names:
+                    continue
+                leaf, term = Leaf(self._names[id(argument)]), make_term(delta, layout)
+                self._check.computed(leaf.names, delta.dtype)
+                self._tape.terms.append((leaf, term.pack(self._packer, argument.shape)))
 
     def _on_gradient(self, name: str, gradient: Tensor) -> None:
-        self._last_backward = torch._C._current_graph_task_id()
-        if not self._verified and self._last_backward == self._backward:
-            self._received[name] = gradient.detach().clone()
+        backward = backward_id()
+        if backward != self._last_backward:
+            self._early = {}
+            if not self._zeroed:  # the first gradient of another backward: is there room for it?
+                self._zeroed = not any(map(holds_gradient, self._parameters.values()))
+        self._last_backward = backward
+        if backward == self._backward:
+            self._check.receive(name, gradient)
+        else:
+            self._early[name] = gradient  # it may come before its module's backward
 
     @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -228,17 +243,11 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
             TypeError: ``gradients`` is not a mapping of tensors.
             ValueError: ``gradients`` does not fit the parameters.
         """
-        if self._pass is None or not self._pass.terms:
+        if self._tape is None or not self._tape.terms:
             raise RuntimeError(
                 "nothing to align: run a backward of the extended model inside "
                 "backpack(extension) first"
             )
-        reference = Reference(self._parameters, ())
-        captured = Captured(
-            self._parameters, [self._pass], {}, reference, self._reduction, loss_scale=1.0
-        )
-        if not self._verified:
-            self._verify(self._pass.terms)
         if gradients is not None:
             direction = checked_gradients(gradients, self._parameters)
         elif self._last_backward == self._backward:
@@ -246,39 +255,22 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
                 "no reference gradient since the captured backward; run the next batch's backward "
                 "before align(), or pass gradients"
             )
+        elif not self._zeroed:
+            raise RuntimeError(NOT_ZEROED)
         else:
-            direction = reference.gradient()
-        alignments = captured.contract(direction)
+            direction = Freshness(self._parameters, ()).gradient()
+        factor = self._tape.batch if self._reduction == "mean" else 1
+        like = next(iter(self._parameters.values())).detach()
+        like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+        content = Content(
+            [self._tape], [factor], {}, Freshness(self._parameters, ()), self._check, None, like
+        )
+        try:
+            alignments = content.align(direction)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; BackPACK sees modules only") from None
         self._forget()
         return checked_result(alignments, direction)
-
-    def _verify(self, terms: list[tuple[Node, Term]]) -> None:
-        """Each parameter's alignments with random directions sum to its gradient's."""
-        for seed in range(3):  # the tolerance for rounded pairs is wide: look three times
-            self._compare(terms, torch.Generator().manual_seed(seed))
-        self._verified, self._received = True, {}
-
-    def _compare(self, terms: list[tuple[Node, Term]], generator: torch.Generator) -> None:
-        differences, scales = {}, {}
-        for name, gradient in self._received.items():
-            direction = torch.randn(gradient.shape, generator=generator).to(gradient)
-            tangents = Tangents({name: direction}, {})
-            parts = [
-                term.contract(tangent).double()
-                for node, term in terms
-                if (tangent := tangents(node)) is not None
-            ]
-            received = float((gradient * direction).double().sum())
-            differences[name] = abs(sum(float(part.sum()) for part in parts) - received)
-            scales[name] = sum(float(part.abs().sum()) for part in parts) + abs(received)
-        for name, difference in differences.items():
-            # Pairs may be rounded to eight bits; a missed use is a difference of its own size.
-            if difference > 0.02 * scales[name] + 1e-6 * max(scales.values()):
-                raise RuntimeError(
-                    f"parameter {name!r} received a gradient that its module's backward does not "
-                    "explain: it is also used functionally, which BackPACK cannot see; use "
-                    "GradientAlignment"
-                )
 
     def close(self) -> None:
         """Forget what was captured and take the hooks off the parameters."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ola_augment.alignment.captured import Reference, checked_gradients, checked_result
+from ola_augment.alignment.tape import Freshness, checked_gradients, checked_result
 from ola_augment.alignment.validation import trainable_parameters, unwrapped
 
 METHODS = ("finite_difference", "jvp")
@@ -31,7 +31,7 @@ class _Batch:
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     random: list[Tensor]
-    reference: Reference
+    freshness: Freshness
 
 
 class DirectionalAlignment:
@@ -114,8 +114,8 @@ class DirectionalAlignment:
                 "no gradient reached the model's parameters inside capture(): run the backward of "
                 "the losses inside it"
             )
-        reference = Reference(parameters, received)
-        self._captured = _Batch(batch, losses.detach(), values, buffers, random, reference)
+        freshness = Freshness(parameters, received)
+        self._captured = _Batch(batch, losses.detach(), values, buffers, random, freshness)
 
     @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -139,9 +139,9 @@ class DirectionalAlignment:
                 "nothing to align: run a batch and its backward inside capture() first"
             )
         parameters = trainable_parameters(self._inner)
-        captured.reference.check_unchanged(parameters)
+        captured.freshness.check_unchanged(parameters)
         direction = (
-            captured.reference.gradient()
+            captured.freshness.gradient()
             if gradients is None
             else checked_gradients(gradients, parameters)
         )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ola_augment.alignment.captured import Captured, checked_gradients, checked_result
-from ola_augment.alignment.probe import Decision, Key
-from ola_augment.alignment.session import Session
+from ola_augment.alignment.session import Layouts, Session
 from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.tape import Captured, checked_gradients
 from ola_augment.alignment.validation import check_model, trainable_parameters, unwrapped
 
 REDUCTIONS = ("sum", "mean")
@@ -68,27 +66,36 @@ class GradientAlignment:
         self._reduction = reduction
         self._storage = Storage(storage)
         self._fallback = fallback
-        self._layouts: dict[object, dict[Key, Decision]] = {}
+        self._layouts = Layouts()
         self._captured: Captured | None = None
         self._capturing = False
 
     @contextlib.contextmanager
-    def capture(self, *, loss_scale: float = 1.0) -> Iterator[None]:
+    def capture(
+        self, *, gradients: Mapping[str, Tensor] | None = None, loss_scale: float = 1.0
+    ) -> Iterator[Captured]:
         """Record forward and backward passes of the model.
 
-        Any number of them: the alignments follow in the order in which the model was called. Pairs
-        of an earlier capture that were never aligned are dropped with a warning. After an error
-        inside, nothing is captured.
+        Any number of them: the alignments follow in the order in which the model was called. After
+        an error inside, nothing is captured.
 
         Args:
+            gradients: the reference gradient g, parameter name -> tensor of its shape, where it is
+                known already (`gradients`): each term is contracted during the backward and
+                nothing is kept. Parameters that are not named count as zero.
             loss_scale: what the loss was multiplied by before its backward (the ``get_scale()``
                 of a GradScaler); alignments are divided by it.
+
+        Yields:
+            The `Captured` examples, complete after the block. Several may wait at once.
 
         Raises:
             RuntimeError: gradients are disabled, captures are nested, no backward reached the
                 model's parameters, or a use of a parameter was not understood: the message names
                 it.
-            ValueError: ``loss_scale`` is not positive and finite, or the batch is empty.
+            TypeError: ``gradients`` is not a mapping of tensors.
+            ValueError: ``loss_scale`` is not positive and finite, the batch is empty, or a name,
+                shape or device in ``gradients`` does not fit.
         """
         if not (math.isfinite(loss_scale) and loss_scale > 0):
             raise ValueError(f"loss_scale must be positive and finite, got {loss_scale}")
@@ -97,52 +104,48 @@ class GradientAlignment:
         if self._capturing:
             raise RuntimeError("capture() inside capture(): leave the first one before the second")
         check_model(self._model, self._fallback)
-        if self._captured is not None:
-            warnings.warn(
-                "capture() replaces a capture that was never aligned", RuntimeWarning, stacklevel=3
-            )
-            self._captured = None
-        session = Session(self._model, self._storage, self._fallback, self._layouts)
+        self._captured = None
+        parameters = trainable_parameters(self._model)
+        direction = None if gradients is None else checked_gradients(gradients, parameters)
+        captured = Captured(lambda: trainable_parameters(self._model))
+        session = Session(self._model, self._storage, self._fallback, self._layouts, direction)
         self._capturing = True
         try:
             with session:
-                yield
+                yield captured
         finally:
             self._capturing = False
-        self._captured = session.finish(self._reduction, loss_scale)
+        captured.complete(session.finish(self._reduction, loss_scale))
+        self._captured = captured
 
-    @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Align the captured examples with a reference gradient and forget them.
+        """Align the examples of the latest capture and forget them.
 
-        Args:
-            gradients: parameter name -> tensor of its shape, g; parameters that are not named count
-                as zero. By default the parameters' ``.grad``: read them before gradient clipping.
+        The arguments, the result and the errors are those of `Captured.align`. After an error the
+        capture is kept, unless an alignment was not finite.
+        """
+        if self._captured is None:
+            raise RuntimeError("nothing to align: run a forward and backward inside capture()")
+        alignments = self._captured.align(gradients)
+        self._captured = None
+        return alignments
 
-        Returns:
-            (B,) alignments, float32 (float64 for double precision models), in the order of the
-            examples; zero for examples that no backward reached.
+    def gradients(self) -> dict[str, Tensor]:
+        """Copies of the parameters' ``.grad`` by name: a reference gradient for `capture`.
 
         Raises:
-            RuntimeError: nothing is captured (never, or aligned already), no backward since the
-                capture, the model's parameters are not those of the capture, or the result is not
-                finite. The capture is kept, but for the last.
-            TypeError: ``gradients`` is not a mapping of tensors.
-            ValueError: a name, shape or device in ``gradients`` does not fit.
+            RuntimeError: no parameter has one.
         """
-        captured = self._captured
-        if captured is None:
-            raise RuntimeError("nothing to align: run a forward and backward inside capture()")
-        parameters = trainable_parameters(self._model)
-        captured.reference.check_unchanged(parameters)
-        if gradients is None:
-            direction = captured.reference.gradient()
-        else:
-            direction = checked_gradients(gradients, parameters)
-        alignments = captured.contract(direction)
-        self._captured = None
-        return checked_result(alignments, direction)
+        found = {
+            name: parameter.grad.detach().clone()
+            for name, parameter in trainable_parameters(self._model).items()
+            if parameter.grad is not None
+        }
+        if not found:
+            raise RuntimeError("all parameters' .grad are None: run a backward first")
+        return found
 
     def close(self) -> None:
-        """Free what is kept. Outside `capture` nothing is attached to the model."""
+        """Free what is kept, what was verified included. Nothing is attached to the model."""
         self._captured = None
+        self._layouts.clear()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,63 +11,135 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ola_augment.alignment.captured import Pass
-from ola_augment.alignment.expressions import Leaf, Node, RandomState, Tangents, writes_in_place
+from ola_augment.alignment._torch import SET_GRAD
+from ola_augment.alignment.expressions import (
+    Leaf,
+    Node,
+    RandomState,
+    Tangents,
+    writes_in_place,
+)
 from ola_augment.alignment.layout import Layout, candidates
-from ola_augment.alignment.probe import Decision, Key, Unrelated
+from ola_augment.alignment.probe import Decision, Unrelated
 from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
 from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.sums import RandomDirection, SumCheck
+from ola_augment.alignment.tape import Tape
 from ola_augment.alignment.terms import Term
-from ola_augment.alignment.tracking import Function, Tracker, name_of, outputs_of, tensors_in
+from ola_augment.alignment.watch import Function, Watch, leaves, name_of, outputs_of, tensors_in
 
 # A node that a call reads, the shape of its tensor, and the term that the use gives.
 _NodeUse = tuple[Node, torch.Size, MakeTerm]
 _WeakTensor = Callable[[], Tensor | None]
+# A call on the path of a forward pass, and which of its outputs.
+Step = tuple[int, int]
+
+#: The origin of what was computed from several forward passes.
+SEVERAL = Tape(0)
 
 
-class Recorder(Tracker):
+class _Use:
+    """One output of a call that reads parameters and data.
+
+    ``layout`` is None until it is known; ``constant``: the same whatever the examples are.
+    """
+
+    def __init__(self, function: Function, names: frozenset[str], shape: torch.Size) -> None:
+        self.function = function
+        self.names = names
+        self.shape = shape
+        self.layout: Layout | None = None
+        self.constant = False
+
+    def settle(self, decision: Decision, batch: int) -> None:
+        if not isinstance(decision, Layout):
+            raise RuntimeError(
+                f"{name_of(self.function)} reads parameter {_listed(self.names)} and gives a "
+                f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
+                "could not be told apart: changing one example does not change its own rows alone. "
+                "Keep examples along one dimension, do not mix them, or freeze the parameter"
+            )
+        self.layout = decision
+
+
+class Recorder(Watch[Tape]):
     """Hooks the output of every call that meets parameters with data.
 
     Args:
         parameters: trainable parameters by name.
-        buffers: the model's buffers.
         storage: format of the pairs.
         fallback: differentiate functions without a rule instead of refusing them.
+        direction: the reference gradient, if it is known: terms are contracted with it at once.
+        check: of the sums along the reference gradient.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        buffers: Iterable[Tensor],
         storage: Storage,
         fallback: bool,
+        direction: Mapping[str, Tensor] | None,
+        check: SumCheck,
     ) -> None:
-        super().__init__(parameters, buffers)
-        self.passes: list[Pass] = []
+        super().__init__(leaves(parameters))
+        self.tapes: list[Tape] = []
         self.values: dict[str, Tensor] = {}
         self.loss_reductions: set[str] = set()
+        # The self-check of a capture that is verified: what the terms come to along a direction.
         self.verifying = False
-        self.predicted: dict[str, float] = defaultdict(float)
-        self.magnitude: dict[str, float] = defaultdict(float)
-        self.precision: dict[str, float] = defaultdict(float)
+        self.random = RandomDirection(parameters)
+        self.exact = SumCheck(0.0, self.random)
+        self.along_random: list[tuple[frozenset[str], Tensor]] = []
         self.paused = False
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
         self._parameters = parameters
+        self._check = check
         self._storage = storage
         self._fallback = fallback
+        self.direction = direction
+        self._tangents = None if direction is None else Tangents(direction, self.values)
+        # Of the forward pass under way: what is known of its path, and uses off it.
+        self._decisions: Mapping[Step, Decision] = {}
+        self._uses_of_pass: dict[Step, _Use] = {}
         # Weak on both sides: what autograd frees during backward must go.
         self._detached: dict[int, tuple[_WeakTensor, _WeakTensor]] = {}
 
-    def start_pass(self, batch: int, layouts: dict[Key, Decision]) -> None:
-        """From here on uses belong to a new forward pass."""
-        self.passes.append(Pass(batch, layouts))
+    def start_pass(
+        self, batch: int, data: Iterable[Tensor], decisions: Mapping[Step, Decision]
+    ) -> None:
+        """A forward pass begins, on a batch, with what is known of the paths it may take."""
+        self.tapes.append(Tape(batch))
+        self.mark(data, self.tapes[-1])
+        self._decisions = decisions
+        self._uses_of_pass = {}
+        self.start_path()
+
+    def settle(self, decisions: Mapping[Step, Decision]) -> None:
+        """The pass ended on a path that was not known when it began.
+
+        Raises:
+            RuntimeError: examples cannot be told apart in a use.
+        """
+        for step, use in self._uses_of_pass.items():
+            decision = decisions.get(step, Unrelated.UNCLEAR)
+            if (decision is Unrelated.CONSTANT) != use.constant:
+                raise RuntimeError(
+                    f"{name_of(use.function)} reads parameter {_listed(use.names)} on a path "
+                    "through the model that was not met before, with values that are the same "
+                    "whatever the examples are; it is known now: run the step again"
+                )
+            if not use.constant:
+                use.settle(decision, self.tapes[-1].batch)
+
+    def merged(self, one: Tape, other: Tape) -> Tape:
+        """Of no single pass."""
+        return one if one is other else SEVERAL
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        # Inside a backward pass activation checkpointing repeats what was recorded already.
-        if self.paused or torch._C._current_graph_task_id() != -1:
+        if self.paused:
             return func(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
 
@@ -81,49 +151,71 @@ class Recorder(Tracker):
             self.loss_reductions.add(kwargs["reduction"])
         return function(*args, **kwargs)
 
-    def use(self, function: Function, args: Any, kwargs: Any, from_data: bool) -> Any:
+    def use(self, function: Function, args: Any, kwargs: Any, origin: Tape | None) -> Any:
         """Hook the outputs, or follow them where they depend on parameters only."""
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
-        if function == _SET_GRAD:  # zero_grad()
+        if function == SET_GRAD:  # zero_grad()
             return function(*args, **kwargs)
         writes = writes_in_place(function)
-        if writes and (isinstance(self.node(args[0]), Leaf) or not torch.is_grad_enabled()):
+        if writes and isinstance(self.node(args[0]), Leaf):
             return function(*args, **kwargs)
-        if writes and from_data and function not in RULES:
+        names = self.names(args, kwargs)
+        if writes and origin and function not in RULES:
             raise RuntimeError(
-                f"{name_of(function)} writes in place, reads parameter "
-                f"{_listed(self.names(args, kwargs))} and has no alignment rule; use an "
-                "out-of-place function"
+                f"{name_of(function)} writes in place, reads parameter {_listed(names)} and has no "
+                "alignment rule; use an out-of-place function"
             )
         # Before the call: it may overwrite its input.
-        names = self.names(args, kwargs)
-        rule = RULES.get(function) if from_data else None
+        rule = RULES.get(function) if origin else None
         uses = self._uses(rule.uses, args, kwargs) if rule else None
-        draws = None if from_data else RandomState(next(tensors_in(args)).device)
-        read = self.read(args, kwargs)
+        draws = None if origin else RandomState(next(tensors_in(args)).device)
+        path, read = self.path, self.read(args, kwargs)
         result = function(*args, **kwargs)
         outputs = outputs_of(function, args, result)
         if not any(tensor.requires_grad for tensor in outputs):
-            if not from_data:
-                self.remember_constant(result)
             return result
         constant = {}
         for index, output in enumerate(outputs):
-            layout = None
-            if from_data:
-                layout = self._layout(function, names, args, kwargs, output)
-            if layout is None:
+            use = _Use(function, names, output.shape)
+            if not origin or not self._locate(use, (path, index), origin, args, kwargs, output):
                 constant[index] = output
             elif output.requires_grad:
                 if writes:
                     self.forget(output)
                 found = uses or self._linearise(function, args, kwargs, index)
-                self._watch(output, found, layout)
+                self._watch(output, found, use, origin)
         if constant:
             self._keep_values(names)
             self.follow(function, read, constant, draws if draws and draws.moved() else None)
         return result
+
+    def _locate(
+        self, use: _Use, step: Step, origin: Tape, args: Any, kwargs: Any, output: Tensor
+    ) -> bool:
+        """Find out where the examples lie, now or at the end of the pass; False: nowhere."""
+        if origin is SEVERAL:
+            raise RuntimeError(
+                f"{name_of(use.function)} reads parameter {_listed(use.names)} and data of several "
+                "forward passes: which examples they are cannot be told; call it for each of them"
+            )
+        if origin.batch == 1:
+            use.layout = Layout(0, 1, 1, 1)
+            return True
+        if self._on_path and origin is self.tapes[-1]:
+            self._uses_of_pass[step] = use
+            decision = self._decisions.get(step)
+            use.constant = decision is Unrelated.CONSTANT
+            if decision is not None and not use.constant:
+                use.settle(decision, origin.batch)
+            return not use.constant
+        # Outside of the forward pass (a head, the loss): by contract, where that is clear.
+        rule = RULES.get(use.function)
+        leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
+        possible = list(candidates(output.shape, range(leading), origin.batch))
+        first = [Layout(0, 1, origin.batch, 1)]
+        use.settle(first[0] if possible == first else Unrelated.UNCLEAR, origin.batch)
+        return True
 
     def _uses(self, rule: Callable[..., Iterator[Use]], args: Any, kwargs: Any) -> list[_NodeUse]:
         """The rule's uses of parameters, over inputs without their graph."""
@@ -145,38 +237,9 @@ class Recorder(Tracker):
             )
         return self._uses(differentiable(function, index), args, kwargs)
 
-    def _layout(
-        self, function: Function, names: frozenset[str], args: Any, kwargs: Any, output: Tensor
-    ) -> Layout | None:
-        """Where the examples lie in an output; None for a constant."""
-        if not self.passes:
-            raise RuntimeError(
-                f"{name_of(function)} reads parameter {_listed(names)} before the model was "
-                "called: call the model itself inside capture(), it tells the batch size"
-            )
-        current = self.passes[-1]
-        if current.batch == 1:
-            return Layout(0, 1, 1, 1)
-        decision = current.layouts.get((function, names, output.shape))
-        if decision is None:
-            # Not met by the check (another branch, the loss): by contract, where that is clear.
-            rule = RULES.get(function)
-            leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
-            possible = list(candidates(output.shape, range(leading), current.batch))
-            first = [Layout(0, 1, current.batch, 1)]
-            decision = first[0] if possible == first else Unrelated.UNCLEAR
-        if decision is Unrelated.UNCLEAR:
-            raise RuntimeError(
-                f"{name_of(function)} reads parameter {_listed(names)} and gives a tensor of shape "
-                f"{tuple(output.shape)} in which the {current.batch} examples of the batch could "
-                "not be told apart: changing one example does not change its own rows alone. "
-                "Keep examples along one dimension, do not mix them, or freeze the parameter"
-            )
-        return decision if isinstance(decision, Layout) else None
-
-    def _watch(self, output: Tensor, uses: list[_NodeUse], layout: Layout) -> None:
-        """Turn the output's gradient into terms of the pass under way."""
-        current, uses = self.passes[-1], list(uses)
+    def _watch(self, output: Tensor, uses: list[_NodeUse], use: _Use, tape: Tape) -> None:
+        """Turn the output's gradient into terms of the pass that its data came from."""
+        uses = list(uses)
 
         def receive(delta: Tensor) -> None:
             if self.paused:
@@ -185,33 +248,32 @@ class Recorder(Tracker):
                 raise RuntimeError(_NO_SECOND_ORDER)
             if not uses:
                 raise RuntimeError(_RELEASED)
+            if use.layout is None:
+                raise RuntimeError(
+                    "backward() inside forward() reached parameters before the pass was verified; "
+                    "run it after the model returned"
+                )
             with torch.autocast(delta.device.type, enabled=False):
                 for node, shape, make_term in uses:
-                    term = make_term(delta, layout)
-                    self._predict(node, term, delta.dtype)
-                    current.terms.append((node, term.pack(self._storage, shape)))
+                    for check in (self._check, self.exact):
+                        check.computed(node.names, delta.dtype)
+                    self._keep(tape, node, make_term(delta, use.layout), shape)
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
 
         output.register_hook(receive)  # type: ignore[no-untyped-call]
 
-    def _predict(self, node: Node, term: Term, dtype: torch.dtype) -> None:
-        """Self-check: what each parameter's gradient should be along a random direction."""
-        if not self.verifying:
-            return
-        for name in node.names:
-            tangent = Tangents({name: self.direction(name)}, self.values)(node)
+    def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
+        if self.verifying:
+            tangent = Tangents(self.random, self.values)(node)
             if tangent is not None:
-                contracted = term.contract(tangent).double()
-                self.predicted[name] += float(contracted.sum())
-                self.magnitude[name] += float(contracted.abs().sum())
-                self.precision[name] = max(self.precision[name], torch.finfo(dtype).eps)
-
-    def direction(self, name: str) -> Tensor:
-        """The self-check's random direction for a parameter, drawn again whenever it is needed."""
-        parameter = self._parameters[name]
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(parameter.shape, generator=generator).to(parameter)
+                self.along_random.append((node.names, term.contract(tangent)))
+        if self._tangents is None:
+            tape.terms.append((node, term.pack(self._storage, shape)))
+            return
+        tangent = self._tangents(node)
+        if tangent is not None:
+            tape.contracted.append((node.names, term.contract(tangent)))
 
     def _differentiate(self, function: Function, args: Any, kwargs: Any) -> Any:
         if kwargs.get("create_graph"):
@@ -250,8 +312,6 @@ class Recorder(Tracker):
             self._detached[id(tensor)] = (weakref.ref(tensor), weakref.ref(detached))
         return detached
 
-
-_SET_GRAD = vars(torch._C.TensorBase)["grad"].__set__
 
 _NO_SECOND_ORDER = (
     "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "

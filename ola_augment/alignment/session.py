@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ola_augment.alignment.captured import Captured, Reference
-from ola_augment.alignment.probe import Decision, Key, find_layouts
+from ola_augment.alignment.probe import Verified, verify
 from ola_augment.alignment.recorder import Recorder
+from ola_augment.alignment.snapshot import Restore, random_states
 from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.sums import SumCheck, unexplained
+from ola_augment.alignment.tape import Content, Freshness
 from ola_augment.alignment.validation import trainable_parameters
+
+#: Shapes whose layouts are remembered; the one used longest ago is forgotten first.
+_SIGNATURES = 64
+
+
+class Layouts:
+    """What earlier captures verified, by the signature of the forward pass."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[object, Verified] = OrderedDict()
+        self._random = random.Random(0)
+
+    def of(self, signature: object) -> Verified:
+        """What is known of a signature, nothing at first."""
+        known = self._known.pop(signature, None) or Verified()
+        self._known[signature] = known
+        if len(self._known) > _SIGNATURES:
+            self._known.popitem(last=False)
+        return known
+
+    def due(self, known: Verified) -> bool:
+        """Whether to verify before the pass.
+
+        The first two times, as long as most passes take new paths, and ever more rarely at random.
+        """
+        known.passes += 1
+        restless = 2 * len(known.paths) > known.passes
+        return known.passes <= 2 or restless or self._random.random() < 2 / known.passes
+
+    def forget(self, signature: object) -> None:
+        """It belongs to a capture that failed."""
+        self._known.pop(signature, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
 
 
 class Session:
@@ -24,7 +64,8 @@ class Session:
         model: the module whose calls are forward passes.
         storage: format of the pairs.
         fallback: differentiate functions without a rule.
-        layouts: what earlier captures verified, by signature; added to when this one succeeds.
+        layouts: what earlier captures verified; added to.
+        direction: the reference gradient, if it is known.
     """
 
     def __init__(
@@ -32,15 +73,19 @@ class Session:
         model: nn.Module,
         storage: Storage,
         fallback: bool,
-        layouts: dict[object, dict[Key, Decision]],
+        layouts: Layouts,
+        direction: Mapping[str, Tensor] | None,
     ) -> None:
         self._model = model
-        self._verified = layouts
-        self._layouts = dict(layouts)
+        self._layouts = layouts
         self.parameters = trainable_parameters(model)
-        self.recorder = Recorder(self.parameters, model.buffers(), storage, fallback)
+        self.check = SumCheck(storage.rounding if direction is None else 0.0, direction)
+        self.recorder = Recorder(self.parameters, storage, fallback, direction, self.check)
         self.received: set[str] = set()
-        self._projected: dict[str, float] = {}
+        self._depth = 0
+        self._restore_random: Restore | None = None
+        self._pass: tuple[object, Verified] | None = None
+        self._signatures: list[object] = []
         self._handles: list[Any] = []
         self._stack = contextlib.ExitStack()
 
@@ -51,6 +96,9 @@ class Session:
                 self._before_forward, with_kwargs=True, prepend=True
             )
         )
+        self._handles.append(
+            self._model.register_forward_hook(self._after_forward, with_kwargs=True)
+        )
         for name, parameter in self.parameters.items():
             self._handles.append(
                 parameter.register_hook(  # type: ignore[no-untyped-call]
@@ -59,8 +107,15 @@ class Session:
             )
         self._stack.enter_context(self.recorder)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._stack.close()
+        if kind is not None:
+            self.forget()
+
+    def forget(self) -> None:
+        """The capture failed: nothing of it counts as verified."""
+        for signature in self._signatures:
+            self._layouts.forget(signature)
 
     def _detach(self) -> None:
         # A graph that outlives the capture may be run backward again: that is none of it.
@@ -69,10 +124,13 @@ class Session:
             handle.remove()
 
     def _before_forward(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        """A forward pass begins: learn its batch and, once per signature, its layouts."""
+        """A forward pass begins: learn its batch and, when it is due, verify it."""
         if self.recorder.paused or not torch.is_grad_enabled():
             return
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor) and t.dim()]
+        self._depth += 1
+        if self._depth > 1:  # the model calls itself
+            return
+        tensors = _tensors((args, kwargs))
         if not tensors:
             raise ValueError("the model was called without a tensor: no batch to align")
         batch = tensors[0].shape[0]
@@ -84,79 +142,108 @@ class Session:
             frozenset(self.parameters),
             torch.is_autocast_enabled(tensors[0].device.type),
         )
-        if signature not in self._layouts:
-            self.recorder.paused = True
+        known = self._layouts.of(signature)
+        if self._layouts.due(known):
+            self._signatures.append(signature)
+            self.recorder.verifying = True
+            self._verify(known, args, kwargs, batch)
+        self._pass = (signature, known)
+        self._restore_random = random_states(tensors[0].device) if batch > 1 else None
+        self.recorder.start_pass(batch, tensors, known.decisions)
+
+    def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """The pass ends: verify its path if it is a new one."""
+        if self.recorder.paused or not torch.is_grad_enabled() or not self._depth:
+            return
+        self._depth -= 1
+        if self._depth or self._pass is None:
+            return
+        path = self.recorder.end_path()
+        signature, known = self._pass
+        batch = self.recorder.tapes[-1].batch
+        if self._restore_random is not None and path not in known.paths:
+            self._signatures.append(signature)
+            self.recorder.verifying = True
+            after = random_states(next(iter(self.parameters.values())).device)
+            self._restore_random()
             try:
-                found = (
-                    find_layouts(model, self.parameters, args, kwargs, batch) if batch > 1 else {}
-                )
+                found = self._verify(known, args, kwargs, batch)
             finally:
-                self.recorder.paused = False
-            # In the first pass: compare the pairs with the gradients that the parameters receive.
-            self.recorder.verifying |= not self.recorder.passes
-            self._layouts[signature] = found
-        self.recorder.start_pass(batch, self._layouts[signature])
+                after()
+            if found != path:
+                raise RuntimeError(
+                    "the model's forward pass took another path when it was repeated on the same "
+                    "batch from the same random state (a step counter, a random state of its own?):"
+                    " it cannot be verified"
+                )
+            self.recorder.settle(known.decisions)
+
+    def _verify(self, known: Verified, args: Any, kwargs: Any, batch: int) -> tuple[int, int]:
+        before, self.recorder.paused = self.recorder.paused, True
+        try:
+            return verify(known, self._model, self.recorder.nodes, args, kwargs, batch)
+        finally:
+            self.recorder.paused = before
 
     def _receive(self, name: str, gradient: Tensor) -> None:
         if self.recorder.paused:
             return
         self.received.add(name)
+        self.check.receive(name, gradient)
         if self.recorder.verifying:
-            direction = self.recorder.direction(name).flatten()
-            value = float((gradient.flatten().conj() @ direction).real)
-            self._projected[name] = self._projected.get(name, 0.0) + value
+            self.recorder.exact.receive(name, gradient)
 
-    def finish(self, reduction: str, loss_scale: float) -> Captured:
-        """Check what was recorded.
+    def finish(self, reduction: str, loss_scale: float) -> Content:
+        """Check what was recorded and hand it out.
 
         Raises:
-            RuntimeError: no backward, or a gradient that the pairs do not explain.
+            RuntimeError: no backward, or a gradient that the terms do not explain.
         """
+        try:
+            self._check(reduction)
+        except RuntimeError:
+            self.forget()
+            raise
+        tapes = self.recorder.tapes
+        parameters = self.parameters.values()
+        double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters)
+        return Content(
+            tapes,
+            [(tape.batch if reduction == "mean" else 1) / loss_scale for tape in tapes],
+            self.recorder.values,
+            # A capture that has its reference gradient waits for no other.
+            Freshness(self.parameters, self.received if self.recorder.direction is None else ()),
+            self.check,
+            self.recorder.direction,
+            torch.empty(
+                0,
+                dtype=torch.float64 if double else torch.float32,
+                device=next(iter(parameters)).device,
+            ),
+        )
+
+    def _check(self, reduction: str) -> None:
         recorder = self.recorder
-        if not recorder.passes:
+        if not recorder.tapes:
             raise RuntimeError("the model was not called inside capture()")
-        explained = {n for p in recorder.passes for node, _ in p.terms for n in node.names}
         if not self.received:
             raise RuntimeError(
                 "no gradient reached the model's parameters inside capture(): run the backward of "
                 "a loss that depends on the model inside it, without set_to_none in between"
             )
-        missed = self.received - explained
+        missed = self.received - {name for tape in recorder.tapes for name in tape.explained()}
+        if recorder.direction is not None:
+            missed &= recorder.direction.keys()
         if missed:
-            raise RuntimeError(_unexplained(missed))
+            raise RuntimeError(unexplained(missed))
         if reduction == "mean" and "sum" in recorder.loss_reductions:
             raise RuntimeError(
                 'reduction="mean" was declared, but the loss inside capture() has reduction="sum"'
             )
-        self._compare()
-        self._verified.update(self._layouts)
-        reference = Reference(self.parameters, self.received)
-        return Captured(
-            self.parameters, recorder.passes, recorder.values, reference, reduction, loss_scale
-        )
-
-    def _compare(self) -> None:
-        """The self-check: sum_i <d l_i / d p, v> = <received gradient of p, v> for a random v."""
-        recorder = self.recorder
-        if not recorder.verifying:
-            return
-        largest = max(recorder.magnitude.values(), default=0.0)
-        wrong = set()
-        for name in self.received:
-            predicted, received = recorder.predicted[name], self._projected[name]
-            eps, scale = recorder.precision[name], recorder.magnitude[name] + abs(received)
-            # The second part: gradients that are rounding noise beside the others'.
-            tolerance = math.sqrt(eps) * scale + 100 * eps * largest
-            if math.isfinite(received) and not abs(predicted - received) <= tolerance:
-                wrong.add(name)
-        if wrong:
-            raise RuntimeError(_unexplained(wrong))
+        if recorder.verifying:
+            recorder.exact.compare(recorder.along_random, recorder.random)
 
 
-def _unexplained(names: set[str]) -> str:
-    return (
-        f"parameter {', '.join(map(repr, sorted(names)))} received a gradient that its recorded "
-        "uses do not explain: it is also used where the engine cannot see it (a custom "
-        "autograd.Function, compiled or scripted code, torch.func transforms, or checkpoint with "
-        "use_reentrant=True). Use plain torch functions there, or freeze it"
-    )
+def _tensors(arguments: Any) -> list[Tensor]:
+    flat = tree_flatten(arguments)[0]
+    return [value for value in flat if isinstance(value, Tensor) and value.dim()]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ola_augment.alignment._torch import computes_bfloat16_on_cpu
+
 
 def widen(tensor: Tensor) -> Tensor:
     """At least single precision for floating tensors, others as they are."""
@@ -75,9 +77,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 (summing in float32) faster than in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # No public name before torch.cpu.get_capabilities.
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and supported is not None and bool(supported())
+    return device.type == "cpu" and computes_bfloat16_on_cpu()
 
 
 # Only single precision is rounded: double precision is asked for by who wants exact numbers, half
@@ -87,6 +87,7 @@ _FORMATS: dict[str, tuple[Callable[[Tensor], Packed], int]] = {
     "int8": (Int8, 1),
 }
 STORAGES = ("exact", *_FORMATS)
+_ROUNDING = {"exact": 0.0, "bfloat16": 0.02, "int8": 0.1}
 
 #: Bytes from which on a tensor is rounded; below it there is nothing to save.
 _ROUNDED_FROM = 2**20
@@ -106,6 +107,8 @@ class Storage:
         if name not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {name!r}")
         self._format, self._bytes = _FORMATS.get(name, (Exact, 4))
+        #: Relative error that rounding may add to a sum of terms.
+        self.rounding = _ROUNDING[name]
         self._shared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def size(self, tensor: Tensor) -> int:

@@ -1,0 +1,86 @@
+"""What is private or undocumented in torch, each with its reason; tests hold them to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+# ``tensor.grad = value`` reaches a TorchFunctionMode as this slot wrapper; zero_grad() is made of
+# such calls.
+SET_GRAD = vars(torch._C.TensorBase)["grad"].__set__
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward pass now: checkpointing repeats forward calls inside one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def backward_id() -> int:
+    """A number for the backward pass under way, -1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+_NO_DISPATCH = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _never
+)
+
+
+def body_of(function: FunctionType) -> FunctionType:
+    """A copy of a composite torch function that skips its own dispatch to modes.
+
+    A torch function written in Python hands itself over to the active mode before it does anything
+    else. With this copy a mode can run it and watch the calls inside it.
+    """
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, **_NO_DISPATCH},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def set_version(tensor: Tensor, version: int) -> None:
+    """Set the counter of in-place changes, by which autograd knows what it saved is still valid."""
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+
+
+def parametrization_cache() -> dict[Any, Any]:
+    """What ``parametrize.cached()`` holds: tensors with the graph of whoever computed them."""
+    return parametrize._cache
+
+
+def saved_statistics(output: Tensor, name: str) -> tuple[Tensor, Tensor] | None:
+    """Mean and inverse deviation that a native normalisation kept for its own backward.
+
+    Args:
+        output: of the normalisation.
+        name: of its autograd node, "NativeGroupNormBackward0" for example.
+
+    Returns:
+        The two tensors, None where another kernel ran.
+    """
+    node = output.grad_fn
+    if node is None or node.name() != name:
+        return None
+    mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
+    if not isinstance(mean, Tensor) or not isinstance(deviation, Tensor):
+        return None
+    return mean.detach(), deviation.detach()
+
+
+def computes_bfloat16_on_cpu() -> bool:
+    """Whether the CPU has bfloat16 products; no public name before torch.cpu.get_capabilities."""
+    supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return supported is not None and bool(supported())

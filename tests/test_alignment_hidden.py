@@ -1,0 +1,466 @@
+"""Models that hide something: each is aligned exactly, or refused by name, in every capture.
+
+The oracle is one float64 `autograd.grad` per loss term, on a copy of the model that sees the same
+random states.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from alignment_oracles import random_direction, relative_error
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from ola_augment.alignment import GradientAlignment
+
+DOUBLE = torch.float64
+
+
+def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(size, 6, generator=generator, dtype=DOUBLE),
+        torch.randint(0, 3, (size,), generator=generator),
+    )
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def true_alignments(model: nn.Module, x: Tensor, y: Tensor, g: dict[str, Tensor]) -> Tensor:
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    parameters = dict(model.named_parameters())
+    rows = []
+    for loss in losses:
+        found = torch.autograd.grad(
+            loss, list(parameters.values()), retain_graph=True, materialize_grads=True
+        )
+        rows.append(sum((d * g[n]).sum() for n, d in zip(parameters, found, strict=True)))
+    return torch.stack(rows)
+
+
+def outcome(engine: GradientAlignment, model: nn.Module, size: int, seed: int) -> str:
+    """How one capture ended: "exact", "refused", or how wrong it was."""
+    x, y = batch(size, seed)
+    g = random_direction(model, seed)
+    seed_all(seed)
+    twin = copy.deepcopy(model)
+    expected = true_alignments(twin, x, y, g)
+    seed_all(seed)
+    model.zero_grad()
+    try:
+        with engine.capture() as captured:
+            F.cross_entropy(model(x), y, reduction="sum").backward()
+        error = relative_error(captured.align(g), expected)
+    except RuntimeError as refusal:
+        return f"refused: {refusal}"
+    return "exact" if error < 1e-9 else f"wrong by {error}"
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(6, 8).double()
+        self.b = nn.Linear(8, 3).double()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.b(self.middle(torch.tanh(self.a(x)), x))
+
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def mixup(h: Tensor, order: Tensor) -> Tensor:
+    return 0.7 * h + 0.3 * h[order]
+
+
+class Shuffled(Base):
+    """Examples are permuted, and put back."""
+
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        order = torch.rand(len(h)).argsort()
+        return torch.tanh(h[order])[order.argsort()]
+
+
+class ShuffledForGood(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h[torch.randperm(len(h))]
+
+
+class ManifoldMixUp(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return mixup(h, torch.rand(len(h)).argsort())
+
+
+class MultinomialMixUp(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return mixup(h, torch.multinomial(torch.ones(len(h)), len(h)))
+
+
+class SometimesMixUp(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return mixup(h, torch.randperm(len(h))) if torch.rand(()) < 0.5 else h
+
+
+class NumpyMixUp(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return mixup(h, torch.from_numpy(np.random.permutation(len(h))))  # noqa: NPY002
+
+
+class LaterMixUp(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return mixup(h, torch.arange(len(h)).roll(1)) if self.calls > 3 else h
+
+
+class Grouped(Base):
+    """Examples are grouped by their data, and put back."""
+
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        first = x[:, 0] > 0
+        out = torch.zeros_like(h)
+        out[first] = torch.tanh(h[first])
+        out[~first] = torch.sigmoid(h[~first])
+        return out
+
+
+class Branching(Base):
+    """Another function for another batch, and never another example's data."""
+
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(h) if float(x[0, 0]) > 0 else torch.sigmoid(2 * h)
+
+
+class SkippedAtRandom(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h if random.random() < 0.5 else torch.tanh(h)
+
+
+class DropConnect(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.calls % 2:
+            return h
+        mask = torch.rand_like(self.b.weight) > 0.3
+        return torch.tanh(F.linear(h, (self.b.weight * mask).mT @ self.b.weight))
+
+
+class AddsMean(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + 0.01 * h.mean(0)
+
+
+class AddsMeanAtTheEnd(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(torch.tanh(self.a(x)))
+        return h + h.mean(0)
+
+
+class AttendsOverBatch(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(h[None], h[None], h[None])[0]
+
+
+class CausalOverBatch(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.cumsum(0)
+
+
+class Flips(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.flip(0)
+
+
+class Rolls(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.roll(1, 0)
+
+
+class SwapsTwo(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([h[1:2], h[:1], h[2:]])
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x * w**2
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return grad * w**2, (grad * x * 2 * w).sum(0)
+
+
+class HiddenLater(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h if self.calls < 4 else h + 0.05 * Square.apply(h, self.a.bias)
+
+
+class HiddenSmall(Base):
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + 1e-6 * Square.apply(h, self.a.bias)
+
+
+class Counts(Base):
+    """Keeps numbers, tensors, lists, caches and generators, all of which a pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("last", torch.zeros(8, dtype=DOUBLE))
+        self.history: list[Tensor] = []
+        self.cache: dict[str, Tensor] = {}
+        self.own = torch.Generator().manual_seed(3)
+        self.numpy = np.random.default_rng(4)
+        self.bank = torch.zeros(4, 8, dtype=DOUBLE)
+
+    def middle(self, h: Tensor, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.last = h.detach().mean(0)
+        self.bank[self.calls % 4] = self.last
+        self.history.append(self.last)
+        with torch.no_grad():
+            self.b.weight.clamp_(-0.3, 0.3)
+        scale = torch.rand((), generator=self.own, dtype=DOUBLE) + self.numpy.random() + 1
+        if "shift" not in self.cache:
+            self.cache["shift"] = torch.sin(self.a.bias)
+        return h * scale + self.cache["shift"]
+
+
+EXACT = (Shuffled, Grouped, Branching, SkippedAtRandom, DropConnect)
+#: Shuffled and Grouped: the rows of each example are computed out of place, which is not followed.
+#: Branching: the first example decides for all.
+REFUSABLE = {Grouped, Shuffled, Branching}
+MIXING = (
+    ShuffledForGood, ManifoldMixUp, MultinomialMixUp, SometimesMixUp, NumpyMixUp, AddsMean,
+    AddsMeanAtTheEnd, AttendsOverBatch, CausalOverBatch, Flips, Rolls, SwapsTwo, LaterMixUp,
+    HiddenLater, HiddenSmall,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 16])
+@pytest.mark.parametrize("kind", [*EXACT, *MIXING], ids=lambda kind: kind.__name__)
+def test_never_wrong_in_any_capture(kind: type[Base], size: int) -> None:
+    model = kind()
+    engine = GradientAlignment(model, storage="exact")
+    outcomes = [outcome(engine, model, size, seed) for seed in range(8)]
+    assert not [one for one in outcomes if one.startswith("wrong")], outcomes
+    refused = [one for one in outcomes if one.startswith("refused")]
+    if kind in EXACT and kind not in REFUSABLE:
+        assert not refused, refused
+    if kind in MIXING:
+        assert refused
+        assert kind not in (AddsMean, AttendsOverBatch, Flips, Rolls) or len(refused) == 8
+
+
+def state_of(model: Counts) -> list[object]:
+    return [
+        model.calls, model.steps.clone(), model.steps._version, model.last, model.last.clone(),
+        list(model.history), dict(model.cache), model.own.get_state(), model.bank.clone(),
+        model.numpy.bit_generator.state, [p.detach().clone() for p in model.parameters()],
+        [p._version for p in model.parameters()], [p.grad for p in model.parameters()],
+        torch.get_rng_state(), np.random.get_state()[1].tolist(),  # noqa: NPY002
+        random.getstate(), {name: id(value) for name, value in vars(model).items()},
+    ]  # fmt: skip
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))  # type: ignore[arg-type]
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)  # type: ignore[attr-defined]
+    return a == b
+
+
+def test_verification_leaves_no_trace() -> None:
+    plain, captured = Counts(), Counts()
+    engine = GradientAlignment(captured, storage="exact")
+    for seed in range(3):
+        x, y = batch(4, seed)
+        for model in (plain, captured):
+            seed_all(seed)
+            model.zero_grad()
+            if model is captured:
+                with engine.capture():
+                    F.cross_entropy(model(x), y).backward(retain_graph=True)
+            else:
+                F.cross_entropy(model(x), y).backward(retain_graph=True)
+        for one, other in zip(state_of(plain)[:-1], state_of(captured)[:-1], strict=True):
+            assert equal(one, other)
+        plain.cache.clear()
+        captured.cache.clear()
+
+
+def test_hooks_of_the_user_leave_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model[1].register_forward_hook(lambda module, inputs, output: output.retain_grad())
+    engine = GradientAlignment(model)
+    x, y = batch(4)
+    for count in (1, 2):
+        with engine.capture() as captured:
+            F.cross_entropy(model(x), y, reduction="sum").backward()
+        assert len(seen) == count
+        g = random_direction(model)
+        found = captured.align(g)
+        assert relative_error(found, true_alignments(copy.deepcopy(model), x, y, g)) < 1e-10
+        seen.pop()
+
+
+def test_a_cache_of_parametrised_weights_keeps_its_gradients() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    parametrizations.weight_norm(model[0])
+    engine = GradientAlignment(model)
+    x, y = batch(4)
+    with engine.capture() as captured, parametrize.cached():
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    g = random_direction(model)
+    assert all(p.grad is not None for p in model.parameters())
+    assert relative_error(captured.align(g), true_alignments(model, x, y, g)) < 1e-10
+
+
+class SimSiam(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.f = nn.Sequential(nn.Linear(6, 5), nn.Tanh()).double()
+        self.pred = nn.Linear(5, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+def test_heads_called_outside_are_credited_to_the_pass_of_their_data() -> None:
+    model = SimSiam()
+    g = random_direction(model)
+    engine = GradientAlignment(model, storage="exact")
+    (x1, _), (x2, _) = batch(4, 1), batch(4, 2)
+
+    def terms() -> tuple[Tensor, Tensor]:
+        z1, z2 = model(x1), model(x2)
+        p1, p2 = model.pred(z1), model.pred(z2)
+        # Not symmetric: credit to the wrong pass would show.
+        return (p1 * z2.detach()).sum(1), 3 * (p2 * z1.detach()).sum(1).exp()
+
+    for _ in range(3):
+        with engine.capture() as captured:
+            first, second = terms()
+            (first.sum() + second.sum()).backward()
+        rows = []
+        for loss in torch.cat(terms()):
+            found = torch.autograd.grad(
+                loss, list(model.parameters()), retain_graph=True, materialize_grads=True
+            )
+            rows.append(sum((a * b).sum() for a, b in zip(found, g.values(), strict=True)))
+        assert relative_error(captured.align(g), torch.stack(rows)) < 1e-10
+        several = pytest.raises(RuntimeError, match="data of several forward passes")
+        with several, engine.capture():
+            model.pred(model(x1) + model(x2)).sum().backward()
+
+
+def test_a_batch_sent_through_a_method_is_refused() -> None:
+    model = SimSiam()
+    engine = GradientAlignment(model)
+    x, _ = batch(4)
+    with pytest.raises(RuntimeError, match="call"), engine.capture():
+        model.pred(model.f(x)).sum().backward()
+    other, _ = batch(4, 1)
+    with pytest.raises(RuntimeError, match="could not be told apart"), engine.capture():
+        (model.pred(model(x)).sum() + model.pred(model.f(other)).sum()).backward()
+    losses = lambda: (model.pred(model(x)).sum(), model.pred(model.f(other)).sum())  # noqa: E731
+    with pytest.raises(RuntimeError, match="call the model itself"), engine.capture():
+        torch.autograd.backward(losses())
+    # The same batch once more is data of its pass.
+    g = random_direction(model)
+    with engine.capture() as captured:
+        (model.pred(model(x)).sum() + model.pred(model.f(x)).sum()).backward()
+    with engine.capture() as once:
+        model.pred(model(x)).sum().backward()
+    assert torch.allclose(captured.align(g), 2 * once.align(g), rtol=1e-10)
+
+
+def test_first_order_maml_with_as_many_rows_as_examples() -> None:
+    model = nn.Linear(6, 4, bias=False).double()
+    engine = GradientAlignment(model, storage="exact")
+    g = random_direction(model)
+    for seed in range(3):
+        x, y = batch(4, seed)  # weight.shape[0] == batch
+        inner = torch.autograd.grad(F.cross_entropy(model(x), y), model.weight)[0]
+
+        def losses(x: Tensor = x, y: Tensor = y, inner: Tensor = inner) -> Tensor:
+            fast = {"weight": model.weight - 0.1 * inner}
+            return F.cross_entropy(
+                torch.func.functional_call(model, fast, (x,)), y, reduction="none"
+            )
+
+        with engine.capture() as captured:
+            losses().sum().backward()
+        rows = [
+            (torch.autograd.grad(loss, model.weight, retain_graph=True)[0] * g["weight"]).sum()
+            for loss in losses()
+        ]
+        assert relative_error(captured.align(g), torch.stack(rows)) < 1e-10
+
+
+def test_identical_examples() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    engine = GradientAlignment(model, storage="exact")
+    x = torch.ones(5, 6, dtype=DOUBLE)
+    y, g = torch.arange(5) % 3, random_direction(model)
+    with engine.capture() as captured:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    assert relative_error(captured.align(g), true_alignments(model, x, y, g)) < 1e-10
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_small_hidden_uses_and_mixing_in_single_precision(autocast: bool) -> None:
+    class Mixed(nn.Module):
+        def __init__(self, share: float, hidden: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 3)
+            self.share, self.hidden = share, hidden
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x)).float()
+            return self.b(h + self.share * h.mean(0) + self.hidden * Square.apply(h, self.a.bias))
+
+    x, y = batch(16)
+    for share, hidden in ((1e-3, 0.0), (0.0, 0.5 if autocast else 1e-3)):
+        model = Mixed(share, hidden)
+        with pytest.raises(RuntimeError), engine_capture(model, autocast):
+            F.cross_entropy(model(x.float()), y).backward()
+    model = Mixed(0.0, 0.0)
+    with engine_capture(model, autocast):
+        F.cross_entropy(model(x.float()), y).backward()
+
+
+class engine_capture:
+    """capture() with autocast inside."""
+
+    def __init__(self, model: nn.Module, autocast: bool) -> None:
+        self.capture = GradientAlignment(model).capture()
+        self.autocast = torch.autocast("cpu", enabled=autocast)
+
+    def __enter__(self) -> None:
+        self.capture.__enter__()
+        self.autocast.__enter__()
+
+    def __exit__(self, *error) -> bool | None:
+        self.autocast.__exit__(*error)
+        return self.capture.__exit__(*error)
