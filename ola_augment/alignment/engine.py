@@ -72,7 +72,11 @@ class GradientAlignment:
 
     @contextlib.contextmanager
     def capture(
-        self, *, gradients: Mapping[str, Tensor] | None = None, loss_scale: float = 1.0
+        self,
+        *,
+        gradients: Mapping[str, Tensor] | None = None,
+        norms: bool = False,
+        loss_scale: float = 1.0,
     ) -> Iterator[Captured]:
         """Record forward and backward passes of the model.
 
@@ -83,6 +87,9 @@ class GradientAlignment:
             gradients: the reference gradient g, parameter name -> tensor of its shape, where it is
                 known already (`gradients`): each term is contracted during the backward and
                 nothing is kept. Parameters that are not named count as zero.
+            norms: find the norms of the examples' gradients too (`Captured.norms`): exact, by
+                parameter from Gram matrices or from the per-example gradients, whichever is
+                cheaper.
             loss_scale: what the loss was multiplied by before its backward (the ``get_scale()``
                 of a GradScaler); alignments are divided by it.
 
@@ -108,7 +115,9 @@ class GradientAlignment:
         parameters = trainable_parameters(self._model)
         direction = None if gradients is None else checked_gradients(gradients, parameters)
         captured = Captured(lambda: trainable_parameters(self._model))
-        session = Session(self._model, self._storage, self._fallback, self._layouts, direction)
+        session = Session(
+            self._model, self._storage, self._fallback, self._layouts, direction, norms
+        )
         self._capturing = True
         try:
             with session:

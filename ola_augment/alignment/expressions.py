@@ -122,8 +122,10 @@ def jvp(
     """Directional derivative of ``function`` at ``primals`` along ``tangents``.
 
     The derivative of u -> J^T u, which is linear, by a second reverse pass: unlike forward mode it
-    covers every function that has a double backward (weight normalisation among them).
+    covers every function that has a double backward (weight normalisation among them). The result
+    has a graph where a tangent requires one.
     """
+    linear = any(tangent.requires_grad for tangent in tangents)
     with torch.enable_grad():
         inputs = [primal.detach().requires_grad_() for primal in primals]
         output = function(*inputs)
@@ -133,9 +135,54 @@ def jvp(
         )
         result = torch.autograd.grad(
             pulled, cotangent, [t.to(p.dtype) for t, p in zip(tangents, inputs, strict=True)],
-            allow_unused=True,
+            allow_unused=True, create_graph=linear,
         )[0]  # fmt: skip
-    return torch.zeros_like(output) if result is None else result.detach()
+    if result is None:
+        return torch.zeros_like(output)
+    return result if linear else result.detach()
+
+
+def pull_back(node: Node, gradients: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a node, (B, *shape), as gradients of the parameters it is made of.
+
+    Args:
+        node: at the values ``parameters``.
+        gradients: one for each example.
+        parameters: name -> value at the capture.
+
+    Returns:
+        Name -> (B, *shape of the parameter).
+    """
+    if isinstance(node, Leaf):
+        return {node.name: gradients}
+    with torch.enable_grad():
+        moved = {name: parameters[name].detach().requires_grad_() for name in sorted(node.names)}
+        output = Values(moved)(node)
+    by_example = [
+        torch.autograd.grad(
+            output, list(moved.values()), own.to(output.dtype),
+            retain_graph=True, materialize_grads=True,
+        )
+        for own in gradients
+    ]  # fmt: skip
+    return dict(zip(moved, map(torch.stack, zip(*by_example, strict=True)), strict=True))
+
+
+class Values:
+    """Values of nodes at given parameters, each found once."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._known: dict[Node, Tensor] = {}
+
+    def __call__(self, node: Node) -> Tensor:
+        """The value of a node."""
+        if isinstance(node, Leaf):
+            return self._parameters[node.name]
+        if node not in self._known:
+            assert isinstance(node, Expression)
+            self._known[node] = node.value(*map(self, node.inputs))
+        return self._known[node]
 
 
 class Tangents:
@@ -148,8 +195,7 @@ class Tangents:
 
     def __init__(self, direction: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
         self._direction = direction
-        self._parameters = parameters
-        self._values: dict[Node, Tensor] = {}
+        self._value = Values(parameters)
         self._tangents: dict[Node, Tensor | None] = {}
 
     def __call__(self, node: Node) -> Tensor | None:
@@ -160,14 +206,6 @@ class Tangents:
             assert isinstance(node, Expression)
             self._tangents[node] = self._of_expression(node)
         return self._tangents[node]
-
-    def _value(self, node: Node) -> Tensor:
-        if isinstance(node, Leaf):
-            return self._parameters[node.name]
-        if node not in self._values:
-            assert isinstance(node, Expression)
-            self._values[node] = node.value(*map(self._value, node.inputs))
-        return self._values[node]
 
     def _of_expression(self, node: Expression) -> Tensor | None:
         tangents = [self(one) for one in node.inputs]

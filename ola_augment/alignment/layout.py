@@ -40,6 +40,17 @@ class Layout:
         split = torch.unflatten(tensor, self.dim, (self.outer, self.batch, self.inner))
         return split.movedim(self.dim + 1, 0).flatten(self.dim + 1, self.dim + 2)
 
+    def each(self, tensor: Tensor) -> Iterator[Tensor]:
+        """For each example the tensor with all rows but its own at zero."""
+        for example in range(self.batch):
+            own = torch.zeros_like(tensor)
+            for start in range(self.outer):
+                first = (start * self.batch + example) * self.inner
+                own.narrow(self.dim, first, self.inner).copy_(
+                    tensor.narrow(self.dim, first, self.inner)
+                )
+            yield own
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of each example's rows, (batch,), in at least single precision."""
         rows = self.rows(tensor).flatten(1)

@@ -20,6 +20,7 @@ from ola_augment.alignment.expressions import (
     writes_in_place,
 )
 from ola_augment.alignment.layout import Layout, candidates
+from ola_augment.alignment.norms import ExampleNorms
 from ola_augment.alignment.probe import Decision, Unrelated
 from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
 from ola_augment.alignment.storage import Storage
@@ -70,6 +71,7 @@ class Recorder(Watch[Tape]):
         storage: format of the pairs.
         fallback: differentiate functions without a rule instead of refusing them.
         direction: the reference gradient, if it is known: terms are contracted with it at once.
+        norms: gather the norms of the examples' gradients.
         check: of the sums along the reference gradient.
     """
 
@@ -79,6 +81,7 @@ class Recorder(Watch[Tape]):
         storage: Storage,
         fallback: bool,
         direction: Mapping[str, Tensor] | None,
+        norms: bool,
         check: SumCheck,
     ) -> None:
         super().__init__(leaves(parameters))
@@ -94,6 +97,7 @@ class Recorder(Watch[Tape]):
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
         self._parameters = parameters
+        self._norms = norms
         self._check = check
         self._storage = storage
         self._fallback = fallback
@@ -109,7 +113,7 @@ class Recorder(Watch[Tape]):
         self, batch: int, data: Iterable[Tensor], decisions: Mapping[Step, Decision]
     ) -> None:
         """A forward pass begins, on a batch, with what is known of the paths it may take."""
-        self.tapes.append(Tape(batch))
+        self.tapes.append(Tape(batch, norms=ExampleNorms() if self._norms else None))
         self.mark(data, self.tapes[-1])
         self._decisions = decisions
         self._uses_of_pass = {}
@@ -240,6 +244,8 @@ class Recorder(Watch[Tape]):
     def _watch(self, output: Tensor, uses: list[_NodeUse], use: _Use, tape: Tape) -> None:
         """Turn the output's gradient into terms of the pass that its data came from."""
         uses = list(uses)
+        if tape.norms is not None:
+            tape.norms.expect(node for node, _, _ in uses)
 
         def receive(delta: Tensor) -> None:
             if self.paused:
@@ -268,6 +274,8 @@ class Recorder(Watch[Tape]):
             tangent = Tangents(self.random, self.values)(node)
             if tangent is not None:
                 self.along_random.append((node.names, term.contract(tangent)))
+        if tape.norms is not None:
+            tape.norms.add(node, term, shape, last=not self._retain_graph)
         if self._tangents is None:
             tape.terms.append((node, term.pack(self._storage, shape)))
             return

@@ -66,6 +66,7 @@ class Session:
         fallback: differentiate functions without a rule.
         layouts: what earlier captures verified; added to.
         direction: the reference gradient, if it is known.
+        norms: gather the norms of the examples' gradients.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Session:
         fallback: bool,
         layouts: Layouts,
         direction: Mapping[str, Tensor] | None,
+        norms: bool,
     ) -> None:
         self._model = model
         self._layouts = layouts
         self.parameters = trainable_parameters(model)
         self.check = SumCheck(storage.rounding if direction is None else 0.0, direction)
-        self.recorder = Recorder(self.parameters, storage, fallback, direction, self.check)
+        self.recorder = Recorder(self.parameters, storage, fallback, direction, norms, self.check)
         self.received: set[str] = set()
         self._depth = 0
         self._restore_random: Restore | None = None
@@ -207,19 +209,27 @@ class Session:
         tapes = self.recorder.tapes
         parameters = self.parameters.values()
         double = any(p.dtype in (torch.float64, torch.complex128) for p in parameters)
+        like = torch.empty(
+            0,
+            dtype=torch.float64 if double else torch.float32,
+            device=next(iter(parameters)).device,
+        )
+        factors = [(tape.batch if reduction == "mean" else 1) / loss_scale for tape in tapes]
+        norms = [
+            tape.norms.total(self.recorder.values, like.new_empty(tape.batch)) * factor
+            for tape, factor in zip(tapes, factors, strict=True)
+            if tape.norms is not None
+        ]
         return Content(
             tapes,
-            [(tape.batch if reduction == "mean" else 1) / loss_scale for tape in tapes],
+            factors,
             self.recorder.values,
             # A capture that has its reference gradient waits for no other.
             Freshness(self.parameters, self.received if self.recorder.direction is None else ()),
             self.check,
             self.recorder.direction,
-            torch.empty(
-                0,
-                dtype=torch.float64 if double else torch.float32,
-                device=next(iter(parameters)).device,
-            ),
+            like,
+            torch.cat(norms) if norms else None,
         )
 
     def _check(self, reduction: str) -> None:
@@ -232,7 +242,7 @@ class Session:
                 "a loss that depends on the model inside it, without set_to_none in between"
             )
         missed = self.received - {name for tape in recorder.tapes for name in tape.explained()}
-        if recorder.direction is not None:
+        if recorder.direction is not None and recorder.tapes[0].norms is None:
             missed &= recorder.direction.keys()
         if missed:
             raise RuntimeError(unexplained(missed))

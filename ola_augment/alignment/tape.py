@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ola_augment.alignment.expressions import Node, Tangents
+from ola_augment.alignment.norms import ExampleNorms
 from ola_augment.alignment.sums import SumCheck
-from ola_augment.alignment.terms import Term
+from ola_augment.alignment.terms import PackedTerm
 
 
 @dataclass(eq=False)
@@ -22,14 +23,18 @@ class Tape:
         batch: number of examples.
         terms: with the node whose tangent each meets, while the reference gradient is not known.
         contracted: (batch,) each with the parameters it belongs to, when it is.
+        norms: of the examples' gradients, if they are asked for.
     """
 
     batch: int
-    terms: list[tuple[Node, Term]] = field(default_factory=list)
+    terms: list[tuple[Node, PackedTerm]] = field(default_factory=list)
     contracted: list[tuple[frozenset[str], Tensor]] = field(default_factory=list)
+    norms: ExampleNorms | None = None
 
     def explained(self) -> Iterable[str]:
         """Names of the parameters that have a term."""
+        if self.norms is not None:
+            yield from self.norms.names()
         for node, _ in self.terms:
             yield from node.names
         for names, _ in self.contracted:
@@ -184,6 +189,23 @@ class Captured:
             direction = checked_gradients(gradients, parameters)
         return checked_result(content.align(direction), direction)
 
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Norms of the examples' gradients over all trainable parameters, for cosine rewards.
+
+        Returns:
+            (B,) |grad l_i|, in the order, the precision and with the factor of the alignments:
+            ``align() / norms()`` is |g| times the cosine.
+
+        Raises:
+            RuntimeError: the capture is not complete, was not asked for norms, or one is not
+                finite.
+        """
+        norms = self._complete().norms
+        if norms is None:
+            raise RuntimeError("norms() needs a capture that was asked for them: norms=True")
+        return checked_result(norms, {}).clone()
+
     def _complete(self) -> Content:
         if self._content is None:
             raise RuntimeError("nothing to align: run a forward and backward inside capture()")
@@ -202,6 +224,7 @@ class Content:
         check: of sums, with what each parameter received.
         direction: the reference gradient, if the capture was given one.
         like: an empty tensor in the alignments' precision and place.
+        norms: (sum of batches,) of the examples' gradients, if they were asked for.
     """
 
     tapes: list[Tape]
@@ -211,6 +234,7 @@ class Content:
     check: SumCheck
     direction: Mapping[str, Tensor] | None
     like: Tensor
+    norms: Tensor | None = None
 
     def align(self, direction: Mapping[str, Tensor]) -> Tensor:
         """(sum of batches,), after the check of sums."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,22 +12,46 @@ from torch import Tensor
 from ola_augment.alignment.layout import Layout
 from ola_augment.alignment.storage import Packed, Storage
 
-# (rows of delta, *rows of the inputs, shape of w) -> per-example gradients of w, (B, *shape).
-Adjoint = Callable[..., Tensor]
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Per-example gradients of an operator's w, from rows of delta and of the inputs.
+
+    Attributes:
+        gradients: (rows of delta, *rows of the inputs, shape of w) -> (B, *shape).
+        squared_norms: the same arguments -> (B,) squared norms of these, or None where forming
+            the gradients is cheaper.
+    """
+
+    gradients: Callable[..., Tensor]
+    squared_norms: Callable[..., Tensor | None] | None = None
+
 
 #: Bytes an example from which on a pair is exchanged for a smaller per-example gradient.
 _WORTHWHILE = 2**17
 
 
-class Term(Protocol):
+class PackedTerm(Protocol):
     """One use's part of the alignments, linear in the tangent of the tensor that was used."""
 
     def contract(self, tangent: Tensor) -> Tensor:
         """<per-example gradient, tangent>, (B,), for a tangent of the used tensor's shape."""
         ...
 
-    def pack(self, storage: Storage, shape: torch.Size) -> Term:
+
+class Term(PackedTerm, Protocol):
+    """The same as backward brings it."""
+
+    def pack(self, storage: Storage, shape: torch.Size) -> PackedTerm:
         """The same term in the storage's format; ``shape``: the used tensor's."""
+        ...
+
+    def gradients(self, shape: torch.Size) -> Tensor:
+        """The per-example gradients themselves, (B, *shape)."""
+        ...
+
+    def squared_norms(self, shape: torch.Size) -> Tensor:
+        """Their squared norms, (B,)."""
         ...
 
 
@@ -45,6 +70,14 @@ class ExampleGradient:
     def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:
         """Unchanged: it is small already."""
         return self
+
+    def gradients(self, shape: torch.Size) -> Tensor:
+        """As they are."""
+        return self.gradient.reshape(-1, *shape)
+
+    def squared_norms(self, shape: torch.Size) -> Tensor:
+        """Of what is there."""
+        return squared_norms(self.gradient)
 
 
 class Pair:
@@ -81,7 +114,7 @@ class Pair:
         fresh = output.untyped_storage().data_ptr() not in own
         return self.layout.sum(output.mul_(self.delta) if fresh else output * self.delta)
 
-    def pack(self, storage: Storage, shape: torch.Size) -> Term:
+    def pack(self, storage: Storage, shape: torch.Size) -> PackedTerm:
         """Keep the pair in the storage's format, or the per-example gradients of w themselves.
 
         Those where they take less than half the room and that is worth it: forming them costs
@@ -90,15 +123,40 @@ class Pair:
         batch = self.layout.batch
         pair = sum(storage.size(tensor) for tensor in (*self.inputs, self.delta)) // batch
         smaller = 2 * shape.numel() * self.delta.element_size() <= pair
-        if smaller and pair >= _WORTHWHILE and self.layout.dim == 0 and self.adjoint is not None:
-            rows = self.layout.rows
-            return ExampleGradient(self.adjoint(rows(self.delta), *map(rows, self.inputs), shape))
+        if smaller and pair >= _WORTHWHILE and self.adjoint is not None:
+            return ExampleGradient(self.gradients(shape))
         return PackedPair(
             self.operator,
             tuple(storage.pack_shared(tensor) for tensor in self.inputs),
             storage.pack(self.delta),
             self.layout,
         )
+
+    def gradients(self, shape: torch.Size) -> Tensor:
+        """By the rule's formula, else by one reverse pass of the operator for each example."""
+        if self.adjoint is not None:
+            return self.adjoint.gradients(*self._rows(), shape)
+        inputs = [x.to(self.delta.dtype) if x.is_floating_point() else x for x in self.inputs]
+        with torch.enable_grad():
+            w = self.delta.new_zeros(shape, requires_grad=True)
+            output = self.operator(*inputs, w)
+        return torch.stack(
+            [
+                torch.autograd.grad(output, w, own, retain_graph=True, materialize_grads=True)[0]
+                for own in self.layout.each(self.delta)
+            ]
+        )
+
+    def squared_norms(self, shape: torch.Size) -> Tensor:
+        """By the Gram matrices of inputs and gradients where that is cheaper."""
+        if self.adjoint is not None and self.adjoint.squared_norms is not None:
+            found = self.adjoint.squared_norms(*self._rows(), shape)
+            if found is not None:
+                return found
+        return squared_norms(self.gradients(shape))
+
+    def _rows(self) -> list[Tensor]:
+        return [self.layout.rows(tensor) for tensor in (self.delta, *self.inputs)]
 
 
 class PackedPair:
@@ -121,6 +179,8 @@ class PackedPair:
         inputs = tuple(packed.unpack() for packed in self.inputs)
         return Pair(self.operator, inputs, self.delta.unpack(), self.layout).contract(tangent)
 
-    def pack(self, storage: Storage, shape: torch.Size) -> PackedPair:
-        """Unchanged: it is packed already."""
-        return self
+
+def squared_norms(gradients: Tensor) -> Tensor:
+    """(B, ...) -> (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1)
+    return norms.square()

@@ -31,7 +31,7 @@ from ola_augment.alignment.terms import Adjoint, Term
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
     """For y = x W^T + b."""
-    yield weight, pair(F.linear, input, adjoint=_weight_gradients)
+    yield weight, pair(F.linear, input, adjoint=_OF_LINEAR)
     if bias is not None:
         shape = bias.shape
         yield bias, lambda delta, layout: sum_to_shape(delta, layout, shape)
@@ -40,6 +40,27 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterato
 def _weight_gradients(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """delta_i^T x_i, (B, O, I), summed over an example's rows (B, T, O) and (B, T, I)."""
     return delta.flatten(1, -2).mT @ input.to(delta.dtype).flatten(1, -2)
+
+
+def _weight_norms(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor | None:
+    delta = delta.flatten(1, -2)
+    if not _gram_is_cheaper(delta.shape[1], shape):
+        return None
+    return gram_norms(delta, input.to(delta.dtype).flatten(1, -2))
+
+
+def _gram_is_cheaper(positions: int, shape: torch.Size, groups: int = 1) -> bool:
+    """Whether two products of T x T cost less than the gradient of w, of a shape (O, ...)."""
+    outputs, inputs = shape[0] // groups, shape[1:].numel()
+    return positions * (outputs + inputs) <= outputs * inputs
+
+
+def gram_norms(left: Tensor, right: Tensor) -> Tensor:
+    """Squared norms of L_i^T R_i, for (B, ..., T, O) and (B, ..., T, I): <L_i L_i^T, R_i R_i^T>."""
+    return ((left @ left.mT) * (right @ right.mT)).flatten(1).sum(1)
+
+
+_OF_LINEAR = Adjoint(_weight_gradients, _weight_norms)
 
 
 def bilinear(
@@ -76,14 +97,14 @@ def convolution(
         def operator(x: Tensor, w: Tensor) -> Tensor:
             return function(x, w, None, *settings, **named)
 
-        adjoint = kernel_gradients(weight.dim() - 2, settings_of(*settings, **named))
+        adjoint = of_kernel(weight.dim() - 2, settings_of(*settings, **named))
         yield weight, pair(operator, input, adjoint=adjoint)
         yield bias, sum_to_channels
 
     return uses
 
 
-def kernel_gradients(spatial: int, settings: Settings) -> Adjoint | None:
+def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
     """Per-example kernel gradients; None for paddings by name.
 
     Args:
@@ -99,18 +120,61 @@ def kernel_gradients(spatial: int, settings: Settings) -> Adjoint | None:
     )
     rest = (stride, padding, dilation, transposed, output_padding, groups)
 
-    def adjoint(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    def gradients(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
         kernel = delta.new_empty(1).expand(shape)  # only its shape is read
-        gradients = delta.new_empty(len(delta), *shape)
-        for own, x, gradient in zip(delta, input.to(delta.dtype), gradients, strict=True):
+        found = delta.new_empty(len(delta), *shape)
+        for own, x, gradient in zip(delta, input.to(delta.dtype), found, strict=True):
             gradient.copy_(
                 torch.ops.aten.convolution_backward(
                     own, x, kernel, None, *rest, (False, True, False)
                 )[1]
             )
-        return gradients
+        return found
 
-    return adjoint
+    def norms(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor | None:
+        # A transposed convolution is one of delta, with x in the place of the output's gradient.
+        whole, part = (delta, input.to(delta.dtype))[:: 1 if transposed else -1]
+        positions = part.shape[1] * part.shape[3:].numel()
+        if part.dim() != spatial + 3 or not _gram_is_cheaper(positions, shape, groups):
+            return None
+        return torch.cat(
+            [
+                _kernel_norms(x, d, shape, stride, padding, dilation, groups)
+                for x, d in zip(
+                    torch.split(whole, _AT_ONCE), torch.split(part, _AT_ONCE), strict=True
+                )
+            ]
+        )
+
+    return Adjoint(gradients, norms)
+
+
+#: Examples of which windows are laid out together: they should stay in the processor's cache.
+_AT_ONCE = 4
+
+
+def _kernel_norms(
+    input: Tensor, delta: Tensor, shape: torch.Size, stride: Any, padding: Any, dilation: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Squared norms of the per-example kernel gradients, from rows (B, n, C, ...)."""
+    batch, n = input.shape[:2]
+    input, delta = input.flatten(0, 1), delta.flatten(0, 1)
+    padded = F.pad(input, [side for size in reversed(padding) for side in (size, size)])
+    outer, inner = padded.stride()[:2], padded.stride()[2:]
+    # (B n, C, *kernel, *out): what each output position sees.
+    windows = padded.as_strided(
+        (*padded.shape[:2], *shape[2:], *delta.shape[2:]),
+        (
+            *outer,
+            *(step * one for step, one in zip(dilation, inner, strict=True)),
+            *(step * one for step, one in zip(stride, inner, strict=True)),
+        ),
+    )
+    # (B, groups, I, n T) and (B, groups, O, n T)
+    seen = windows.reshape(batch, n, groups, shape[1:].numel(), -1).movedim(1, 3).flatten(3)
+    given = delta.reshape(batch, n, groups, shape[0] // groups, -1).movedim(1, 3).flatten(3)
+    return gram_norms(given.mT, seen.mT)
 
 
 def _plain(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Settings:
@@ -144,7 +208,22 @@ def embedding(
         out = F.embedding(indices, w)
         return out if padding is None else out * (indices != padding).unsqueeze(-1)
 
-    yield weight, pair(rows, input)
+    def gradients(delta: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+        found = delta.new_zeros(len(delta), *shape)
+        for own, index, gradient in zip(delta, indices, found, strict=True):
+            own = own if padding is None else own * (index != padding).unsqueeze(-1)
+            gradient.index_add_(0, index.flatten(), own.flatten(0, -2))
+        return found
+
+    def norms(delta: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+        # Positions that read the same row meet: <D D^T, equal indices>.
+        delta, indices = delta.flatten(1, -2), indices.flatten(1)
+        equal = indices.unsqueeze(1) == indices.unsqueeze(2)
+        if padding is not None:
+            equal &= (indices != padding).unsqueeze(1)
+        return ((delta @ delta.mT) * equal).flatten(1).sum(1)
+
+    yield weight, pair(rows, input, adjoint=Adjoint(gradients, norms))
 
 
 def prelu(input: Tensor, weight: Tensor) -> Iterator[Use]:

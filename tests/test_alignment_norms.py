@@ -1,0 +1,227 @@
+"""Norms of the examples' gradients, against one float64 gradient per example."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from ola_augment import GradientAlignment
+from tests.alignment_oracles import random_direction, sum_loss
+
+
+def true_norms(model, x, y, loss=sum_loss):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norms = []
+    for i in range(len(x)):
+        own = loss(model(x[i : i + 1]), y[i : i + 1])
+        gradients = torch.autograd.grad(own, parameters, materialize_grads=True)
+        norms.append(sum(g.abs().square().sum() for g in gradients).sqrt())
+    return torch.stack(norms)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6, padding_idx=0)
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, tokens):
+        h = self.mix(torch.tanh(self.mix(self.embed(tokens))))
+        return (h @ self.embed.weight.T).mean(1)
+
+
+class Class(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True)
+
+    def forward(self, x):
+        h = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.layer(h)[:, 0]
+
+
+class Raw(nn.Module):
+    """Functions without a formula of their own, sequences first, a parameter in an expression."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6))
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.first(x.transpose(0, 1)).transpose(0, 1)
+        return torch.einsum("bti,io->bo", x, self.a * self.b.sigmoid()) * self.b
+
+
+def conv(spatial, *args, transposed=False, **kwargs):
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{spatial}d")
+    return nn.Sequential(kind(*args, **kwargs), nn.GroupNorm(2, args[1]), nn.Flatten(1))
+
+
+CASES = {
+    "linear": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)), (5,)),
+    "positions": (lambda: nn.Sequential(nn.Linear(5, 40), nn.Flatten(1)), (3, 5)),
+    "many positions": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Flatten(1)), (30, 5)),
+    "conv": (lambda: conv(2, 3, 4, 3, padding=1), (3, 6, 6)),
+    "conv, few positions": (lambda: conv(2, 8, 12, 3, stride=2, padding=1), (8, 4, 5)),
+    "conv, groups": (lambda: conv(2, 8, 12, 3, 1, 2, 2, 4), (8, 3, 4)),
+    "conv, dilation": (lambda: conv(2, 6, 8, (3, 2), (2, 1), (1, 0), (2, 1)), (6, 5, 4)),
+    "conv, same": (lambda: conv(2, 3, 4, 3, padding="same"), (3, 4, 4)),
+    "conv, circular": (lambda: conv(2, 8, 8, 3, padding=1, padding_mode="circular"), (8, 3, 3)),
+    "conv 1d": (lambda: conv(1, 8, 10, 3, padding=1), (8, 4)),
+    "conv 3d": (lambda: conv(3, 8, 8, 2), (8, 3, 2, 3)),
+    "transposed": (lambda: conv(2, 12, 8, 3, 2, 1, 1, 2, transposed=True), (12, 3, 2)),
+    "transposed 1d": (lambda: conv(1, 9, 8, 4, 3, transposed=True), (9, 3)),
+    "batch norm": (lambda: conv(2, 3, 4, 3).append(nn.BatchNorm1d(64)).eval(), (3, 6, 6)),
+    "weight norm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 7)), nn.Linear(7, 3)),
+        (5,),
+    ),
+    "prelu": (lambda: nn.Sequential(nn.Linear(5, 7), nn.PReLU(7), nn.PReLU()), (5,)),
+    "class token": (Class, (4, 6)),
+    "bilinear": (lambda: Twice(nn.Bilinear(5, 5, 3)), (5,)),
+    "raw": (Raw, (4, 6)),
+}
+
+
+class Twice(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x, x.sin())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["pairs", "reference first"])
+@pytest.mark.parametrize("name", CASES)
+def test_norms_are_those_of_one_gradient_per_example(name, known):
+    torch.manual_seed(0)
+    make, shape = CASES[name]
+    model = make().double()
+    x, y = torch.randn(5, *shape).double(), torch.randint(3, (5,))
+    true = true_norms(model, x, y)
+    engine = GradientAlignment(model)
+    g = random_direction(model)
+    for _ in range(3):
+        with engine.capture(norms=True, gradients=g if known else None) as captured:
+            sum_loss(model(x), y).backward()
+        torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=1e-12)
+        assert captured.align(*(() if known else (g,))).shape == (5,)
+        torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=1e-12)
+
+
+def test_tied_weights_are_added_before_the_norm():
+    torch.manual_seed(0)
+    model = Tied().double()
+    x, y = torch.randint(11, (4, 6)), torch.randint(11, (4,))
+    x[:, 2] = x[:, 3] = 0
+    with GradientAlignment(model).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+def test_embedding_rows_that_are_read_twice_meet():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 6, padding_idx=1), nn.Flatten(1), nn.Linear(24, 3))
+    model.double()
+    x, y = torch.randint(5, (7, 4)), torch.randint(3, (7,))
+    with GradientAlignment(model).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+def test_a_function_without_a_rule():
+    torch.manual_seed(0)
+
+    class Distances(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centers = nn.Parameter(torch.randn(3, 5))
+
+        def forward(self, x):
+            return torch.cdist(x, self.centers)
+
+    model = Distances().double()
+    x, y = torch.randn(4, 5).double(), torch.randint(3, (4,))
+    with GradientAlignment(model, fallback=True).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+def test_the_factor_is_that_of_the_alignments():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3).double()
+    x, y = torch.randn(4, 5).double(), torch.randint(3, (4,))
+    with GradientAlignment(model, reduction="mean").capture(norms=True, loss_scale=8.0) as captured:
+        (F.cross_entropy(model(x), y) * 8).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+def test_several_passes_and_backwards():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 5).double(), torch.randint(3, (6,))
+    true = true_norms(model, x, y)
+    engine = GradientAlignment(model)
+    with engine.capture(norms=True) as captured:
+        sum_loss(model(x[:4]), y[:4]).backward()
+        sum_loss(model(x[4:]), y[4:]).backward()
+    torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=0)
+    with engine.capture(norms=True) as captured:  # two losses of one pass
+        out = model(x)
+        (0.25 * sum_loss(out, y)).backward(retain_graph=True)
+        (0.75 * sum_loss(out, y)).backward(retain_graph=True)
+    torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=0)
+
+
+def test_another_use_after_the_backward_is_refused():
+    torch.manual_seed(0)
+    body, head = nn.Linear(5, 4).double(), nn.Linear(4, 3).double()
+    model = nn.Sequential(body, head)
+    x, y = torch.randn(6, 5).double(), torch.randint(3, (6,))
+
+    def late():
+        with GradientAlignment(model).capture(norms=True):
+            out = model(x)
+            sum_loss(out, y).backward()
+            sum_loss(head(out.detach()[:, :1].expand(-1, 4)), y).backward()
+
+    with pytest.raises(RuntimeError, match=r"norms=True: parameter '1\..*' is used again"):
+        late()
+
+
+def test_norms_of_all_parameters_when_the_reference_names_some():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 5).double(), torch.randint(3, (6,))
+    g = {"1.bias": torch.ones(3).double()}
+    with GradientAlignment(model).capture(norms=True, gradients=g) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+def test_single_precision_and_autocast():
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(2, 8, 16, 3, padding=1), nn.Linear(16 * 16, 5))
+    x, y = torch.randn(6, 8, 4, 4), torch.randint(5, (6,))
+    true = true_norms(model, x, y)
+    engine = GradientAlignment(model)
+    with engine.capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true, rtol=1e-5, atol=0)
+    with engine.capture(norms=True) as captured:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum_loss(model(x), y)
+        loss.backward()
+    torch.testing.assert_close(captured.norms(), true, rtol=2e-2, atol=0)
+
+
+def test_norms_must_be_asked_for():
+    model = nn.Linear(5, 3)
+    with GradientAlignment(model).capture() as captured:
+        model(torch.randn(2, 5)).sum().backward()
+    with pytest.raises(RuntimeError, match="norms=True"):
+        captured.norms()
