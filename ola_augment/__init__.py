@@ -6,6 +6,7 @@ from ola_augment.files import load_policy, save_policy
 from ola_augment.operation import Operation
 from ola_augment.policy import LogProbs, OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
+from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
@@ -29,6 +30,7 @@ __all__ = [
     "MetaGradientUpdater",
     "NSLRUpdater",
     "OLAAugment",
+    "OLALearner",
     "OLAPolicy",
     "Operation",
     "Policy",

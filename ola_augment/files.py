@@ -96,6 +96,16 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
     return policy
 
 
+def describe_policy(policy: LogitsModule) -> str:
+    """Kind, arguments and space of a policy as JSON: equal where logits are interchangeable."""
+    content = {
+        "kind": policy.kind,
+        "space": _describe(policy.space) if isinstance(policy, Policy) else None,
+        "logits": {name: list(logits.shape) for name, logits in policy.named_logits().items()},
+    }
+    return json.dumps(content)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

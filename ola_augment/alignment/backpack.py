@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from backpack import backpack
 from backpack.extensions.firstorder.base import (
     FirstOrderBackpropExtension,
     FirstOrderModuleExtension,
@@ -153,6 +155,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         Storage(storage)
         self._parameters = trainable_parameters(model)
         _check(model, self._parameters)
+        self.model = model
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._reduction = reduction
         self._storage = storage
@@ -172,6 +175,11 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         self._modules: set[nn.Module] = set()
         self._backward = -1
         self._zeroed = False
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Short for ``backpack(extension)``."""
+        with_extension: AbstractContextManager[None] = backpack(self)
+        return with_extension
 
     def receive(self, module: nn.Module, x: Tensor, delta: Tensor) -> None:
         """Keep what a module's parameters need; called by BackPACK during the backward.

@@ -81,6 +81,11 @@ class DirectionalAlignment:
         self._method = method
         self._captured: _Batch | None = None
 
+    @property
+    def model(self) -> nn.Module:
+        """What is aligned, without a wrapper such as ``DistributedDataParallel``."""
+        return self._inner
+
     @contextlib.contextmanager
     def capture(self, *batch: Any) -> Iterator[Tensor]:
         """The training step's forward pass; its backward belongs inside.

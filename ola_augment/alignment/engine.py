@@ -70,6 +70,11 @@ class GradientAlignment:
         self._captured: Captured | None = None
         self._capturing = False
 
+    @property
+    def model(self) -> nn.Module:
+        """What is aligned, without a wrapper such as ``DistributedDataParallel``."""
+        return self._model
+
     @contextlib.contextmanager
     def capture(
         self,

@@ -137,6 +137,10 @@ NOT_ZEROED = (
 )
 
 
+class NotFinite(RuntimeError):
+    """An alignment or norm is NaN or Inf: a bad batch, which a loop may skip."""
+
+
 class Captured:
     """The examples of one capture, ready to be aligned with a reference gradient.
 
@@ -284,7 +288,7 @@ def checked_result(alignments: Tensor, direction: Mapping[str, Tensor]) -> Tenso
     """The alignments, unless one is no number.
 
     Raises:
-        RuntimeError: an alignment is inf or NaN, with where it comes from.
+        NotFinite: an alignment is inf or NaN, with where it comes from.
     """
     finite = torch.isfinite(alignments)
     if bool(finite.all()):
@@ -296,7 +300,7 @@ def checked_result(alignments: Tensor, direction: Mapping[str, Tensor]) -> Tenso
         else "the captured activations or their gradients are not finite (a diverged loss, or an "
         "overflow under autocast)"
     )
-    raise RuntimeError(
+    raise NotFinite(
         f"{int((~finite).sum())} of {len(finite)} alignments are inf or NaN: {source}; skip this "
         "update"
     )

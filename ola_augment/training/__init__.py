@@ -1,6 +1,7 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
 from ola_augment.training.fit import accuracy, fit, policy_metrics, scale_to_float
+from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.reward import gradient_alignment_reward, next_step_loss_reward
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
@@ -10,9 +11,11 @@ __all__ = [
     "GARUpdater",
     "MetaGradientUpdater",
     "NSLRUpdater",
+    "OLALearner",
     "SplitActions",
     "SplitBatchSampler",
     "SplitPolicy",
+    "Step",
     "UpdateStats",
     "accuracy",
     "fit",

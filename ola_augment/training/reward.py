@@ -49,6 +49,20 @@ def normalize(values: Tensor) -> Tensor:
     return (centered / torch.where(std > rounding, std, torch.inf)).to(values.dtype)
 
 
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean over all ranks; the values themselves in a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    return sum_over_ranks(values) / dist.get_world_size()
+
+
+def all_ranks(okay: bool, device: torch.device) -> bool:
+    """Whether it is true on every rank: none goes a way of its own."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return okay
+    return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum over all ranks of ``torch.distributed``; the values themselves in a single process."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeVar
+import copy
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ola_augment.training.reward import (
+    all_ranks,
     gradient_alignment_reward,
     next_step_loss_reward,
     sum_over_ranks,
 )
+
+#: Largest importance weight of an example drawn under other logits than today's.
+MAX_WEIGHT = 10.0
 
 ActionsT = TypeVar("ActionsT", contravariant=True)
 
@@ -37,16 +42,25 @@ class UpdateStats(NamedTuple):
         reward_std: their (population) standard deviation.
         entropy: of the policy after the call, in nats.
         stepped: whether the logits moved (every ``accumulate`` calls).
+        clipped: share of this rank's examples whose importance weight was cut to 10.
     """
 
     reward_mean: float
     reward_std: float
     entropy: float
     stepped: bool
+    clipped: float = 0.0
 
 
 class _PolicyGradient:
-    """REINFORCE on a policy: adds up gradients and hands them to the meta-optimizer."""
+    """REINFORCE on a policy: adds up gradients and hands them to the meta-optimizer.
+
+    A step is all or nothing: whatever is raised in it, Ctrl-C included, leaves logits,
+    meta-optimizer and accumulated steps as they were.
+    """
+
+    #: Whether examples are rewarded one by one (by alignments), or a batch as a whole.
+    per_example: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,66 +96,135 @@ class _PolicyGradient:
         self.accumulate = accumulate
         self.entropy_weight = entropy_weight
         self.optimizer = optimizer or torch.optim.Adam(self._logits, lr=lr)
-        # One entry per step since the last update: its gradient for every logits tensor.
-        self._pending: list[list[Tensor]] = []
+        # One entry per step since the last update: its gradient for every logits tensor, the mean
+        # over its examples, and their number.
+        self._pending: list[tuple[list[Tensor], float]] = []
 
-    def _collect(self, actions: Any, rewards: Tensor) -> None:
-        """Keep the gradient of the batch mean of r_i log p(a_i); rewards are constants."""
+    def _collect(self, actions: Any, rewards: Tensor) -> tuple[list[Tensor], float, float]:
+        """Gradient of the batch mean of r_i log p(a_i), examples, share of clipped weights."""
         _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and
-        # its gradient is then that of log p; for older actions it is the importance weight.
-        weights = (log_prob - actions.log_prob.to(log_prob)).exp()
+        # its gradient is then that of log p; for older actions it is the importance weight. That
+        # overflows where the logits have moved far; cut, the example still pulls, by no more.
+        exact = (log_prob.detach() - actions.log_prob.to(log_prob)).exp()
+        weights = exact.clamp(max=MAX_WEIGHT)
         examples = sum_over_ranks(torch.tensor(float(len(rewards)), device=rewards.device))
-        objective = (rewards.to(log_prob) * weights).sum() / examples.to(log_prob)
+        objective = (rewards.to(log_prob) * weights * log_prob).sum() / examples.to(log_prob)
         gradients = torch.autograd.grad(objective, self._logits, materialize_grads=True)
-        self._pending.append(
-            [sum_over_ranks(gradient.to(rewards.device)).to(gradient) for gradient in gradients]
-        )
+        summed = [
+            sum_over_ranks(gradient.to(rewards.device)).to(gradient) for gradient in gradients
+        ]
+        if not all(bool(gradient.isfinite().all()) for gradient in summed):
+            raise ValueError("the gradient of actions.log_prob is NaN or Inf; nothing has changed")
+        clipped = float((exact > MAX_WEIGHT).float().mean()) if len(rewards) else 0.0
+        return summed, float(examples), clipped
 
-    def _step_if_due(self, weights: Tensor) -> bool:
-        """Move the logits along the mean of the collected gradients, weighted per step."""
-        if len(self._pending) < self.accumulate:
+    def _update(self, pending: list[tuple[list[Tensor], float]], weights: list[float]) -> bool:
+        """Move the logits if enough steps are pending; weighted, and by their examples."""
+        if len(pending) < self.accumulate:
+            self._pending = pending
             return False
+        examples = sum(count for _, count in pending)
         ascents = [
-            sum(weight * gradient for weight, gradient in zip(weights.tolist(), steps, strict=True))
-            / self.accumulate
-            for steps in zip(*self._pending, strict=True)
+            sum(
+                weight * (count / examples) * gradients[index]
+                for weight, (gradients, count) in zip(weights, pending, strict=True)
+            )
+            for index in range(len(self._logits))
         ]
         if self.entropy_weight:
             bonus = torch.autograd.grad(self.policy.entropy(), self._logits, materialize_grads=True)
             ascents = [a + self.entropy_weight * b for a, b in zip(ascents, bonus, strict=True)]
-        for logits, ascent in zip(self._logits, ascents, strict=True):
-            logits.grad = -ascent
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._pending.clear()
+        logits_before = [logits.detach().clone() for logits in self._logits]
+        optimizer_before = copy.deepcopy(self.optimizer.state_dict())
+        try:
+            for logits, ascent in zip(self._logits, ascents, strict=True):
+                logits.grad = -ascent
+            self.optimizer.step()
+            if not all(bool(logits.isfinite().all()) for logits in self._logits):
+                raise ValueError("the meta-optimizer made logits NaN or Inf; nothing has changed")
+            self._pending = []
+        except BaseException:
+            with torch.no_grad():
+                for logits, value in zip(self._logits, logits_before, strict=True):
+                    logits.copy_(value)
+            self.optimizer.load_state_dict(optimizer_before)
+            raise
+        finally:
+            for logits in self._logits:
+                logits.grad = None
         return True
 
-    def _stats(self, raw: Tensor, stepped: bool) -> UpdateStats:
+    def _stats(self, raw: Tensor, stepped: bool, clipped: float) -> UpdateStats:
         with torch.no_grad():
             entropy = float(self.policy.entropy())
-        return UpdateStats(float(raw.mean()), float(raw.std(correction=0)), entropy, stepped)
+        return UpdateStats(
+            float(raw.mean()), float(raw.std(correction=0)), entropy, stepped, clipped
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the logits: the meta-optimizer and the steps not yet applied."""
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "pending": [[gradient.clone() for gradient in step] for step in self._pending],
+            "kind": type(self).__name__,
+            "accumulate": self.accumulate,
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "pending": [[gradient.clone() for gradient in step] for step, _ in self._pending],
+            "examples": [count for _, count in self._pending],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; load the policy's own state separately.
 
         Raises:
-            ValueError: the state belongs to a policy of other sizes; nothing has changed.
+            ValueError: the state belongs to a policy of other sizes, another kind of updater or
+                meta-optimizer, or is not finite; nothing has changed.
         """
+        kind = type(self).__name__
+        if state.get("kind", kind) != kind:
+            raise ValueError(f"state is of a {state['kind']}, this is a {kind}")
+        if len(state["pending"]) >= self.accumulate:
+            raise ValueError(
+                f"state holds {len(state['pending'])} steps, this updater accumulates "
+                f"{self.accumulate}"
+            )
         expected = [tuple(logits.shape) for logits in self._logits]
         for step in state["pending"]:
             if (shapes := [tuple(gradient.shape) for gradient in step]) != expected:
                 raise ValueError(f"state is for logits of {shapes}, the policy has {expected}")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._pending = [[gradient.clone() for gradient in step] for step in state["pending"]]
+        examples = state.get("examples", [1.0] * len(state["pending"]))
+        if len(examples) != len(state["pending"]):
+            raise ValueError("state counts the examples of other steps than it holds")
+        self._check_optimizer_state(state["optimizer"])
+        if not all(
+            bool(gradient.isfinite().all()) for step in state["pending"] for gradient in step
+        ):
+            raise ValueError("state holds gradients that are NaN or Inf")
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._pending = [
+            ([gradient.clone() for gradient in step], float(count))
+            for step, count in zip(state["pending"], examples, strict=True)
+        ]
+
+    def _check_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Torch takes moments of any shape and fails a step later."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = [len(group["params"]) for group in self.optimizer.param_groups]
+        if [len(group["params"]) for group in state["param_groups"]] != groups:
+            raise ValueError(f"state is of a meta-optimizer with other groups than {groups}")
+        if {*self.optimizer.param_groups[0]} - {"params"} - {*state["param_groups"][0]}:
+            raise ValueError("state is of another kind of meta-optimizer")
+        for index, entries in state["state"].items():
+            for name, value in entries.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if value.dim() and value.shape != parameters[index].shape:
+                    raise ValueError(
+                        f"state is for logits of {tuple(value.shape)} ({name}), the policy has "
+                        f"{tuple(parameters[index].shape)}"
+                    )
+                if not value.isfinite().all():
+                    raise ValueError(f"state of the meta-optimizer holds NaN or Inf in {name}")
 
 
 class GARUpdater(_PolicyGradient):
@@ -176,11 +259,10 @@ class GARUpdater(_PolicyGradient):
             ValueError: alignments of another shape than (B,), or NaN or Inf among them; the
                 logits and the gradients added up so far are untouched.
         """
-        _check_finite("alignments", alignments, (len(actions.log_prob),))
-        if not len(alignments):
-            raise ValueError("alignments must hold at least one example, got none")
-        self._collect(actions, gradient_alignment_reward(alignments))
-        return self._stats(alignments, self._step_if_due(torch.ones(self.accumulate)))
+        _check_everywhere("alignments", alignments, (len(actions.log_prob),))
+        gradients, examples, clipped = self._collect(actions, gradient_alignment_reward(alignments))
+        pending = [*self._pending, (gradients, examples)]
+        return self._stats(alignments, self._update(pending, [1.0] * len(pending)), clipped)
 
 
 class NSLRUpdater(_PolicyGradient):
@@ -200,6 +282,8 @@ class NSLRUpdater(_PolicyGradient):
         ValueError: a policy without trainable logits, an optimizer without them, or a number out
             of range.
     """
+
+    per_example = False
 
     def __init__(
         self,
@@ -226,16 +310,15 @@ class NSLRUpdater(_PolicyGradient):
             TypeError: a loss that is no floating-point tensor.
             ValueError: a loss that is no scalar, NaN or Inf; nothing has changed.
         """
-        _check_finite("next_loss", next_loss, ())
+        _check_everywhere("next_loss", next_loss, ())
         share = next_loss.detach() / sum_over_ranks(torch.ones_like(next_loss.detach()))
-        loss = sum_over_ranks(share)
-        self._collect(actions, torch.ones(len(actions.log_prob), device=loss.device))
-        self._losses.append(loss)
-        losses = torch.stack(self._losses)
-        stepped = self._step_if_due(next_step_loss_reward(losses))
-        if stepped:
-            self._losses.clear()
-        return self._stats(-losses, stepped)
+        losses = torch.stack([*self._losses, sum_over_ranks(share)])
+        ones = torch.ones(len(actions.log_prob), device=losses.device)
+        gradients, examples, clipped = self._collect(actions, ones)
+        pending = [*self._pending, (gradients, examples)]
+        stepped = self._update(pending, next_step_loss_reward(losses).tolist())
+        self._losses = [] if stepped else list(losses)
+        return self._stats(-losses, stepped, clipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the logits: the meta-optimizer and the steps not yet applied."""
@@ -243,8 +326,25 @@ class NSLRUpdater(_PolicyGradient):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; load the policy's own state separately."""
+        losses = [loss.clone() for loss in state.get("losses", [])]
+        if len(losses) != len(state["pending"]):
+            raise ValueError("state holds another number of losses than of steps")
         super().load_state_dict(state)
-        self._losses = [loss.clone() for loss in state["losses"]]
+        self._losses = losses
+
+
+def _check_everywhere(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse on all ranks what one of them refuses: a rank that goes on alone waits for ever."""
+    error: Exception | None = None
+    try:
+        _check_finite(name, values, shape)
+        if not values.numel():
+            raise ValueError(f"{name} must hold at least one example, got none")
+    except (TypeError, ValueError) as refusal:
+        error = refusal
+    device = values.device if isinstance(values, Tensor) else torch.device("cpu")
+    if not all_ranks(error is None, device):
+        raise error or ValueError(f"another rank refused its {name}: all ranks skip this step")
 
 
 def _check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,403 @@
+"""OLALearner: policy, signal, updater and their state, for anybody's own training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ola_augment.actions import Actions
+from ola_augment.alignment import GradientAlignment, NotFinite
+from ola_augment.alignment.validation import trainable_parameters, unwrapped
+from ola_augment.files import describe_policy
+from ola_augment.policy import Policy
+from ola_augment.training.reward import all_ranks, mean_over_ranks
+from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
+from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.transforms import PolicyTransform
+
+_VERSION = 1
+#: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
+BatchLoss = Callable[..., Tensor]
+
+
+@dataclass
+class Step:
+    """One half of a pair, as the learner's context managers hand it out.
+
+    Attributes:
+        learns: whether the policy learns from this pair.
+        losses: of :class:`~ola_augment.alignment.DirectionalAlignment` alone: (B,), to run
+            backward.
+        loss: set it inside the block where the updater needs it (:class:`NSLRUpdater`).
+        stats: of the policy's update, after the block; None where there was none.
+    """
+
+    learns: bool
+    losses: Tensor | None = None
+    loss: Tensor | None = None
+    stats: UpdateStats | None = None
+
+
+class OLALearner:
+    """Learns an augmentation policy inside any training loop.
+
+    Batches come in pairs: an augmented step, then a plain one (with ``reference="current"`` the
+    plain one comes first). In a plain loop::
+
+        learner = OLALearner(model, augment)
+        for (images, targets), (plain_images, plain_targets) in pairs:
+            with learner.augmented_step():
+                criterion(model(learner.augment(images)), targets).backward()
+            optimizer.step(); optimizer.zero_grad()
+            with learner.plain_step():
+                criterion(model(plain_images), plain_targets).backward()
+            optimizer.step(); optimizer.zero_grad()
+
+    A step that fails, or whose signal is NaN or Inf, leaves the policy as it is; the next pair
+    learns again (``skipped`` counts them). Under ``torch.distributed`` all ranks skip together.
+
+    Args:
+        model: that is trained; may be a ``DistributedDataParallel``.
+        augment: the transform whose policy learns.
+        lr: of the policy's Adam.
+        reference: where the reference gradient g comes from. "next" (the paper): the plain batch,
+            after the augmented update. "current": the plain batch, before either update: run its
+            backward first, step the optimizer when both are done. Or batches that are never
+            trained on (held out): one is drawn for each pair, again from the start after the last.
+        cosine: reward the cosine between the gradients, not their dot product.
+        learn_every: learn from every so manyth pair; the others cost nothing.
+        micro_batches: steps that make one half of a pair, when gradients are accumulated.
+        updater: instead of ``GARUpdater(augment.policy, lr)``; ``lr`` is then ignored.
+        engine: instead of ``GradientAlignment(model)``.
+        loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of a
+            batch (inputs, targets), uint8 inputs scaled to [0, 1].
+
+    Attributes:
+        policy: that learns.
+        pairs: completed so far.
+        skipped: pairs that should have taught the policy something, and did not.
+
+    Raises:
+        TypeError: ``augment`` is no transform with a policy.
+        ValueError: a number out of range, an unknown ``reference``, an updater of another policy,
+            an engine of another model, or a combination that has no signal.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        augment: PolicyTransform,
+        lr: float = 0.03,
+        reference: str | Iterable[Any] = "next",
+        cosine: bool = False,
+        learn_every: int = 1,
+        *,
+        micro_batches: int = 1,
+        updater: GARUpdater | NSLRUpdater | None = None,
+        engine: Engine | None = None,
+        loss: BatchLoss | None = None,
+    ) -> None:
+        if not isinstance(augment, PolicyTransform):
+            raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
+        for name, value in (("learn_every", learn_every), ("micro_batches", micro_batches)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if isinstance(reference, str) and reference not in ("next", "current"):
+            raise ValueError(
+                f'reference must be "next", "current" or held-out batches, got {reference!r}'
+            )
+        self.updater = GARUpdater(augment.policy, lr=lr) if updater is None else updater
+        if self.updater.policy is not augment.policy:
+            raise ValueError("updater must be of augment.policy, it updates another policy")
+        self._model = unwrapped(model)
+        self._signal: Signal
+        if self.updater.per_example:
+            engine = GradientAlignment(model) if engine is None else engine
+            if engine.model is not self._model:
+                raise ValueError("engine must be of the model that is trained, it has another one")
+            self._signal = Alignments(engine, cosine)
+        else:
+            if reference != "next" or cosine or engine is not None:
+                raise ValueError(
+                    f"{type(self.updater).__name__} rewards with the next loss: it takes "
+                    'reference="next", no cosine and no engine'
+                )
+            self._signal = NextStepLoss()
+        self.transform = augment
+        self.policy: Policy = augment.policy
+        self.reference = reference if isinstance(reference, str) else "held out"
+        self._held_out = None if isinstance(reference, str) else _Cycle(reference)
+        self._loss = loss or _cross_entropy
+        self.learn_every = learn_every
+        self.micro_batches = micro_batches
+        self.pairs = 0
+        self.skipped = 0
+        self._drawn: list[Actions] = []
+        self.drop()
+
+    @property
+    def learns(self) -> bool:
+        """Whether the policy learns from the pair that is under way, or comes next."""
+        return self.pairs % self.learn_every == 0
+
+    @property
+    def plain_first(self) -> bool:
+        """Whether the plain half of a pair comes first (``reference="current"``)."""
+        return self.reference == "current"
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Augment a batch for the next augmented step, as :meth:`PolicyTransform.augment`."""
+        images, actions = self.transform.augment(images)
+        self._drawn.append(actions)
+        return images
+
+    def drop(self) -> None:
+        """Forget the pair that is under way: its reward will not be given."""
+        self._signal.clear()
+        self._drawn.clear()
+        self._actions: list[Actions] = []  # of augmented steps that await their reward
+        self._gradients: Mapping[str, Tensor] | None = None
+        self._half: tuple[str, int] = ("", 0)  # under way, and how many of its micro-batches ran
+
+    @contextlib.contextmanager
+    def augmented_step(
+        self, *batch: Any, actions: Actions | None = None, loss_scale: float = 1.0
+    ) -> Iterator[Step]:
+        """The forward and backward pass of an augmented (micro-)batch.
+
+        Args:
+            batch: for a ``DirectionalAlignment``, which computes ``step.losses`` itself.
+            actions: of images that were augmented elsewhere, as in DataLoader workers; None takes
+                those of :meth:`augment`, called inside the block or before it.
+            loss_scale: ``scaler.get_scale()`` under a GradScaler.
+
+        Yields:
+            The :class:`Step`.
+
+        Raises:
+            RuntimeError: nothing was augmented, or what the engine refuses.
+            ValueError: the actions are not those of the examples in the block.
+        """
+        first = not self.plain_first
+        step = Step(self.learns)
+        try:
+            count = self._enter("augmented", first)
+            if count == 0 and self._held_out is not None and step.learns:
+                self._gradients = self._held_out_gradients(self._held_out)
+            # An engine that computes the losses is needed in every pair.
+            captures = step.learns and (first or self._gradients is not None)
+            usable = True
+            try:
+                with (
+                    self._signal.capture(batch, self._gradients, loss_scale)
+                    if captures or batch
+                    else contextlib.nullcontext()
+                ) as given:
+                    step.losses = given if isinstance(given, Tensor) else None
+                    yield step
+            except NotFinite:
+                usable = False
+            drawn = [actions] if actions is not None else list(self._drawn)
+            self._drawn.clear()
+            if not drawn:
+                raise RuntimeError(
+                    "nothing was augmented: call learner.augment(images) before the step ends, or "
+                    "pass actions"
+                )
+            self._actions += drawn * usable
+            self._half = ("augmented", count + 1)
+            if count + 1 == self.micro_batches and self.reference != "next":
+                step.stats = self._reward(step, self._gradients)
+        except BaseException:
+            self.drop()
+            raise
+        if count + 1 == self.micro_batches and not first:
+            self._complete()
+
+    @contextlib.contextmanager
+    def plain_step(self) -> Iterator[Step]:
+        """The forward and backward pass of a plain (micro-)batch; clip gradients after it.
+
+        Yields:
+            The :class:`Step`; its ``stats`` are filled in after the block.
+
+        Raises:
+            RuntimeError: no gradient reached the model, or what the engine refuses.
+        """
+        step = Step(self.learns)
+        try:
+            count = self._enter("plain", self.plain_first)
+            yield step
+            self._half = ("plain", count + 1)
+            if count + 1 == self.micro_batches and step.learns:
+                if self.reference == "next":
+                    step.stats = self._reward(step, None)
+                elif self.plain_first:
+                    self._gradients = self._trained_gradients()
+        except BaseException:
+            self.drop()
+            raise
+        if count + 1 == self.micro_batches and not self.plain_first:
+            self._complete()
+
+    def _enter(self, half: str, first: bool) -> int:
+        """How many micro-batches of this half ran; a first half begins a new pair."""
+        if self._half[0] == half and self._half[1] < self.micro_batches:
+            return self._half[1]
+        if first and self._half[0]:  # the pair before was never finished
+            self.skipped += self.learns
+            drawn = list(self._drawn)
+            self.drop()
+            self._drawn += drawn
+        return 0
+
+    def _complete(self) -> None:
+        self.drop()
+        self.pairs += 1
+
+    def _reward(self, step: Step, gradients: Mapping[str, Tensor] | None) -> UpdateStats | None:
+        """Update the policy, or on no rank."""
+        signal, actions = None, self._actions
+        if actions and step.learns:
+            with contextlib.suppress(NotFinite):
+                signal = self._signal.read(gradients, step.loss)
+            if signal is not None and not bool(signal.isfinite().all()):
+                signal = None
+        device = next(self._model.parameters()).device
+        if step.learns and not all_ranks(signal is not None, device):
+            self.skipped += 1
+            return None
+        if signal is None:
+            return None
+        return self.updater.step(Actions.cat(actions), signal)
+
+    def _trained_gradients(self) -> dict[str, Tensor]:
+        parameters = trainable_parameters(self._model)
+        found = {n: p.grad.detach().clone() for n, p in parameters.items() if p.grad is not None}
+        if not found:
+            raise RuntimeError("no gradient reached the model: run backward inside plain_step()")
+        return found
+
+    def _held_out_gradients(self, batches: _Cycle) -> dict[str, Tensor]:
+        """G of the next held-out batch; gradients and buffers of the model stay as they are."""
+        parameters = trainable_parameters(self._model)
+        device = next(iter(parameters.values())).device
+        batch = [part.to(device) if isinstance(part, Tensor) else part for part in batches.next()]
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        try:
+            loss = self._loss(self._model, *batch)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+        return {
+            name: mean_over_ranks(gradient)
+            for name, gradient in zip(parameters, gradients, strict=True)
+            if gradient is not None
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, meta-optimizer, accumulated gradients, generator, counts; plain tensors and data.
+
+        Loads with ``torch.load(..., weights_only=True)``.
+
+        Raises:
+            RuntimeError: in the middle of a pair, whose capture cannot be saved: save between
+                pairs, or give it up with :meth:`drop`.
+        """
+        if self._half[0]:
+            raise RuntimeError(
+                "a pair is under way and its capture cannot be saved: save after its second step, "
+                "or call drop() first and lose its reward"
+            )
+        generator = self.transform.generator
+        return {
+            "version": _VERSION,
+            "policy_kind": describe_policy(self.policy),
+            "policy": dict(self.policy.state_dict()),
+            "updater": self.updater.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+            "pairs": self.pairs,
+            "skipped": self.skipped,
+            "held_out": None if self._held_out is None else self._held_out.position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`; a pair that is under way is forgotten.
+
+        Held-out batches go on where they were, if they come in the same order again.
+
+        Raises:
+            ValueError: the state of another version, policy, space, updater or kind of reference,
+                or one that is damaged; nothing has changed.
+        """
+        if not isinstance(state, Mapping) or state.get("version") != _VERSION:
+            raise ValueError(f"not a state of OLALearner of version {_VERSION}")
+        kind = describe_policy(self.policy)
+        if state.get("policy_kind") != kind:
+            raise ValueError(
+                f"state is of another policy or space: {state.get('policy_kind')!r}, this learner "
+                f"has {kind!r}"
+            )
+        generator = self.transform.generator
+        saved = state.get("generator")
+        if (generator is None) != (saved is None) or (self._held_out is None) != (
+            state.get("held_out") is None
+        ):
+            raise ValueError("state is of a learner with another generator or kind of reference")
+        counts = [state.get("pairs"), state.get("skipped"), state.get("held_out") or 0]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"state is damaged: counts {counts}")
+        before = {name: value.clone() for name, value in self.policy.state_dict().items()}
+        try:
+            if generator is not None:
+                torch.Generator().set_state(saved)  # type: ignore[arg-type]
+            self.policy.load_state_dict(state["policy"])
+            self.updater.load_state_dict(state["updater"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            self.policy.load_state_dict(before)
+            raise ValueError(f"state does not fit this learner: {error}") from error
+        if generator is not None:
+            generator.set_state(saved)  # type: ignore[arg-type]
+        if self._held_out is not None:
+            self._held_out.position = counts[2]  # type: ignore[assignment]
+        self.pairs, self.skipped = counts[:2]  # type: ignore[assignment]
+        self.drop()
+
+
+class _Cycle:
+    """Batches without end, from a position on."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        if iter(batches) is batches:  # it can be read once only
+            raise ValueError("reference must be a list or loader of batches, got an iterator")
+        self._batches = batches
+        self._iterator: Iterator[Any] = iter(())
+        self._read = 0
+        self.position = 0
+
+    def next(self) -> tuple[Any, ...]:
+        if self._read != self.position:  # just loaded
+            self._iterator = itertools.islice(iter(self._batches), self.position, None)
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator, self.position = iter(self._batches), 0
+            batch = next(self._iterator, None)
+            if batch is None:
+                raise ValueError("reference holds no batch")
+        self.position += 1
+        self._read = self.position
+        return tuple(batch)
+
+
+def _cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    inputs = inputs if inputs.is_floating_point() else inputs.float() / 255
+    return F.cross_entropy(model(inputs), targets)

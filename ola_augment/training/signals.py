@@ -1,0 +1,146 @@
+"""What an augmented step and its reference say about the actions: one protocol for all kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Engine(Protocol):
+    """An alignment engine: those of :mod:`ola_augment.alignment`, or a user's own.
+
+    ``capture`` takes ``gradients=``, ``norms=`` and ``loss_scale=`` where the engine has them.
+    """
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What is aligned, without a wrapper such as ``DistributedDataParallel``."""
+
+    def capture(self, *arguments: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
+        """Record one augmented step."""
+
+    def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B,) alignments of the latest capture."""
+
+
+class Signal(Protocol):
+    """Turns an augmented step into what an updater rewards."""
+
+    def capture(
+        self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Record one augmented micro-batch; its reference gradient, where it is known already."""
+
+    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+        """The signal of all that was recorded, which is then forgotten."""
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+
+
+class Alignments:
+    """<grad l_i, g> of every example, or its cosine.
+
+    Args:
+        engine: that captures.
+        cosine: divide by the norms of the example's gradient and of g.
+
+    Raises:
+        ValueError: ``cosine`` of an engine whose captures have no norms.
+    """
+
+    def __init__(self, engine: Engine, cosine: bool = False) -> None:
+        accepted = inspect.signature(engine.capture).parameters
+        if cosine and "norms" not in accepted:
+            raise ValueError(
+                f"cosine=True needs an engine with capture(norms=True), {type(engine).__name__} "
+                "has none; use GradientAlignment"
+            )
+        self._engine = engine
+        self._cosine = cosine
+        self._accepted = accepted
+        self._read: list[Callable[[Mapping[str, Tensor] | None], Tensor]] = []
+
+    @contextlib.contextmanager
+    def capture(
+        self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
+    ) -> Iterator[Any]:
+        """Record one augmented micro-batch."""
+        options: dict[str, Any] = {}
+        first = gradients is not None and "gradients" in self._accepted
+        if first:
+            options["gradients"] = gradients
+        if self._cosine:
+            options["norms"] = True
+        if loss_scale != 1:
+            if "loss_scale" not in self._accepted:
+                raise ValueError(
+                    f"{type(self._engine).__name__} cannot take loss_scale={loss_scale}"
+                )
+            options["loss_scale"] = loss_scale
+        with self._engine.capture(*batch, **options) as captured:
+            yield captured
+        align = getattr(captured, "align", self._engine.align)
+
+        def read(reference: Mapping[str, Tensor] | None) -> Tensor:
+            alignments: Tensor = align() if first else align(reference)
+            if self._cosine:
+                sizes = captured.norms() * self._norm(reference)
+                alignments = torch.where(sizes > 0, alignments / sizes, torch.zeros_like(sizes))
+            return alignments
+
+        self._read.append(read)
+
+    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+        """(B,) alignments or cosines, in the order of the examples.
+
+        Raises:
+            RuntimeError: nothing was captured, or what the engine refuses.
+        """
+        readers, self._read = self._read, []
+        if not readers:
+            raise RuntimeError("nothing to align: no augmented step was captured")
+        return torch.cat([read(gradients) for read in readers])
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self._read.clear()
+
+    def _norm(self, gradients: Mapping[str, Tensor] | None) -> Tensor:
+        if gradients is None:
+            parameters = self._engine.model.parameters()
+            held = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+        else:
+            held = list(gradients.values())
+        return torch.nn.utils.get_total_norm([gradient.float() for gradient in held])
+
+
+class NextStepLoss:
+    """The loss of the step after: one number for all examples."""
+
+    def capture(
+        self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
+    ) -> contextlib.AbstractContextManager[None]:
+        """Nothing needs to be recorded."""
+        return contextlib.nullcontext()
+
+    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+        """Scalar.
+
+        Raises:
+            RuntimeError: the loss is not known.
+        """
+        if loss is None:
+            raise RuntimeError(
+                "the next-step loss is not known: `with learner.plain_step() as step:` "
+                "step.loss = loss"
+            )
+        return loss.detach()
+
+    def clear(self) -> None:
+        """Nothing is kept."""

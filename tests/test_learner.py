@@ -1,0 +1,347 @@
+"""OLALearner in a plain loop: every reference, micro-batches, failures, its state."""
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, UniformAugment
+from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+
+B = 8
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batch(seed, size=B):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, 3, (size,), generator=generator)
+
+
+def transform():
+    return OLAAugment("rand_augment", max_ops=2, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(model, images, targets):
+    images = images if images.is_floating_point() else images.float() / 255
+    return F.cross_entropy(model(images), targets)
+
+
+def gradients(model, images, targets):
+    """(B, number of parameters), one by one."""
+    rows = []
+    for image, target in zip(images, targets, strict=True):
+        loss = loss_of(model, image[None], target[None])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    return torch.stack(rows)
+
+
+class Spy(GARUpdater):
+    """Keeps the signals it was given."""
+
+    def __init__(self, policy, **options):
+        super().__init__(policy, **options)
+        self.seen = []
+
+    def step(self, actions, alignments):
+        self.seen.append((actions, alignments.clone()))
+        return super().step(actions, alignments)
+
+
+class Loop:
+    """A user's own loop of pairs."""
+
+    def __init__(self, **options):
+        self.model = network()
+        self.augment = transform()
+        self.updater = Spy(self.augment.policy, lr=0.1)
+        self.learner = OLALearner(self.model, self.augment, updater=self.updater, **options)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+
+    def step(self):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def pair(self, index):
+        with self.learner.augmented_step():
+            images, targets = batch(2 * index)
+            loss_of(self.model, self.learner.augment(images), targets).backward()
+        self.step()
+        with self.learner.plain_step() as step:
+            loss = loss_of(self.model, *batch(2 * index + 1))
+            loss.backward()
+            step.loss = loss
+        self.step()
+        return step
+
+    def logits(self):
+        return [logits.detach().clone() for logits in self.augment.policy.named_logits().values()]
+
+
+def expected_of_first_pair(reference, cosine):
+    """From per-example gradients."""
+    model = network()
+    images, targets = batch(0)
+    augmented, _ = transform().augment(images)
+    rows = gradients(model, augmented, targets)
+    g = gradients(model, *batch(1)).mean(0)
+    if reference == "next":
+        theta = nn.utils.parameters_to_vector(model.parameters()) - 0.1 * rows.mean(0)
+        nn.utils.vector_to_parameters(theta.detach(), model.parameters())
+        g = gradients(model, *batch(1)).mean(0)
+    alignments = rows @ g / B
+    return F.cosine_similarity(rows, g[None]) if cosine else alignments
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_the_reference_is_the_plain_batch_after_the_step(cosine):
+    loop = Loop(cosine=cosine)
+    assert loop.pair(0).stats.stepped
+    [(_, found)] = loop.updater.seen
+    torch.testing.assert_close(found, expected_of_first_pair("next", cosine), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_the_reference_is_held_out_batches_in_turn(cosine):
+    loop = Loop(cosine=cosine, reference=[batch(1), batch(7)])
+    loop.pair(0)
+    [(_, found)] = loop.updater.seen
+    expected = expected_of_first_pair("held out", cosine)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    for index in range(1, 4):
+        loop.pair(index)
+    assert len(loop.updater.seen) == 4
+
+
+def test_held_out_batches_leave_buffers_and_gradients():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    learner = OLALearner(model, transform(), reference=[batch(5)])
+    with pytest.raises(RuntimeError, match="nothing was augmented"), learner.augmented_step():
+        loss_of(model, *batch(0)).backward()
+    assert model[2].num_batches_tracked == 1
+
+
+def test_the_reference_is_the_plain_batch_before_the_step():
+    loop = Loop(reference="current")
+    with loop.learner.plain_step() as step:
+        loss_of(loop.model, *batch(1)).backward()
+    assert step.stats is None
+    with loop.learner.augmented_step() as step:
+        images, targets = batch(0)
+        loss_of(loop.model, loop.learner.augment(images), targets).backward()
+    assert step.stats.stepped
+    assert loop.learner.pairs == 1
+    [(_, found)] = loop.updater.seen
+    expected = expected_of_first_pair("current", cosine=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["next", "held out", "current"])
+def test_micro_batches_make_one_half(reference):
+    held_out = [batch(1)]
+    whole = Loop(reference=held_out if reference == "held out" else reference)
+    parts = Loop(reference=held_out if reference == "held out" else reference, micro_batches=2)
+    drawn, _ = transform().augment(batch(0)[0])
+    _, actions = transform().augment(batch(0)[0])
+    for loop, count in ((whole, 1), (parts, 2)):
+        size = B // count
+        rows = [slice(i * size, (i + 1) * size) for i in range(count)]
+
+        def augmented(loop=loop, rows=rows, count=count):
+            for part in rows:
+                with loop.learner.augmented_step(actions=actions.select(part)):
+                    (loss_of(loop.model, drawn[part], batch(0)[1][part]) / count).backward()
+            loop.step()
+
+        def plain(loop=loop, rows=rows, count=count):
+            images, targets = batch(1)
+            for part in rows:
+                with loop.learner.plain_step():
+                    (loss_of(loop.model, images[part], targets[part]) / count).backward()
+            if reference != "current":
+                loop.step()
+
+        for half in (plain, augmented) if reference == "current" else (augmented, plain):
+            half()
+    assert whole.learner.pairs == parts.learner.pairs == 1
+    torch.testing.assert_close(whole.updater.seen[0][1], parts.updater.seen[0][1])
+
+
+def test_every_second_pair_teaches():
+    loop = Loop(learn_every=2)
+    assert [loop.pair(i).stats is not None for i in range(4)] == [True, False, True, False]
+    assert loop.learner.skipped == 0
+
+
+def test_other_engines_and_the_next_loss():
+    model, augment = network(), transform()
+
+    def losses(model, images, targets):
+        return F.cross_entropy(model(images.float() / 255), targets, reduction="none")
+
+    engine = DirectionalAlignment(model, losses, method="jvp")
+    updater = Spy(augment.policy)
+    learner = OLALearner(model, augment, updater=updater, engine=engine)
+    images, targets = batch(0)
+    with learner.augmented_step(learner.augment(images), targets) as step:
+        step.losses.mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.zero_grad()
+    with learner.plain_step():
+        loss_of(model, *batch(1)).backward()
+    expected = B * expected_of_first_pair("next", cosine=False)
+    torch.testing.assert_close(updater.seen[0][1], expected, rtol=1e-4, atol=1e-6)
+
+    loop = Loop()
+    loop.learner = OLALearner(
+        loop.model, loop.augment, updater=NSLRUpdater(loop.augment.policy, accumulate=2)
+    )
+    assert [loop.pair(i).stats.stepped for i in range(2)] == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
+def test_backpack_carries_the_same_pair():
+    from backpack import extend
+
+    model, augment = extend(network()), transform()
+    updater = Spy(augment.policy)
+    learner = OLALearner(model, augment, updater=updater, engine=BackPACKAlignment(model))
+    with learner.augmented_step():
+        loss_of(model, learner.augment(batch(0)[0]), batch(0)[1]).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.zero_grad()
+    with learner.plain_step():
+        loss_of(model, *batch(1)).backward()
+    expected = expected_of_first_pair("next", cosine=False)
+    torch.testing.assert_close(updater.seen[0][1], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reference", ["next", "held out"])
+def test_stopped_after_every_pair_and_resumed(reference):
+    def make():
+        return Loop(reference=[batch(90 + i) for i in range(3)] if reference != "next" else "next")
+
+    whole = make()
+    for index in range(6):
+        whole.pair(index)
+    for stop in range(7):
+        first, second = make(), make()
+        for index in range(stop):
+            first.pair(index)
+        file = io.BytesIO()
+        parts = {k: getattr(first, k).state_dict() for k in ("learner", "model", "optimizer")}
+        torch.save(parts, file)
+        file.seek(0)
+        for name, state in torch.load(file, weights_only=True).items():
+            getattr(second, name).load_state_dict(state)
+        for index in range(stop, 6):
+            second.pair(index)
+        assert all(map(torch.equal, whole.logits(), second.logits()))
+        assert all(map(torch.equal, whole.model.parameters(), second.model.parameters()))
+
+
+def test_half_a_pair_is_not_saved():
+    loop = Loop()
+    with loop.learner.augmented_step():
+        loss_of(loop.model, loop.learner.augment(batch(0)[0]), batch(0)[1]).backward()
+    with pytest.raises(RuntimeError, match="pair is under way"):
+        loop.learner.state_dict()
+    loop.learner.drop()
+    assert loop.learner.state_dict()["pairs"] == 0
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    loop = Loop()
+    loop.pair(0)
+    state = loop.learner.state_dict()
+    before = loop.logits()
+    others = [
+        OLALearner(network(), OLAAugment("wide_long", max_ops=2)),
+        OLALearner(network(), OLAAugment("rand_augment", max_ops=3)),
+        OLALearner(network(), OLAAugment("rand_augment", max_ops=2)),
+    ]
+    augment = transform()
+    others.append(OLALearner(network(), augment, updater=NSLRUpdater(augment.policy)))
+    for other in others:
+        with pytest.raises(ValueError, match=r"another|does not fit"):
+            other.load_state_dict(state)
+        assert not any(logits.any() for logits in other.policy.named_logits().values())
+    moments = state["updater"]["optimizer"]["state"][0]
+    damaged = [
+        {},
+        {**state, "version": 9},
+        {**state, "pairs": -1},
+        {**state, "generator": torch.zeros(3)},
+        {**state, "policy": {}},
+        {**state, "updater": {**state["updater"], "pending": 1}},
+    ]
+    for value in (torch.zeros(7), moments["exp_avg"] * float("nan")):
+        optimizer = state["updater"]["optimizer"]
+        broken = {**optimizer, "state": {**optimizer["state"], 0: {**moments, "exp_avg": value}}}
+        damaged.append({**state, "updater": {**state["updater"], "optimizer": broken}})
+    for bad in damaged:
+        with pytest.raises(ValueError, match="state"):
+            loop.learner.load_state_dict(bad)
+        assert all(map(torch.equal, before, loop.logits()))
+    loop.pair(1)
+
+
+@pytest.mark.parametrize("where", ["augmented", "plain"])
+def test_an_error_or_nan_costs_one_reward(where):
+    loop = Loop()
+    loop.pair(0)
+    before = loop.logits()
+
+    def poisoned(half):
+        images, targets = batch(3)
+        factor = float("nan") if half == where else 1.0
+        with getattr(loop.learner, f"{half}_step")() as step:
+            images = loop.learner.augment(images) if half == "augmented" else images
+            (factor * loss_of(loop.model, images, targets)).backward()
+        loop.optimizer.zero_grad()
+        return step
+
+    poisoned("augmented")
+    assert poisoned("plain").stats is None
+    assert loop.learner.skipped == 1
+    assert all(map(torch.equal, before, loop.logits()))
+
+    def interrupt():
+        with loop.learner.augmented_step():
+            loop.learner.augment(batch(0)[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert loop.pair(2).stats.stepped
+
+
+def test_what_does_not_belong_together_is_refused_at_once():
+    model, augment = network(), transform()
+    with pytest.raises(ValueError, match="another policy"):
+        OLALearner(model, augment, updater=GARUpdater(transform().policy))
+    with pytest.raises(ValueError, match="model that is trained"):
+        OLALearner(model, augment, engine=GradientAlignment(network()))
+    with pytest.raises(ValueError, match="no logits"):
+        OLALearner(model, UniformAugment())
+    with pytest.raises(TypeError, match="PolicyTransform"):
+        OLALearner(model, nn.Identity())
+    with pytest.raises(ValueError, match="reference"):
+        OLALearner(model, augment, reference="before")
+    with pytest.raises(ValueError, match="iterator"):
+        OLALearner(model, augment, reference=iter([batch(0)]))
+    for name in ("learn_every", "micro_batches"):
+        with pytest.raises(ValueError, match=name):
+            OLALearner(model, augment, **{name: 0})
+    engine = DirectionalAlignment(model, loss_of)
+    with pytest.raises(ValueError, match="norms"):
+        OLALearner(model, augment, cosine=True, engine=engine)
+    with pytest.raises(ValueError, match="next loss"):
+        OLALearner(model, augment, cosine=True, updater=NSLRUpdater(augment.policy))
