@@ -81,8 +81,9 @@ class _Fingerprints(Watch[bool]):
         inputs = args[:1]
         rule = RULES.get(function)
         on_input = rule is not None and rule.subject is not None and inputs
-        # An in-place function overwrites its input: look at it before.
-        subject = inputs[0].detach().clone() if on_input and origin else None
+        subject = inputs[0].detach() if on_input and origin else None
+        if subject is not None and writes_in_place(function):
+            subject = subject.clone()
         path, read = self.path, self.read(args, kwargs)
         result = self._call(function, args, kwargs)
         constant = {}
@@ -120,9 +121,9 @@ class _Fingerprints(Watch[bool]):
             if self._given is not None and seen < len(self._given):
                 mean, variance = self._given[seen]
             else:
-                dims = [d for d in range(x.dim()) if d != 1]
-                wide = x.detach().double() if x.dtype == torch.float64 else x.detach().float()
-                variance, mean = torch.var_mean(wide, dims, correction=0)
+                wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+                _, mean, scale = torch.native_batch_norm(wide, None, None, None, None, True, 0, 0)
+                variance = scale**-2
             self.statistics.append((mean, variance))
             given |= {"running_mean": mean, "running_var": variance, "training": False}
         return function(**given)
@@ -133,7 +134,7 @@ class _Fingerprints(Watch[bool]):
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-        if tensor.numel() and not float(tensor.abs().max()) < 1e30:
+        if tensor.numel() and not max(map(abs, map(float, tensor.aminmax()))) < 1e30:
             tensor = tensor.nan_to_num().abs().log1p() * tensor.sign()  # masks
         dims = [d for d in range(min(leading, tensor.dim())) if tensor.shape[d] % self.batch == 0]
         if not dims:
@@ -205,8 +206,8 @@ def verify(
     The forward pass runs on the batch, and again with some examples changed, each time from the
     same random states and without a trace in the model. A layout is accepted where it is the only
     one in which no row but those of the changed examples follows. One run has the batch rolled by
-    one: where the rows are rolled with it, nothing is mixed; where they are not (dropout), more
-    sets of examples are changed.
+    one: where the rows are rolled with it, all examples are treated alike, so that those of one set
+    speak for all; where they are not (dropout), more sets are changed.
 
     Args:
         known: added to.
@@ -226,7 +227,7 @@ def verify(
         return 0, 0
     sets = _sets(batch, known.passes)
     rolled = torch.arange(batch).roll(-1)
-    first = 2 if batch > _TOLD_APART else len(sets)
+    first = 1 if batch > _TOLD_APART else len(sets)
     inputs = [(args, kwargs), _reordered(args, kwargs, rolled)]
     inputs += [_change(args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
@@ -297,6 +298,8 @@ def _sets(batch: int, seed: int) -> list[Tensor]:
 
     Up to six examples each is told from each other, both ways, by two to four runs. Of more, four
     runs tell any two apart with probability 15/16, and others when the verification is repeated.
+    No shift of the batch maps the first set to itself: what treats all examples alike, and mixes
+    each with another, is seen in it.
     """
     runs = next((n for n in (2, 3, 4) if math.comb(n, n // 2) >= batch), 4)
     if batch <= _TOLD_APART:
@@ -304,7 +307,18 @@ def _sets(batch: int, seed: int) -> list[Tensor]:
     else:
         generator = torch.Generator().manual_seed(seed)
         codes = (torch.randperm(batch, generator=generator) % 2**runs).tolist()
+        while _repeats([code & 1 for code in codes]):
+            codes = (torch.randperm(batch, generator=generator) % 2**runs).tolist()
     return [torch.tensor([bool(code >> run & 1) for code in codes]) for run in range(runs)]
+
+
+def _repeats(values: list[int]) -> bool:
+    """Whether a shift by less than their number maps the values to themselves."""
+    return any(
+        values == values[shift:] + values[:shift]
+        for shift in range(1, len(values) // 2 + 1)
+        if len(values) % shift == 0
+    )
 
 
 def _tensors(arguments: Any) -> list[Tensor]:
@@ -323,16 +337,19 @@ def _reordered(args: Any, kwargs: Any, order: Tensor) -> Any:
 
 
 def _change(args: Any, kwargs: Any, chosen: Tensor) -> Any:
-    """The arguments with the chosen examples replaced by others that differ from them."""
+    """The arguments with the chosen examples replaced by one other: means move far.
+
+    Examples that are equal to it are changed in another way.
+    """
     batch = len(chosen)
     flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
-    order = torch.arange(batch)
-    for example in chosen.nonzero().flatten().tolist():
-        others = (*range(example + 1, batch), *range(example))
-        order[example] = next(
-            (o for o in others if any(not torch.equal(t[o], t[example]) for t in flat)), example
+    source = int((~chosen).nonzero()[0])
+    order = torch.where(chosen, source, torch.arange(batch))
+    alike = chosen.clone()
+    for tensor in flat:
+        alike &= (
+            (tensor == tensor[source]).reshape(batch, tensor[0].numel()).all(1).to(alike.device)
         )
-    alike = chosen & (order == torch.arange(batch))
 
     def change(tensor: Tensor) -> Tensor:
         if tensor.shape[:1] != (batch,):
