@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,35 @@ def save_policy(policy: LogitsModule, path: str | Path) -> None:
         "arguments": arguments,
         "logits": {name: logits.tolist() for name, logits in policy.state_dict().items()},
     }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file that is at any moment the old one or the new one, whole and on the disk.
+
+    Raises:
+        OSError: it cannot be written (a full disk, no directory); the old file is untouched.
+    """
+    path = Path(path).resolve()  # a link stays one
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}")
+    try:
+        number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(number)
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o777)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the name, too, must survive a power cut
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:

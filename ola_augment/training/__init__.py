@@ -1,5 +1,6 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
+from ola_augment.training.callbacks import Callback
 from ola_augment.training.fit import accuracy, fit, policy_metrics, scale_to_float
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
@@ -8,6 +9,7 @@ from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPol
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 
 __all__ = [
+    "Callback",
     "GARUpdater",
     "MetaGradientUpdater",
     "NSLRUpdater",

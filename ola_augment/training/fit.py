@@ -5,10 +5,12 @@ Everything here is composed of the public parts and can be written in a user's o
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Sized
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ola_augment.actions import Actions
-from ola_augment.alignment import GradientAlignment
+from ola_augment.files import write_atomically
 from ola_augment.policy import Policy
-from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.batches import Batch, read_batch
+from ola_augment.training.callbacks import Callback
+from ola_augment.training.checkpoint import (
+    load_checkpoint,
+    random_states,
+    save_checkpoint,
+    set_random_states,
+)
+from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.reward import all_ranks
+from ola_augment.training.signals import Engine
+from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.transforms import PolicyTransform
 
 Preprocess = Callable[[Tensor], Tensor]
@@ -27,93 +39,197 @@ Preprocess = Callable[[Tensor], Tensor]
 
 def fit(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Any],
     optimizer: torch.optim.Optimizer,
     *,
     epochs: int,
     augment: PolicyTransform | None = None,
+    learner: OLALearner | None = None,
     updater: GARUpdater | NSLRUpdater | None = None,
-    engine: GradientAlignment | None = None,
+    engine: Engine | None = None,
     preprocess: Preprocess | None = None,
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    criterion: Callable[[Tensor, Any], Tensor] | None = None,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
     metrics_path: str | Path | None = None,
     progress: bool = True,
+    clip_norm: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: torch.dtype | None = None,
+    skip_bad_steps: bool = True,
+    callbacks: Iterable[Callback] = (),
+    checkpoint_path: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    resume: str | Path | Mapping[str, Any] | None = None,
+    generators: Iterable[torch.Generator] = (),
 ) -> list[dict[str, Any]]:
-    """Train a model, and with an updater the policy that augments its images.
+    """Train a model, and with a learner the policy that augments its images.
 
     Batches alternate, across epochs too: the first is augmented; the second has only the default
     pre-processing, and its gradient is both the reference of the first's rewards and an ordinary
-    update of the model. Without an updater the same loop compares other augmentations.
+    update of the model. Without a learner the same loop compares other augmentations. Where
+    workers augment every batch (`PolicyTransform.collate`), the plain one is augmented as well, as
+    in Algorithm 1. With a learner of ``reference="current"`` the plain batch comes first and a pair
+    makes one update, from the sum of both gradients.
 
     Args:
         model: trained in place, on its own device.
-        loader: batches (images, targets); images as :meth:`PolicyTransform.augment` takes them.
+        loader: batches (images, targets), with the workers' :class:`Actions` where they augment,
+            or mappings with such entries; images as :meth:`PolicyTransform.augment` takes them.
         optimizer: of the model.
         epochs: passes over the loader.
-        augment: applied to every other batch, on the model's device; None augments none.
-        updater: of ``augment``'s policy; None leaves the policy as it is.
+        augment: applied to every other batch, on the model's device; None augments none, or takes
+            the learner's.
+        learner: of the policy; None makes one of ``augment``, ``updater`` and ``engine`` if there
+            is an updater, and else leaves the policy as it is.
+        updater: of ``augment``'s policy.
         engine: to align with; None makes a ``GradientAlignment(model)`` for a GARUpdater.
         preprocess: images -> the model's input, on both kinds of batches; None scales uint8 to
             float32 in [0, 1].
         criterion: (outputs, targets) -> mean loss; None is cross entropy.
-        scheduler: stepped after every step of the optimizer.
+        scheduler: stepped after every batch that was not skipped.
         evaluate: called after each epoch; what it returns joins the metrics.
         metrics_path: a file for the metrics, one JSON object an epoch (see Returns).
         progress: show a progress bar.
+        clip_norm: largest norm of the model's gradient; the policy is rewarded with the whole one.
+        scaler: of the loss, for float16.
+        autocast: dtype of the forward passes on the model's device; None is the model's own.
+        skip_bad_steps: a loss or gradient that is NaN or Inf (on any rank) changes nothing and is
+            counted; False raises instead.
+        callbacks: told of every step and epoch.
+        checkpoint_path: a file to go on from, replaced every ``checkpoint_every`` batches and after
+            each epoch, between the pairs.
+        checkpoint_every: batches.
+        resume: a checkpoint, or its path. The run goes on bit by bit (without DataLoader workers)
+            as if it had not stopped; it must be set up as it was before.
+        generators: that the data or pre-processing draw from. Attributes ``generator`` of the
+            loader, its samplers, its dataset, ``preprocess`` and ``augment`` are found without.
 
     Returns:
         One dict an epoch: ``epoch`` (from 1), ``steps`` (so far), ``seconds`` (of training,
         without evaluation), ``augmented_loss`` and ``plain_loss`` (means; None without such a
-        batch), what ``evaluate`` gave, and with a policy that learns ``reward_mean``,
-        ``reward_std`` (of raw rewards), ``entropy`` (nats), ``num_ops_probs`` (S numbers),
-        ``keep_probs`` (A) and ``mean_magnitude_bins`` (A).
+        batch), ``skipped_steps``, what ``evaluate`` gave, and with a policy that learns
+        ``reward_mean``, ``reward_std`` (of raw rewards), ``entropy`` (nats), ``num_ops_probs`` (S
+        numbers), ``keep_probs`` (A) and ``mean_magnitude_bins`` (A).
 
     Raises:
-        ValueError: epochs below 1, an updater without ``augment``, or a loader without batches.
+        ValueError: a number out of range, an updater without ``augment`` or beside a learner, a
+            learner of another model or transform, a loader without batches or with batches of an
+            unknown kind, or a checkpoint that does not fit.
+        FloatingPointError: a bad step with ``skip_bad_steps=False``.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if updater is not None and augment is None:
-        raise ValueError("updater needs augment, the transform whose policy it updates")
-    if isinstance(updater, GARUpdater) and engine is None:
-        engine = GradientAlignment(model)
-    steps = _Steps(
+    if epochs < 1 or checkpoint_every < 1:
+        raise ValueError(
+            f"epochs and checkpoint_every must be at least 1, got {epochs} and {checkpoint_every}"
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, got {clip_norm}")
+    if learner is None and updater is not None:
+        if augment is None:
+            raise ValueError("updater needs augment, the transform whose policy it updates")
+        learner = OLALearner(model, augment, updater=updater, engine=engine)
+    elif learner is not None:
+        if updater is not None or engine is not None:
+            raise ValueError("a learner has its own updater and engine: give it alone")
+        if augment not in (None, learner.transform):
+            raise ValueError("augment must be the learner's transform, got another one")
+        learner.check_model(model)
+        augment = learner.transform
+    run = _Run(
         model,
         optimizer,
         augment,
-        updater,
-        engine if isinstance(updater, GARUpdater) else None,
+        learner,
         preprocess or scale_to_float,
         criterion or nn.CrossEntropyLoss(),
         scheduler,
+        clip_norm,
+        scaler,
+        autocast,
+        skip_bad_steps,
     )
-    if metrics_path is not None:
-        Path(metrics_path).write_text("", encoding="utf-8")
+    callbacks = tuple(callbacks)
+    found = [*generators, *_generators(loader, preprocess, augment)]
+    found = list({id(generator): generator for generator in found}.values())
     history: list[dict[str, Any]] = []
+    first_epoch, batches_done, seconds, due = 1, 0, 0.0, False
+    started: dict[str, Any] = {}
+    paused: dict[str, Any] | None = None
+    if resume is not None:
+        paused = dict(resume) if isinstance(resume, Mapping) else load_checkpoint(resume)
+        run.load_state_dict(paused)
+        first_epoch, batches_done = paused["epoch"], paused["batches"]
+        seconds, history = paused["seconds"], json.loads(paused["history"])
+
+    def save(epoch: int, batches: int) -> None:
+        if checkpoint_path is not None and run.between_pairs:
+            content = run.state_dict() | {
+                "epoch": epoch,
+                "batches": batches,
+                "seconds": seconds,
+                "history": json.dumps(history),
+                "epoch_random": started,
+                "random": random_states(found),
+            }
+            save_checkpoint(checkpoint_path, content)
+
+    def write_metrics() -> None:
+        if metrics_path is not None:
+            lines = "".join(json.dumps(record) + "\n" for record in history)
+            write_atomically(metrics_path, lines.encode())
+
+    write_metrics()
     total = epochs * len(loader) if isinstance(loader, Sized) else None
-    with tqdm(total=total, disable=not progress, unit="step") as bar:
-        for epoch in range(1, epochs + 1):
+    with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
+        for epoch in range(first_epoch, epochs + 1):
             model.train()
-            start = time.perf_counter()
-            for images, targets in loader:
-                steps.run(images, targets)
+            if paused is not None:
+                # Go through the epoch's order again, as far as it was, without training.
+                set_random_states(paused["epoch_random" if batches_done else "random"], found)
+            started = random_states(found)
+            batches = iter(loader)
+            if paused is not None and batches_done:
+                for _ in itertools.islice(batches, batches_done):
+                    pass
+                set_random_states(paused["random"], found)
+            paused = None
+            before, start = seconds, time.perf_counter()
+            for batch in batches:
+                loss = run.step(read_batch(batch, run.device))
+                batches_done += 1
+                seconds = before + time.perf_counter() - start
                 bar.update()
-            seconds = time.perf_counter() - start
-            if not steps.count:
+                for callback in callbacks:
+                    callback.on_step(run.count, loss)
+                due = due or run.count % checkpoint_every == 0
+                if due and run.between_pairs:
+                    save(epoch, batches_done)
+                    due = False
+            if not run.count:
                 raise ValueError("loader must give at least one batch, got none")
-            record = {"epoch": epoch, "steps": steps.count, "seconds": seconds}
-            record |= steps.metrics() | (evaluate() if evaluate else {})
+            record: dict[str, Any] = {"epoch": epoch, "steps": run.count, "seconds": seconds}
+            record |= run.metrics() | (evaluate() if evaluate else {})
+            for callback in callbacks:
+                callback.on_epoch(record)
             history.append(record)
-            if metrics_path is not None:
-                with Path(metrics_path).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+            batches_done, seconds = 0, 0.0
+            save(epoch + 1, 0)
+            write_metrics()
             bar.set_postfix({k: f"{v:.3f}" for k, v in record.items() if isinstance(v, float)})
     return history
 
 
-class _Steps:
+def _generators(*owners: Any) -> list[torch.Generator]:
+    """Generators that these, and a loader's parts, draw from."""
+    found = []
+    for owner in owners:
+        parts = [owner, *(getattr(owner, n, None) for n in ("sampler", "batch_sampler", "dataset"))]
+        parts.append(getattr(getattr(owner, "batch_sampler", None), "sampler", None))
+        found += [getattr(part, "generator", None) for part in parts]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+class _Run:
     """The alternating steps of :func:`fit` and what they measured since the last epoch."""
 
     def __init__(
@@ -121,72 +237,176 @@ class _Steps:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         augment: PolicyTransform | None,
-        updater: GARUpdater | NSLRUpdater | None,
-        engine: GradientAlignment | None,
+        learner: OLALearner | None,
         preprocess: Preprocess,
-        criterion: Callable[[Tensor, Tensor], Tensor],
+        criterion: Callable[[Tensor, Any], Tensor],
         scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+        clip_norm: float | None,
+        scaler: torch.amp.GradScaler | None,
+        autocast: torch.dtype | None,
+        skip: bool,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.optimizer = optimizer
         self.augment = augment
-        self.updater = updater
-        self.engine = engine
+        self.learner = learner
         self.preprocess = preprocess
         self.criterion = criterion
         self.scheduler = scheduler
+        self.clip_norm = clip_norm
+        self.scaler = scaler
+        self.autocast = autocast
+        self.skip = skip
         self.count = 0
-        self.actions: Actions | None = None  # of an augmented step that awaits its reward
-        self.losses: dict[str, list[Tensor]] = {"augmented_loss": [], "plain_loss": []}
-        self.stats: list[UpdateStats] = []
+        self.skipped = 0
+        self.losses: dict[str, list[float]] = {"augmented_loss": [], "plain_loss": []}
+        self.rewards: list[list[float]] = []
 
-    def run(self, images: Tensor, targets: Tensor) -> None:
-        images = images.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
-        self.optimizer.zero_grad()
-        if self.augment is not None and self.count % 2 == 0:
-            images, self.actions = self.augment.augment(images)
-            with self.engine.capture() if self.engine else nullcontext():
-                loss = self.backward(images, targets)
-            self.losses["augmented_loss"].append(loss)
-        else:
-            loss = self.backward(images, targets)
-            self.losses["plain_loss"].append(loss)
-            self.reward(loss)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+    @property
+    def between_pairs(self) -> bool:
+        return self.learner is None or self.count % 2 == 0
+
+    def step(self, batch: Batch) -> float | None:
+        """Train on one batch; its loss, or None if it was skipped."""
+        plain_first = self.learner is not None and self.learner.plain_first
+        second = self.count % 2 == 1
+        augmented = self.augment is not None and second == plain_first
+        # With the reference at theta_t one update follows both halves.
+        begins, ends = not (plain_first and second), not plain_first or second
+        if begins:
+            self.optimizer.zero_grad()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.count += 1
+        loss = self._backward(batch, augmented)
+        good = math.isfinite(loss) and (not ends or self._gradients_are_finite())
+        if not all_ranks(good, self.device):
+            self._give_up(buffers, loss)
+            return None
+        if ends and self._update() and self.scheduler is not None:
+            for _ in range(1 + plain_first):  # a schedule counts batches
+                self.scheduler.step()
+        self.losses["augmented_loss" if augmented else "plain_loss"].append(loss)
+        return loss
 
-    def backward(self, images: Tensor, targets: Tensor) -> Tensor:
-        loss = self.criterion(self.model(self.preprocess(images)), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+    def _backward(self, batch: Batch, augmented: bool) -> float:
+        learner = self.learner
+        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
+        images, actions = batch.images, batch.actions
+        if augmented and self.augment is not None and batch.actions is None:
+            images, actions = self.augment.augment(images)
+        if learner is not None:
+            half = (
+                learner.augmented_step(actions=actions, loss_scale=scale)
+                if augmented
+                else learner.plain_step(loss_scale=scale)
+            )
+        value = math.nan
+        try:
+            with half as step:
+                kind = self.device.type
+                with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+                    loss = self.criterion(self.model(self.preprocess(images)), batch.targets)
+                value = float(loss.detach())
+                if step is not None:
+                    step.loss = loss.detach()
+                scaled: Tensor = loss if self.scaler is None else self.scaler.scale(loss)
+                scaled.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            if math.isfinite(value):
+                raise
+            value = math.nan  # the engine refused what the bad loss brought
+        if step is not None and step.stats is not None:
+            self.rewards.append([step.stats.reward_mean, step.stats.reward_std])
+        return value
 
-    def reward(self, loss: Tensor) -> None:
-        """Reward the actions of the step before, now that the next gradient is known."""
-        actions, self.actions = self.actions, None
-        if actions is None or self.updater is None:
-            return
-        signal = self.engine.align() if self.engine else loss
-        self.stats.append(self.updater.step(actions, signal))
+    def _gradients_are_finite(self) -> bool:
+        if self.scaler is not None:  # it looks itself, and lowers its scale
+            return True
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return not gradients or math.isfinite(float(nn.utils.get_total_norm(gradients)))
+
+    def _give_up(self, buffers: list[tuple[Tensor, Tensor]], loss: float) -> None:
+        """Leave the model as it was before the bad batch."""
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if self.learner is not None:
+            self.learner.drop()
+        self.skipped += 1
+        if not self.skip:
+            raise FloatingPointError(
+                f"loss or gradient of batch {self.count} is NaN or Inf (loss {loss}); the model is "
+                "as it was before it"
+            )
+
+    def _update(self) -> bool:
+        """Step the optimizer, unless a scaler finds that its gradients overflowed."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if self.scaler is not None:
+            scale = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            overflowed = self.scaler.get_scale() < scale
+            self.skipped += overflowed
+            return not overflowed
+        self.optimizer.step()
+        return True
 
     def metrics(self) -> dict[str, Any]:
         """Return means since the last call, and the policy as it is now."""
         metrics: dict[str, Any] = {
-            kind: float(torch.stack(losses).mean()) if losses else None
+            kind: math.fsum(losses) / len(losses) if losses else None
             for kind, losses in self.losses.items()
         }
         for losses in self.losses.values():
             losses.clear()
-        if self.updater is not None and self.augment is not None:
-            for key in ("reward_mean", "reward_std"):
-                values = [getattr(stats, key) for stats in self.stats]
+        metrics["skipped_steps"], self.skipped = self.skipped, 0
+        if self.learner is not None:
+            columns = list(zip(*self.rewards, strict=True)) or [(), ()]
+            for key, values in zip(("reward_mean", "reward_std"), columns, strict=True):
                 metrics[key] = sum(values) / len(values) if values else None
-            self.stats.clear()
-            metrics |= policy_metrics(self.augment.policy)
+            self.rewards.clear()
+            metrics |= policy_metrics(self.learner.policy)
         return metrics
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+            "learner": self.learner,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "count": self.count,
+            "skipped": self.skipped,
+            "losses": self.losses,
+            "rewards": self.rewards,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        parts = self._parts()
+        if state["parts"].keys() != parts.keys():
+            raise ValueError(
+                f"the checkpoint is of a run with {sorted(state['parts'])}, this one has "
+                f"{sorted(parts)}"
+            )
+        # The learner refuses a state of another; what it does not know comes after it.
+        for name in sorted(parts, key=lambda name: name != "learner"):
+            parts[name].load_state_dict(state["parts"][name])
+        self.count, self.skipped = state["count"], state["skipped"]
+        self.losses = {name: list(values) for name, values in state["losses"].items()}
+        self.rewards = [list(values) for values in state["rewards"]]
 
 
 def policy_metrics(policy: Policy) -> dict[str, Any]:

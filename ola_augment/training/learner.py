@@ -152,6 +152,15 @@ class OLALearner:
         """Whether the plain half of a pair comes first (``reference="current"``)."""
         return self.reference == "current"
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model other than this learner's.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if unwrapped(model) is not self._model:
+            raise ValueError("learner must be of the model that is trained, it has another one")
+
     def augment(self, images: Tensor) -> Tensor:
         """Augment a batch for the next augmented step, as :meth:`PolicyTransform.augment`."""
         images, actions = self.transform.augment(images)
@@ -211,7 +220,7 @@ class OLALearner:
                     "nothing was augmented: call learner.augment(images) before the step ends, or "
                     "pass actions"
                 )
-            self._actions += drawn * usable
+            self._actions += drawn * (usable and captures)
             self._half = ("augmented", count + 1)
             if count + 1 == self.micro_batches and self.reference != "next":
                 step.stats = self._reward(step, self._gradients)
@@ -222,8 +231,11 @@ class OLALearner:
             self._complete()
 
     @contextlib.contextmanager
-    def plain_step(self) -> Iterator[Step]:
+    def plain_step(self, *, loss_scale: float = 1.0) -> Iterator[Step]:
         """The forward and backward pass of a plain (micro-)batch; clip gradients after it.
+
+        Args:
+            loss_scale: as for :meth:`augmented_step`.
 
         Yields:
             The :class:`Step`; its ``stats`` are filled in after the block.
@@ -238,9 +250,9 @@ class OLALearner:
             self._half = ("plain", count + 1)
             if count + 1 == self.micro_batches and step.learns:
                 if self.reference == "next":
-                    step.stats = self._reward(step, None)
+                    step.stats = self._reward(step, None, loss_scale)
                 elif self.plain_first:
-                    self._gradients = self._trained_gradients()
+                    self._gradients = self._trained_gradients(loss_scale)
         except BaseException:
             self.drop()
             raise
@@ -262,12 +274,14 @@ class OLALearner:
         self.drop()
         self.pairs += 1
 
-    def _reward(self, step: Step, gradients: Mapping[str, Tensor] | None) -> UpdateStats | None:
+    def _reward(
+        self, step: Step, gradients: Mapping[str, Tensor] | None, loss_scale: float = 1.0
+    ) -> UpdateStats | None:
         """Update the policy, or on no rank."""
         signal, actions = None, self._actions
         if actions and step.learns:
             with contextlib.suppress(NotFinite):
-                signal = self._signal.read(gradients, step.loss)
+                signal = self._signal.read(gradients, step.loss, loss_scale)
             if signal is not None and not bool(signal.isfinite().all()):
                 signal = None
         device = next(self._model.parameters()).device
@@ -278,9 +292,10 @@ class OLALearner:
             return None
         return self.updater.step(Actions.cat(actions), signal)
 
-    def _trained_gradients(self) -> dict[str, Tensor]:
+    def _trained_gradients(self, loss_scale: float) -> dict[str, Tensor]:
         parameters = trainable_parameters(self._model)
-        found = {n: p.grad.detach().clone() for n, p in parameters.items() if p.grad is not None}
+        held = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        found = {name: gradient.detach() / loss_scale for name, gradient in held.items()}
         if not found:
             raise RuntimeError("no gradient reached the model: run backward inside plain_step()")
         return found

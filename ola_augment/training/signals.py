@@ -36,7 +36,12 @@ class Signal(Protocol):
     ) -> contextlib.AbstractContextManager[Any]:
         """Record one augmented micro-batch; its reference gradient, where it is known already."""
 
-    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+    def read(
+        self,
+        gradients: Mapping[str, Tensor] | None = None,
+        loss: Tensor | None = None,
+        loss_scale: float = 1.0,
+    ) -> Tensor:
         """The signal of all that was recorded, which is then forgotten."""
 
     def clear(self) -> None:
@@ -96,8 +101,18 @@ class Alignments:
 
         self._read.append(read)
 
-    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+    def read(
+        self,
+        gradients: Mapping[str, Tensor] | None = None,
+        loss: Tensor | None = None,
+        loss_scale: float = 1.0,
+    ) -> Tensor:
         """(B,) alignments or cosines, in the order of the examples.
+
+        Args:
+            gradients: g; None reads the parameters' ``.grad``.
+            loss: not used.
+            loss_scale: what g is to be divided by.
 
         Raises:
             RuntimeError: nothing was captured, or what the engine refuses.
@@ -105,7 +120,8 @@ class Alignments:
         readers, self._read = self._read, []
         if not readers:
             raise RuntimeError("nothing to align: no augmented step was captured")
-        return torch.cat([read(gradients) for read in readers])
+        found = torch.cat([read(gradients) for read in readers])
+        return found if self._cosine else found / loss_scale
 
     def clear(self) -> None:
         """Forget what was recorded."""
@@ -129,7 +145,12 @@ class NextStepLoss:
         """Nothing needs to be recorded."""
         return contextlib.nullcontext()
 
-    def read(self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None) -> Tensor:
+    def read(
+        self,
+        gradients: Mapping[str, Tensor] | None = None,
+        loss: Tensor | None = None,
+        loss_scale: float = 1.0,
+    ) -> Tensor:
         """Scalar.
 
         Raises:

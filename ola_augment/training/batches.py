@@ -1,0 +1,61 @@
+"""What loaders hand out: tuples, dictionaries, and actions of workers that augment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ola_augment.actions import Actions
+
+_IMAGES = ("images", "image", "pixel_values")
+_TARGETS = ("targets", "labels", "label", "target")
+
+
+class Batch(NamedTuple):
+    """Images and targets on the model's device, and the actions of workers that augmented."""
+
+    images: Tensor
+    targets: Any
+    actions: Actions | None
+
+
+def read_batch(batch: Any, device: torch.device) -> Batch:
+    """Understand one batch of a loader.
+
+    Args:
+        batch: (images, targets), (images, targets, :class:`Actions`), or a mapping with an entry
+            ``images``, ``image`` or ``pixel_values``, an entry ``targets``, ``labels``, ``label``
+            or ``target``, and perhaps ``actions``.
+        device: that images and targets are moved to.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(batch, Mapping):
+        images = next((batch[name] for name in _IMAGES if name in batch), None)
+        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        actions = batch.get("actions")
+    else:
+        parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+        images, targets, actions = (*parts, None, None, None)[:3] if len(parts) < 4 else (None,) * 3
+    known = actions is None or isinstance(actions, Actions)
+    if not isinstance(images, Tensor) or targets is None or not known:
+        what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else _describe(batch)
+        raise ValueError(
+            f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
+            f"one of {', '.join(_IMAGES)} and one of {', '.join(_TARGETS)}; got {what}"
+        )
+    return Batch(_move(images, device), _move(targets, device), actions)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"({', '.join(type(part).__name__ for part in batch)})"
+    return type(batch).__name__
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
