@@ -61,25 +61,6 @@ def parametrization_cache() -> dict[Any, Any]:
     return parametrize._cache
 
 
-def saved_statistics(output: Tensor, name: str) -> tuple[Tensor, Tensor] | None:
-    """Mean and inverse deviation that a native normalisation kept for its own backward.
-
-    Args:
-        output: of the normalisation.
-        name: of its autograd node, "NativeGroupNormBackward0" for example.
-
-    Returns:
-        The two tensors, None where another kernel ran.
-    """
-    node = output.grad_fn
-    if node is None or node.name() != name:
-        return None
-    mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
-    if not isinstance(mean, Tensor) or not isinstance(deviation, Tensor):
-        return None
-    return mean.detach(), deviation.detach()
-
-
 def computes_bfloat16_on_cpu() -> bool:
     """Whether the CPU has bfloat16 products; no public name before torch.cpu.get_capabilities."""
     supported: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

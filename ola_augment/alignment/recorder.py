@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ola_augment.alignment._torch import SET_GRAD
 from ola_augment.alignment.expressions import (
@@ -27,7 +27,15 @@ from ola_augment.alignment.storage import Storage
 from ola_augment.alignment.sums import RandomDirection, SumCheck
 from ola_augment.alignment.tape import Tape
 from ola_augment.alignment.terms import Term
-from ola_augment.alignment.watch import Function, Watch, leaves, name_of, outputs_of, tensors_in
+from ola_augment.alignment.watch import (
+    Function,
+    Watch,
+    leaves,
+    map_tensors,
+    name_of,
+    outputs_of,
+    tensors_in,
+)
 
 # A node that a call reads, the shape of its tensor, and the term that the use gives.
 _NodeUse = tuple[Node, torch.Size, MakeTerm]
@@ -174,7 +182,8 @@ class Recorder(Watch[Tape]):
         rule = RULES.get(function) if origin else None
         uses = self._uses(rule.uses, args, kwargs) if rule else None
         draws = None if origin else RandomState(next(tensors_in(args)).device)
-        path, read = self.path, self.read(args, kwargs)
+        path = self.path
+        read = self.read(args, kwargs) if writes or not origin else None
         result = function(*args, **kwargs)
         outputs = outputs_of(function, args, result)
         if not any(tensor.requires_grad for tensor in outputs):
@@ -191,6 +200,7 @@ class Recorder(Watch[Tape]):
                 self._watch(output, found, use, origin)
         if constant:
             self._keep_values(names)
+            read = read or self.read(args, kwargs)
             self.follow(function, read, constant, draws if draws and draws.moved() else None)
         return result
 
@@ -223,7 +233,7 @@ class Recorder(Watch[Tape]):
 
     def _uses(self, rule: Callable[..., Iterator[Use]], args: Any, kwargs: Any) -> list[_NodeUse]:
         """The rule's uses of parameters, over inputs without their graph."""
-        args, kwargs = tree_map_only(Tensor, self._detach, (args, kwargs))
+        args, kwargs = map_tensors(self._detach, (args, kwargs))
         return [
             (node, argument.shape, make_term)
             for argument, make_term in rule(*args, **kwargs)
@@ -259,10 +269,11 @@ class Recorder(Watch[Tape]):
                     "backward() inside forward() reached parameters before the pass was verified; "
                     "run it after the model returned"
                 )
-            with torch.autocast(delta.device.type, enabled=False):
+            with _in_full_precision(delta.device.type):
                 for node, shape, make_term in uses:
-                    for check in (self._check, self.exact):
-                        check.computed(node.names, delta.dtype)
+                    self._check.computed(node.names, delta.dtype)
+                    if self.verifying:
+                        self.exact.computed(node.names, delta.dtype)
                     self._keep(tape, node, make_term(delta, use.layout), shape)
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
@@ -330,6 +341,11 @@ _RELEASED = (
     "a second backward inside capture() went through a graph that the first one freed; pass "
     "retain_graph=True to the first"
 )
+
+
+def _in_full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    enabled = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def _gone() -> None:

@@ -66,17 +66,16 @@ class SumCheck:
         if not names:
             return
         group_of = _groups(names, [group for group, _ in found])
-        # One transfer for all: two numbers a term, two a parameter.
-        sums = [torch.stack((v.double().sum(), v.double().norm())) for _, v in found]
-        along = [torch.stack(received[name]) for name in received]
-        predicted = torch.stack(sums).tolist() if sums else []
-        expected = torch.stack(along).tolist() if along else []
+        # One transfer each: two numbers a term, two a parameter.
+        predicted = _sums_and_norms([values for _, values in found])
+        flat = [number.double() for pair in received.values() for number in pair]
+        along = torch.stack(flat).view(-1, 2).tolist() if flat else []
         total = {group: [0.0, 0.0] for group in set(group_of.values())}
         for (group, _), (value, size) in zip(found, predicted, strict=True):
             own = total[group_of[next(iter(group))]]
             own[0] += value
             own[1] += size
-        for name, (value, size) in zip(received, expected, strict=True):
+        for name, (value, size) in zip(received, along, strict=True):
             own = total[group_of[name]]
             own[0] -= value
             own[1] += size
@@ -123,12 +122,24 @@ class RandomDirection(Mapping[str, Tensor]):
         return len(self._parameters)
 
 
+def _sums_and_norms(terms: list[Tensor]) -> list[tuple[float, float]]:
+    """Sum and norm of each term, those of equally many examples together."""
+    found: list[tuple[float, float]] = [(0.0, 0.0)] * len(terms)
+    for length in {len(term) for term in terms}:
+        same = [index for index, term in enumerate(terms) if len(term) == length]
+        matrix = torch.stack([terms[index].double() for index in same])
+        numbers = torch.stack((matrix.sum(1), torch.linalg.vector_norm(matrix, dim=1)), 1)
+        for index, (value, size) in zip(same, numbers.tolist(), strict=True):
+            found[index] = value, size
+    return found
+
+
 def _along(gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """<gradient, direction>, and the norm of the products it is the sum of."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
     products = gradient.conj().to(wide) * direction.to(wide)
     products = products.real if products.is_complex() else products
-    return products.sum(dtype=torch.float64), products.norm().double()
+    return products.sum(dtype=torch.float64), torch.linalg.vector_norm(products)
 
 
 def _groups(names: list[str], joint: list[frozenset[str]]) -> dict[str, str]:

@@ -248,9 +248,8 @@ class Content:
         with torch.autocast(self.like.device.type, enabled=False):
             for tape, factor in zip(self.tapes, self.factors, strict=True):
                 own = tape.contract(tangents)
-                total = self.like.new_zeros(tape.batch)
-                for _, values in own:
-                    total += values.to(total)
+                terms = [values.to(self.like) for _, values in own]
+                total = torch.stack(terms).sum(0) if terms else self.like.new_zeros(tape.batch)
                 parts.append(total * factor)
                 found += own
         alignments = torch.cat(parts)
