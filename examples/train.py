@@ -3,7 +3,8 @@
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
 Writes per run ``metrics.jsonl`` (and for ola ``policy.json`` and ``policy.png``; for every method
-that augments ``samples.png``) and prints one table.
+that augments ``samples.png``) and prints one table. A run that was killed goes on where it was,
+with the same result, when the same command is given again with ``--resume``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from torchvision.transforms import v2
 from ola_augment import (
     GARUpdater,
     OLAAugment,
+    OLALearner,
     PolicyTransform,
     RandAugment,
     TrivialAugment,
     UniformAugment,
     save_policy,
 )
+from ola_augment.files import write_atomically
 from ola_augment.plots import augmented_samples, policy_over_time
 from ola_augment.training import accuracy, fit
 
@@ -82,6 +85,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
     add("--device", default="cpu")
     add("--out", type=Path, default=Path("runs/train"))
+    add("--resume", action="store_true", help="go on with runs that were stopped, from --out")
+    add("--checkpoint-every", type=int, default=500, help="batches between checkpoints")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     if options.meta_lr is None:
@@ -93,6 +98,10 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     """Train once; write its files; return test accuracy, seconds and milliseconds a step."""
     out = options.out / f"{method}-seed{seed}"
     out.mkdir(parents=True, exist_ok=True)
+    if options.resume and (done := finished(out, options)):
+        return done
+    if not (options.resume and (out / "options.json").exists()):
+        begin(out, options)
     torch.manual_seed(seed)
     if options.train_size:
         data = data.subset(options.train_size, seed)
@@ -110,22 +119,27 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     steps = options.epochs * len(batches)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
-    updater = None
+    learner = None
     if isinstance(augment, OLAAugment):
         updater = GARUpdater(
             augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
         )
+        learner = OLALearner(model, augment, updater=updater)
+    checkpoint = out / "checkpoint.pt"
     history = fit(
         model,
         batches,
         optimizer,
         epochs=options.epochs,
         augment=augment,
-        updater=updater,
+        learner=learner,
         preprocess=preprocess,
         scheduler=scheduler,
         metrics_path=out / "metrics.jsonl",
         progress=not options.quiet,
+        checkpoint_path=checkpoint,
+        checkpoint_every=options.checkpoint_every,
+        resume=checkpoint if options.resume and checkpoint.exists() else None,
     )
     tests = zip(data.test_images.split(500), data.test_labels.split(500), strict=True)
     result = {
@@ -133,13 +147,38 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         "seconds": sum(record["seconds"] for record in history),
         "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
     }
-    (out / "result.json").write_text(json.dumps(result) + "\n")
     if isinstance(augment, PolicyTransform):
         augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
     if isinstance(augment, OLAAugment):
         save_policy(augment.policy, out / "policy.json")
         policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
+    # Last: where it is, the run is finished.
+    write_atomically(out / "result.json", (json.dumps(result) + "\n").encode())
     return result
+
+
+def finished(out: Path, options: argparse.Namespace) -> dict[str, float] | None:
+    """The result of a run that has ended; whether a stopped one may go on is checked first."""
+    known = out / "options.json"
+    if not known.exists():
+        return None
+    if json.loads(known.read_text()) != settings(options):
+        raise ValueError(f"--resume needs the options of {known}, got others")
+    result = out / "result.json"
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide a run's result."""
+    others = ("out", "quiet", "resume", "checkpoint_every", "seeds", "method")
+    return {name: value for name, value in vars(options).items() if name not in others}
+
+
+def begin(out: Path, options: argparse.Namespace) -> None:
+    """Nothing of an earlier run may be taken for this one's."""
+    for name in ("result.json", "checkpoint.pt"):
+        (out / name).unlink(missing_ok=True)
+    write_atomically(out / "options.json", (json.dumps(settings(options)) + "\n").encode())
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:

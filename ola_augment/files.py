@@ -19,6 +19,9 @@ FORMAT = "ola_augment/policy/2"
 _FIRST_FORMAT = "ola_augment/policy/1"  # an OLAPolicy, without its kind
 _FIELDS = ("name", "low", "high", "integer", "signed", "side", "per")
 
+# No policy needs more; a small file must not ask for much memory.
+_MOST_BYTES = 64 * 2**20
+_MOST_ENTRIES = 1_000_000
 #: What entries of another type or size raise on their way into a policy.
 _MALFORMED = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError)
 
@@ -122,7 +125,10 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
         raise ValueError(f"{path} holds logits of shapes {found}, the policy needs {expected}")
     if not all(bool(values.isfinite().all()) for values in logits.values()):
         raise ValueError(f"{path} holds logits that are NaN or Inf")
-    policy.load_state_dict(logits)
+    try:
+        policy.load_state_dict(logits)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its policy: {error}") from error
     return policy
 
 
@@ -137,8 +143,12 @@ def describe_policy(policy: LogitsModule) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{path} is not a policy file: it is larger than {_MOST_BYTES} bytes")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a policy file: {error}") from error
     formats = (FORMAT, _FIRST_FORMAT)
@@ -146,8 +156,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a policy file: its format is not {FORMAT!r}")
     if content["format"] == _FIRST_FORMAT:
         arguments = {"max_ops": content.get("max_ops")}
-        return {**content, "kind": "OLAPolicy", "arguments": arguments}
+        content = {**content, "kind": "OLAPolicy", "arguments": arguments}
+    _check_size(path, content)
     return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the entry {twice!r} occurs twice")
+    return found
+
+
+def _check_size(path: Path, content: dict[str, Any]) -> None:
+    """Refuse what would ask for much memory, before anything is made of it."""
+    space, arguments = content.get("space"), content.get("arguments")
+    sizes = {}
+    if isinstance(arguments, dict):
+        sizes = {f"arguments.{name}": value for name, value in arguments.items()}
+    if isinstance(space, dict):
+        operations, bins = space.get("operations"), space.get("num_magnitude_bins")
+        sizes["space.num_magnitude_bins"] = bins
+        if isinstance(operations, list) and isinstance(bins, int):
+            sizes["entries of the magnitude table"] = bins * len(operations)
+    for name, value in sizes.items():
+        if isinstance(value, (int, float)) and not abs(value) <= _MOST_ENTRIES:
+            raise ValueError(f"{path}: {name} is {str(value)[:20]}, more than {_MOST_ENTRIES}")
 
 
 def _describe(space: SearchSpace) -> dict[str, Any]:

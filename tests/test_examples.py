@@ -214,3 +214,27 @@ def test_toy_experiment_on_cifar10(run, tmp_path):
     [row] = json.loads((tmp_path / "toy.json").read_text())
     assert row["noisy"] < row["others"] - 0.05
     assert torch.tensor(row["usage"]).min() >= 0
+
+
+def test_train_goes_on_where_it_was(run, tmp_path):
+    options = ["--train-size", 40, "--batch-size", 10, "--epochs", 3, "--method", "ola", "--quiet"]
+
+    def outcome(out):
+        folder = out / "ola-seed0"
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["seconds"]
+        accuracy = json.loads((folder / "result.json").read_text())["accuracy"]
+        return accuracy, lines, (folder / "policy.json").read_text()
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run("train.py", *options, "--out", whole)
+    run("train.py", *options, "--out", stopped)
+    # A run that was stopped has its checkpoint and no result.
+    (stopped / "ola-seed0" / "result.json").unlink()
+    (stopped / "ola-seed0" / "policy.json").unlink()
+    run("train.py", *options, "--out", stopped, "--resume")
+    assert outcome(stopped) == outcome(whole)
+    run("train.py", *options, "--out", stopped, "--resume")
+    with pytest.raises(ValueError, match="needs the options"):
+        run("train.py", *options, "--lr", 0.1, "--out", stopped, "--resume")
