@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+# One image may ask for no more than this.
+_MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -90,15 +93,15 @@ def _image_folder(path: Path, size: int) -> ImageData:
     if not path.exists():
         raise FileNotFoundError(f"no such directory or zip: {path}")
     files = _zip_files(path) if path.is_file() else _directory_files(path)
-    classes = sorted({name for part, name, _ in files if part == "train"})
-    if not classes or not any(part == "test" for part, _, _ in files):
+    classes = sorted({name for part, name, *_ in files if part == "train"})
+    if not classes or not any(part == "test" for part, *_ in files):
         raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
     parts = []
     for part in ("train", "test"):
-        chosen = [(name, read) for where, name, read in files if where == part]
-        images = np.stack([_decode(read, size) for _, read in chosen])
+        chosen = [file[1:] for file in files if file[0] == part]
+        images = np.stack([_decode(entry, read, size) for _, entry, read in chosen])
         parts += [torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()]
-        parts += [torch.tensor([classes.index(name) for name, _ in chosen])]
+        parts += [torch.tensor([classes.index(name) for name, *_ in chosen])]
     return ImageData(path.stem, *parts, num_classes=len(classes), mirror=True)
 
 
@@ -108,21 +111,43 @@ def _zip_files(path: Path) -> list:
     for entry in sorted(archive.namelist()):
         parts = PurePosixPath(entry).parts
         if len(parts) >= 3 and PurePosixPath(entry).suffix.lower() in SUFFIXES:
-            found.append((parts[-3], parts[-2], lambda entry=entry: archive.read(entry)))
+            found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
     return found
+
+
+def _reader(archive: zipfile.ZipFile, entry: str):
+    def read() -> bytes:
+        with archive.open(entry) as file:  # what its header says of its size may not be so
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
+        return data
+
+    return read
 
 
 def _directory_files(path: Path) -> list:
     found = []
     for entry in sorted(path.glob("*/*/*")):
         if entry.suffix.lower() in SUFFIXES:
-            found.append((entry.parts[-3], entry.parts[-2], entry.read_bytes))
+            found.append((*entry.parts[-3:-1], str(entry), entry.read_bytes))
     return found
 
 
-def _decode(read, size: int) -> np.ndarray:
-    with Image.open(io.BytesIO(read())) as image:
-        picture = image.convert("RGB")
+_UNREADABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def _decode(name: str, read, size: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            picture = image.convert("RGB")
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
     if picture.size != (size, size):
         scale = size / min(picture.size)
         wide = [max(size, round(side * scale)) for side in picture.size]

@@ -1,5 +1,6 @@
 """Every example runs, and what it shows is so."""
 
+import io
 import json
 import os
 import runpy
@@ -129,6 +130,22 @@ def test_train_on_a_folder_of_images(run, tmp_path, packed):
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert "16 training images" in printed
+
+
+def test_an_image_that_cannot_be_read_is_named(run, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "png")
+    good = buffer.getvalue()
+    large = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(large, "png")
+    for bad in (b"no image", good[:60], large.getvalue()):
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for part in ("train", "test"):
+                for name in "ab":
+                    archive.writestr(f"{part}/{name}/1.png", good)
+            archive.writestr("train/b/bad.png", bad)
+        with pytest.raises(ValueError, match=r"cannot read the image train/b/bad\.png of .*\.zip"):
+            run("train.py", "--data", f"imagefolder:{tmp_path / 'images.zip'}", "--out", tmp_path)
 
 
 @pytest.mark.parametrize(
