@@ -464,3 +464,26 @@ class engine_capture:
     def __exit__(self, *error) -> bool | None:
         self.autocast.__exit__(*error)
         return self.capture.__exit__(*error)
+
+
+def test_a_backward_inside_forward() -> None:
+    class Steepest(nn.Module):
+        """Scales its features by the gradient of their energy."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            energy = self.b(h).square().sum()
+            slope = torch.autograd.grad(energy, h, retain_graph=True)[0].detach()
+            return self.b(h * slope)
+
+    torch.manual_seed(0)
+    model = Steepest().double()
+    x, y = batch(8)
+    g = random_direction(model)
+    with GradientAlignment(model).capture() as captured:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    assert relative_error(captured.align(g), true_alignments(model, x, y, g)) < 1e-10

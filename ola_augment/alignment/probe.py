@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -277,20 +278,42 @@ def _run(
 ) -> list[_Fingerprints]:
     """The forward pass on each of the inputs, every time from the model's present state."""
     runs: list[_Fingerprints] = []
+    saving = False
     for args, kwargs in inputs:
-        run = _Fingerprints(nodes, batch, constants, runs[0].statistics if runs else None)
-        with undisturbed(model), run:
-            run.mark(_tensors((args, kwargs)), True)
-            run.start_path()
-            output = model(*args, **kwargs)
-            run.end_path()
-            for index, tensor in enumerate(_tensors(output)):
-                if tensor.requires_grad and run.origin(tensor) is not None:
-                    run.record((-1, index), tensor, tensor, tensor.dim())
-        del output
+        statistics = runs[0].statistics if runs else None
+        while True:
+            run = _Fingerprints(nodes, batch, constants, statistics)
+            try:
+                with undisturbed(model), _graph(saving), run:
+                    run.mark(_tensors((args, kwargs)), True)
+                    run.start_path()
+                    output = model(*args, **kwargs)
+                    run.end_path()
+                    for index, tensor in enumerate(_tensors(output)):
+                        if tensor.requires_grad and run.origin(tensor) is not None:
+                            run.record((-1, index), tensor, tensor, tensor.dim())
+                del output
+                break
+            except _SavedTensorNeeded:
+                saving = True
         runs.append(run)
     torch.clear_autocast_cache()
     return runs
+
+
+class _SavedTensorNeeded(RuntimeError):
+    """The forward pass runs a backward of its own."""
+
+
+def _graph(saving: bool) -> contextlib.AbstractContextManager[object]:
+    """A graph that keeps no activations, as long as no backward goes through it."""
+
+    def needed(_: object) -> Tensor:
+        raise _SavedTensorNeeded("a backward inside forward()")
+
+    if saving:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda _: None, needed)
 
 
 def _sets(batch: int, seed: int) -> list[Tensor]:
