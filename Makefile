@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench zoo clean
+.PHONY: help setup demo test test-all soak fuzz-files kill mutants lint docs bench zoo clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## build .venv with the package and everything the other targets need
 
@@ -34,6 +34,20 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
 	$(BIN)/python examples/benchmarks/alignment.py
+
+test-all: test soak fuzz-files kill mutants ## all tests and the slow reliability checks (an hour)
+
+soak: $(STAMP) ## 20,000 steps and 500 image sizes: memory, files, hooks and threads stay
+	$(BIN)/python examples/reliability/soak.py
+
+fuzz-files: $(STAMP) ## 200,000 damaged policy files
+	$(BIN)/python examples/reliability/fuzz_files.py
+
+kill: $(STAMP) ## kill -9 a training run at 20 moments, resume, compare
+	$(BIN)/python examples/reliability/kill.py --epochs 60
+
+mutants: $(STAMP) ## mutation testing, bounded: 90 % must be noticed
+	$(BIN)/python examples/reliability/mutants.py
 
 zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (half an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
