@@ -271,9 +271,10 @@ class Recorder(Watch[Tape]):
                 )
             with _in_full_precision(delta.device.type):
                 for node, shape, make_term in uses:
-                    self._check.computed(node.names, delta.dtype)
+                    summands = delta.numel() // shape.numel() if len(shape) == 1 else 0
+                    self._check.computed(node.names, delta.dtype, summands)
                     if self.verifying:
-                        self.exact.computed(node.names, delta.dtype)
+                        self.exact.computed(node.names, delta.dtype, summands)
                     self._keep(tape, node, make_term(delta, use.layout), shape)
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
