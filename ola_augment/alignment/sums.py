@@ -23,8 +23,8 @@ class SumCheck:
         self.received: dict[str, Tensor] = {}
         # Per parameter: the coarsest arithmetic that its gradient went through.
         self._eps: dict[str, float] = {}
-        # And how many numbers were summed up for an entry of a vector's gradient.
-        self._summands: dict[str, int] = {}
+        # And by how many roundings an entry of its gradient may be off.
+        self._roundings: dict[str, float] = {}
         self._rounding = rounding
         self._direction = direction
         self._along: dict[str, tuple[Tensor, Tensor]] = {}
@@ -42,18 +42,18 @@ class SumCheck:
             more = _along(gradient, self._direction[name])
             self._along[name] = (along + more[0], scale + more[1])
 
-    def computed(self, names: Iterable[str], dtype: torch.dtype, summands: int = 0) -> None:
+    def computed(self, names: Iterable[str], dtype: torch.dtype, roundings: float = 0.0) -> None:
         """Parameters were used in a call whose output has this precision.
 
         Args:
             names: of the parameters.
             dtype: of the output.
-            summands: of an entry of their gradient, where it is a plain sum of the output's.
+            roundings: that an entry of their gradient may be off by, in units of the precision.
         """
         eps = torch.finfo(dtype).eps
         for name in names:
             self._eps[name] = max(self._eps.get(name, 0.0), eps)
-            self._summands[name] = self._summands.get(name, 0) + summands
+            self._roundings[name] = max(self._roundings.get(name, 0.0), roundings)
 
     def compare(
         self, found: list[tuple[frozenset[str], Tensor]], direction: Mapping[str, Tensor]
@@ -91,27 +91,25 @@ class SumCheck:
         eps = dict.fromkeys(total, 0.0)
         for name in names:
             eps[group_of[name]] = max(eps[group_of[name]], self._eps.get(name, 0.0))
-        summands = dict.fromkeys(total, 0)
+        roundings = dict.fromkeys(total, 0.0)
         for name in names:
             owner = group_of[name]
-            summands[owner] = max(summands[owner], self._summands.get(name, 0))
+            roundings[owner] = max(roundings[owner], self._roundings.get(name, 0.0))
         largest = max(size for _, size in total.values())
         wrong = {
             group
             for group, (difference, size) in total.items()
             if math.isfinite(difference)
-            and abs(difference) > self._tolerance(eps[group], size, largest, summands[group])
+            and abs(difference) > self._tolerance(eps[group], size, largest, roundings[group])
         }
         if wrong:
             raise RuntimeError(unexplained(name for name in names if group_of[name] in wrong))
 
-    def _tolerance(self, eps: float, size: float, largest: float, summands: int) -> float:
+    def _tolerance(self, eps: float, size: float, largest: float, roundings: float) -> float:
         # Rounding errors add up like random numbers: sizes are norms, of the examples' alignments
         # and of the products that make up <gradient, g>. The last part is for gradients that are
         # rounding noise beside the others'. Observed at most: a fifth of this.
-        # On a CPU a convolution adds up its bias's gradient one by one: at 224 pixels torch's own
-        # result is off by 1e-3, a tenth of its summands' eps.
-        factor = max(_FACTOR, summands // 4) if eps < 1e-5 else 2
+        factor = max(_FACTOR, roundings) if eps < 1e-5 else 2
         return (factor * eps + self._rounding) * size + min(factor, _FACTOR) / 10 * eps * largest
 
 
