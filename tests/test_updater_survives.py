@@ -167,3 +167,20 @@ def test_ranks_skip_together():
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     mp.spawn(worker, args=(port,), nprocs=2)
+
+
+def test_the_entropy_bonus_is_added():
+    """One step of SGD: the objective's gradient and so many times the entropy's."""
+    found = []
+    for weight in (0.0, 0.5):
+        policy = OLAPolicy("rand_augment", 2)
+        with torch.no_grad():
+            policy.keep_logits.fill_(1.0)
+        optimizer = torch.optim.SGD(policy.named_logits().values(), lr=1.0)
+        updater = GARUpdater(policy, optimizer=optimizer, entropy_weight=weight)
+        before = logits_of(policy)
+        bonus = torch.autograd.grad(policy.entropy(), list(policy.named_logits().values()))
+        updater.step(drawn(policy), values(0))
+        found.append(logits_of(policy) - before)
+    expected = 0.5 * torch.cat([gradient.flatten() for gradient in bonus])
+    torch.testing.assert_close(found[1] - found[0], expected, rtol=1e-4, atol=1e-6)

@@ -42,7 +42,7 @@ def held(model: nn.Module) -> dict[str, int]:
     }
 
 
-def soak(steps: int, sizes: list[int]) -> bool:
+def soak(steps: int, sizes: list[tuple[int, int]]) -> bool:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
@@ -51,8 +51,8 @@ def soak(steps: int, sizes: list[int]) -> bool:
     learner = OLALearner(model, OLAAugment("wide_long"))
     before, memory, start = held(model), [], time.perf_counter()
     for step in range(steps):
-        side = sizes[step % len(sizes)]
-        images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
+        size = sizes[step % len(sizes)]
+        images = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8)
         targets = torch.randint(0, 3, (4,))
         augmented = step % 2 == 0
         with learner.augmented_step() if augmented else learner.plain_step():
@@ -81,8 +81,8 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=2_000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    many = [8 + size for size in range(options.sizes)]
-    same = soak(options.steps, [8])
+    many = [(8 + size // 25, 8 + size % 25) for size in range(options.sizes)]
+    same = soak(options.steps, [(8, 8)])
     return 0 if soak(options.batches, many) and same else 1
 
 
