@@ -33,7 +33,7 @@ from scipy.stats import spearmanr
 from train import METHODS, interval
 from variants import VARIANTS
 
-from ola_augment import OLAAugment
+from ola_augment import OLAAugment, OLALearner
 from ola_augment.training import accuracy, fit, policy_metrics
 
 HARMFUL = ("flip_lr", "flip_ud", "invert")
@@ -55,25 +55,25 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
     steps = options.epochs * len(batches)
     method = "ola" if variant.updater else name
     augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
-    updater = None
+    learner = None
     if variant.updater and isinstance(augment, OLAAugment):
         augment.policy = variant.policy(options.space)
         updater = variant.updater(augment.policy, steps // 2)
+        learner = OLALearner(model, augment, cosine=variant.cosine, updater=updater)
     fit(
         model,
         batches,
         optimizer,
         epochs=options.epochs,
         augment=augment,
-        updater=updater,
-        engine=variant.engine(model) if updater else None,
+        learner=learner,
         preprocess=preprocess,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
         progress=False,
     )
     tests = zip(data.test_images.split(500), data.test_labels.split(500), strict=True)
     result = {"variant": name, "seed": seed, "accuracy": accuracy(model, tests, preprocess.test)}
-    if updater:
+    if learner:
         result |= policy_metrics(augment.policy)
         result["operations"] = [operation.name for operation in augment.space.operations]
     return result | {"seconds": time.perf_counter() - start}

@@ -10,15 +10,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from data import Batches, ImageData
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
 
-from ola_augment import Actions, GARUpdater, GradientAlignment, OLAPolicy
+from ola_augment import Actions, GARUpdater, OLAPolicy
 
 
 class Shuffled(GARUpdater):
@@ -41,20 +39,11 @@ class Decayed(GARUpdater):
         return stats
 
 
-class KLRegularised(GARUpdater):
-    """A pull towards the uniform policy: minus its KL divergence takes the entropy's place."""
-
-    def __init__(self, policy: OLAPolicy, **options: Any) -> None:
-        super().__init__(policy, **options)
-        self.policy = _MinusKL(policy)
-
-
-class _MinusKL:
-    def __init__(self, policy: OLAPolicy) -> None:
-        self.log_prob, self._policy = policy.log_prob, policy
+class PulledToUniform(OLAPolicy):
+    """Minus the KL divergence from the uniform policy takes the entropy's place."""
 
     def entropy(self) -> Tensor:
-        num_ops, keep, drop, magnitude = self._policy.log_probs()
+        num_ops, keep, drop, magnitude = self.log_probs()
 
         def divergence(log_probs: Tensor) -> Tensor:
             size = log_probs.shape[-1]
@@ -94,47 +83,6 @@ class EffectivePolicy(OLAPolicy):
         drop = torch.where(idle, torch.zeros(()), log_probs.drop)
         effective = log_probs._replace(keep=keep, drop=drop, magnitude=magnitude)
         return super()._log_prob(actions, effective)
-
-
-class CosineAlignment(GradientAlignment):
-    """Divides each alignment by the norm of its own gradient; the batch's norm drops out anyway."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.model = model
-        self.norms = torch.ones(())
-
-    @contextmanager
-    def capture(self) -> Iterator[None]:  # type: ignore[override]
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def remember(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            if output.requires_grad:  # not while the engine looks for the examples
-                output.retain_grad()
-                seen.append((inputs[0].detach(), output))
-
-        hook = self.model.register_forward_hook(remember)
-        try:
-            with super().capture():
-                yield
-        finally:
-            hook.remove()
-        [(inputs, outputs)] = seen
-        self.norms = gradient_norms(self.model, inputs, outputs.grad)
-
-    def align(self) -> Tensor:  # type: ignore[override]
-        return super().align() / self.norms
-
-
-def gradient_norms(model: nn.Module, inputs: Tensor, deltas: Tensor) -> Tensor:
-    """(B,) norms of the per-example gradients, given those of the outputs."""
-
-    def output(parameters: dict[str, Tensor], image: Tensor, delta: Tensor) -> Tensor:
-        return (functional_call(model, parameters, image[None])[0] * delta).sum()
-
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    gradients = vmap(grad(output), in_dims=(None, 0, 0))(parameters, inputs, deltas)
-    return sum(value.flatten(1).square().sum(1) for value in gradients.values()).sqrt()
 
 
 class TwoStreams:
@@ -196,15 +144,15 @@ def one_stream(data: ImageData, options: argparse.Namespace, seed: int) -> Batch
 
 
 class Variant(NamedTuple):
-    """How a run differs: its updater (None learns nothing), batches, engine and policy.
+    """How a run differs: its updater (None learns nothing), batches, reward's size and policy.
 
     ``updater`` is called with the policy and the number of updates, ``batches`` with the data, the
-    options and the seed, ``engine`` with the model and ``policy`` with the space.
+    options and the seed, ``policy`` with the space; ``cosine``: the cosine is the reward.
     """
 
     updater: Callable[..., GARUpdater] | None = lambda policy, steps: GARUpdater(policy)
     batches: Callable[..., Any] = one_stream
-    engine: Callable[[nn.Module], GradientAlignment] = GradientAlignment
+    cosine: bool = False
     policy: Callable[[str], OLAPolicy] = OLAPolicy
 
 
@@ -219,14 +167,16 @@ VARIANTS = {
     "lr 0.003": Variant(lambda policy, steps: GARUpdater(policy, lr=0.003)),
     "lr decay": Variant(lambda policy, steps: Decayed(policy, steps)),
     "entropy 0.02": Variant(lambda policy, steps: GARUpdater(policy, entropy_weight=0.02)),
-    "kl 0.05": Variant(lambda policy, steps: KLRegularised(policy, entropy_weight=0.05)),
-    "kl 0.2": Variant(lambda policy, steps: KLRegularised(policy, entropy_weight=0.2)),
+    "kl 0.05": Variant(
+        lambda policy, steps: GARUpdater(policy, entropy_weight=0.05), policy=PulledToUniform
+    ),
+    "kl 0.2": Variant(
+        lambda policy, steps: GARUpdater(policy, entropy_weight=0.2), policy=PulledToUniform
+    ),
     "accumulate 4": Variant(lambda policy, steps: GARUpdater(policy, accumulate=4)),
     "baseline": Variant(lambda policy, steps: OperationBaseline(policy)),
-    "cosine": Variant(engine=CosineAlignment),
-    "cosine, lr 0.01": Variant(
-        lambda policy, steps: GARUpdater(policy, lr=0.01), engine=CosineAlignment
-    ),
+    "cosine": Variant(cosine=True),
+    "cosine, lr 0.01": Variant(lambda policy, steps: GARUpdater(policy, lr=0.01), cosine=True),
     "effective draws": Variant(policy=EffectivePolicy),
     "held-out reference": Variant(batches=held_out),
     "rotating reference": Variant(batches=rotating_fold),
