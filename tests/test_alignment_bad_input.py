@@ -50,12 +50,6 @@ class Hidden(nn.Module):
         return self.a(Doubling.apply(x, self.w) + (x * self.w if self.visibly else 0))
 
 
-def compiled_in_place() -> nn.Module:
-    model = nn.Sequential(nn.Linear(2, 2))
-    model[0].compile()
-    return model
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -67,8 +61,6 @@ def compiled_in_place() -> nn.Module:
         (lambda: nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), r"layer '0' \(Embedding\)"),
         (lambda: nn.Sequential(nn.Embedding(3, 2, sparse=True)), r"layer '0' \(Embedding\)"),
         (lambda: nn.Sequential(nn.LazyLinear(2)), r"layer '0' \(LazyLinear\).*initialised"),
-        (lambda: torch.compile(nn.Linear(2, 2)), "compiled code hides its calls"),
-        (compiled_in_place, "compiled code hides its calls"),
         (lambda: nn.DataParallel(nn.Linear(2, 2)), "DistributedDataParallel"),
     ],
 )

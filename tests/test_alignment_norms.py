@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from alignment_oracles import random_direction, sum_loss
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from ola_augment import GradientAlignment
-from tests.alignment_oracles import random_direction, sum_loss
 
 
 def true_norms(model, x, y, loss=sum_loss):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -49,6 +51,20 @@ def body_of(function: FunctionType) -> FunctionType:
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def is_compiled(module: object) -> bool:
+    """Whether a module is what ``torch.compile`` wraps around another; imports no compiler."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def eagerly() -> contextlib.AbstractContextManager[object]:
+    """Compiled modules and functions run as they were written; what is compiled stays so."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def set_version(tensor: Tensor, version: int) -> None:

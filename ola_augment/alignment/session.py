@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from ola_augment.alignment._torch import eagerly
 from ola_augment.alignment.probe import Verified, verify
 from ola_augment.alignment.recorder import Recorder
 from ola_augment.alignment.snapshot import Restore, random_states
@@ -107,6 +108,7 @@ class Session:
                     lambda grad, name=name: self._receive(name, grad)
                 )
             )
+        self._stack.enter_context(eagerly())
         self._stack.enter_context(self.recorder)
 
     def __exit__(self, kind: object, *error: object) -> None:

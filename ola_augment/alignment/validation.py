@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
+from ola_augment.alignment._torch import is_compiled
+
 _RECURRENT = "recurrent layers run as one fused function without an alignment rule"
 _WAY_OUT = "freeze its parameters (requires_grad=False) or replace the layer"
 
@@ -17,26 +19,28 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def unwrapped(model: object) -> nn.Module:
-    """The module that computes: the one inside DistributedDataParallel.
+    """The module that computes: the one inside DistributedDataParallel and ``torch.compile``.
 
     Raises:
         TypeError: not a module.
-        ValueError: no trainable parameter, or a layer that cannot be aligned exactly.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, DistributedDataParallel):
-        inner = model.module
-        assert isinstance(inner, nn.Module)
-        return inner
-    return model
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif is_compiled(model):
+            model = model._orig_mod
+        else:
+            return model
+        assert isinstance(model, nn.Module)
 
 
 def check_model(model: nn.Module, fallback: bool) -> None:
     """Refuse models that cannot be aligned exactly.
 
     Args:
-        model: as given to the engine, without DistributedDataParallel.
+        model: as given to the engine, `unwrapped`.
         fallback: functions without a rule are differentiated, so that recurrent layers may pass.
 
     Raises:
@@ -70,8 +74,6 @@ def _refusal(module: nn.Module, fallback: bool) -> str | None:
     # Wrappers hide the calls inside them whether or not they own parameters.
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted code hides its calls; pass the Python module"
-    if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-        return "compiled code hides its calls; capture with the uncompiled module"
     if isinstance(module, DataParallel):
         return "its replicas are copies of the parameters; use DistributedDataParallel"
     if type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
