@@ -102,7 +102,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
     def log_probs(self) -> LogProbs:
         """Return the tables of the distribution, differentiable in the logits.
 
-        In every table, and in ``keep`` with ``drop``, probabilities add up to 1.
+        In every table, and in ``keep`` with ``drop``, probabilities add up to 1. In DataLoader
+        workers logits may change at any moment: compute from a copy of each.
         """
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Actions:
@@ -262,11 +263,13 @@ class OLAPolicy(Policy):
 
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
+        # Copies: another process may write the logits between two reads of them.
+        keep = self.keep_logits.clone()
         return LogProbs(
-            num_ops=F.log_softmax(self.num_ops_logits, dim=0),
-            keep=F.logsigmoid(self.keep_logits),
-            drop=F.logsigmoid(-self.keep_logits),
-            magnitude=F.log_softmax(self.magnitude_logits, dim=1),
+            num_ops=F.log_softmax(self.num_ops_logits.clone(), dim=0),
+            keep=F.logsigmoid(keep),
+            drop=F.logsigmoid(-keep),
+            magnitude=F.log_softmax(self.magnitude_logits.clone(), dim=1),
         )
 
 

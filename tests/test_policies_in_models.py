@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
@@ -203,6 +204,22 @@ def test_workers_see_the_logits_of_every_copy_change(name):
         policy.keep_logits.fill_(-50)
     late = list(batches)[4:]  # prefetched before the change: one or two
     assert not torch.cat(late).any()
+
+
+def test_logits_that_change_while_tables_are_computed(monkeypatch):
+    policy = OLAPolicy("rand_augment")
+    logsigmoid = functional.logsigmoid
+
+    def interrupted(logits):
+        found = logsigmoid(logits)
+        with torch.no_grad():  # as the process that learns does
+            policy.keep_logits.fill_(-50)
+        return found
+
+    monkeypatch.setattr(functional, "logsigmoid", interrupted)
+    log_probs = policy.log_probs()
+    torch.testing.assert_close(log_probs.keep.exp() + log_probs.drop.exp(), torch.ones(14))
+    policy.sample(3)
 
 
 def test_copies_are_independent_and_hold_the_same_values():

@@ -63,7 +63,7 @@ class SplitPolicy(LogitsModule):
 
         In log space: in float32 a softmax that rounds to 1 would make 1 - softmax 0 or negative.
         """
-        log_softmax = F.log_softmax(self.logits, dim=0)
+        log_softmax = F.log_softmax(self.logits.clone(), dim=0)  # workers see it change
         if not self.inverted:
             return log_softmax
         others = torch.eye(len(self.logits), dtype=torch.bool, device=self.logits.device)
