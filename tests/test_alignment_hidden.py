@@ -487,3 +487,29 @@ def test_a_backward_inside_forward() -> None:
     with GradientAlignment(model).capture() as captured:
         F.cross_entropy(model(x), y, reduction="sum").backward()
     assert relative_error(captured.align(g), true_alignments(model, x, y, g)) < 1e-10
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 16])
+def test_mixing_that_equal_values_hide(size: int) -> None:
+    class Equal(nn.Module):
+        """A normalisation of one element makes all rows equal; then they attend to each other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze, self.norm, self.out = nn.Linear(6, 1), nn.LayerNorm(1), nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(self.squeeze(x)) + 1
+            return self.out(torch.softmax(h @ h.T, -1) @ h) * x[:, :1]
+
+    torch.manual_seed(0)
+    model = Equal().double()
+    nn.init.normal_(model.norm.bias)
+    x, y = batch(size)
+    engine = GradientAlignment(model)
+    for _ in range(2):
+        with (
+            pytest.raises(RuntimeError, match="examples of the batch could not be told apart"),
+            engine.capture(),
+        ):
+            F.cross_entropy(model(x), y).backward()

@@ -19,9 +19,9 @@ from ola_augment.alignment.expressions import (
     Tangents,
     writes_in_place,
 )
+from ola_augment.alignment.fingerprints import Decision, Unrelated
 from ola_augment.alignment.layout import Layout, candidates
 from ola_augment.alignment.norms import ExampleNorms
-from ola_augment.alignment.probe import Decision, Unrelated
 from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
 from ola_augment.alignment.storage import Storage
 from ola_augment.alignment.sums import RandomDirection, SumCheck

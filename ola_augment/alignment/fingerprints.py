@@ -1,0 +1,246 @@
+"""What one run of a forward pass shows at each use of parameters, and what two runs say together."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ola_augment.alignment.expressions import Leaf, Node, writes_in_place
+from ola_augment.alignment.layout import Layout, candidates
+from ola_augment.alignment.rules import RULES
+from ola_augment.alignment.watch import Function, Watch, outputs_of
+
+_BATCH_NORM = (
+    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+)  # fmt: skip
+
+
+class Unrelated(Enum):
+    """What changed examples say about a use whose examples do not lie along one dimension."""
+
+    CONSTANT = "the values are the same whatever the examples are"
+    UNCLEAR = "no layout, or more than one, agrees with what changed"
+
+
+Decision = Layout | Unrelated
+# A call, as the number of the path up to it, and which of its outputs.
+Step = tuple[int, int]
+
+
+# Which examples' rows to move, (batch,) bool, at the uses whose layout is known.
+Disturbance = tuple[Tensor, Mapping[Step, Decision]]
+
+
+class Fingerprints(Watch[bool]):
+    """Records, per use of parameters, a projection of its subject along each dimension."""
+
+    def __init__(
+        self,
+        nodes: Mapping[int, tuple[Tensor, Node]],
+        batch: int,
+        constants: set[Step],
+        statistics: list[tuple[Tensor, Tensor]] | None,
+        disturbed: Disturbance | None,
+    ) -> None:
+        super().__init__(nodes)
+        # Batch statistics of the run on the batch itself: BatchNorm's share of the other examples
+        # is documented, and must not hide what else mixes them.
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self._given = statistics
+        self.batch = batch
+        self.constants = constants
+        self._disturbed = disturbed
+        self.seen: OrderedDict[Step, dict[int, Tensor]] = OrderedDict()
+        self.shapes: dict[Step, tuple[torch.Size, int]] = {}
+        self.rounding: dict[Step, float] = {}
+
+    def use(self, function: Function, args: Any, kwargs: Any, origin: bool | None) -> Any:
+        inputs = args[:1]
+        rule = RULES.get(function)
+        on_input = rule is not None and rule.subject is not None and inputs
+        subject = inputs[0].detach() if on_input and origin else None
+        if subject is not None and writes_in_place(function):
+            subject = subject.clone()
+        path, read = self.path, self.read(args, kwargs)
+        result = self._call(function, args, kwargs)
+        constant = {}
+        for index, output in enumerate(outputs_of(function, args, result)):
+            if origin is None or (path, index) in self.constants:
+                constant[index] = output
+                continue
+            if writes_in_place(function):
+                self.forget(output)
+            leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
+            self.record((path, index), output, output if subject is None else subject, leading)
+        if not isinstance(self.node(args[0]), Leaf) or not writes_in_place(function):
+            self.follow(function, read, constant)
+        if self._disturbed and isinstance(result, Tensor) and not writes_in_place(function):
+            return self._disturb(result, (path, 0))
+        return result
+
+    def _disturb(self, output: Tensor, step: Step) -> Tensor:
+        """Move the chosen examples' rows, sign for sign."""
+        chosen, decisions = self._disturbed or (None, {})
+        layout = decisions.get(step)
+        if chosen is None or not isinstance(layout, Layout) or not output.is_floating_point():
+            return output
+        rows = chosen.repeat_interleave(layout.inner).repeat(layout.outer).to(output.device)
+        rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1))
+        scale = 0.01 * output.detach().nan_to_num(0, 0, 0).abs().mean()
+        moved = output * 1.1 + torch.where(output < 0, -scale, scale)
+        return torch.where(rows, moved, output)
+
+    def other(self, function: Function, args: Any, kwargs: Any) -> Any:
+        return self._call(function, args, kwargs)
+
+    def record(self, step: Step, output: Tensor, subject: Tensor, leading: int) -> None:
+        """Keep what a later run is compared with."""
+        self.shapes[step] = output.shape, leading
+        double = subject.dtype in (torch.float64, torch.complex128)
+        self.rounding[step] = 1e-14 if double else 1e-6
+        self.seen[step] = self._project(subject, leading)
+
+    def follows(self, step: Step, layout: Layout, rolled: Fingerprints) -> bool:
+        """Whether a use's rows are rolled by one example in the run of the rolled batch."""
+        other = rolled.seen.get(step, {}).get(layout.dim)
+        return other is not None and _follows(layout, self.seen[step][layout.dim], other)
+
+    def _call(self, function: Function, args: Any, kwargs: Any) -> Any:
+        if function is not F.batch_norm:
+            return function(*args, **kwargs)
+        given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+        if given.get("training", False):
+            x, seen = given["input"], len(self.statistics)
+            if self._given is not None and seen < len(self._given):
+                mean, variance = self._given[seen]
+            else:
+                wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+                _, mean, scale = torch.native_batch_norm(wide, None, None, None, None, True, 0, 0)
+                variance = scale**-2
+            self.statistics.append((mean, variance))
+            given |= {"running_mean": mean, "running_var": variance, "training": False}
+        return function(**given)
+
+    def _project(self, tensor: Tensor, leading: int) -> dict[int, Tensor]:
+        """Dimension -> (its size,) random projection of the others; -1: of everything, (1,)."""
+        tensor = tensor.detach()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+        if tensor.numel() and not max(map(abs, map(float, tensor.aminmax()))) < 1e30:
+            small = tensor.nan_to_num().abs().log1p() * tensor.nan_to_num().sign()
+            tensor = torch.where(tensor.abs() < 1e30, tensor, small)  # masks
+        dims = [d for d in range(min(leading, tensor.dim())) if tensor.shape[d] % self.batch == 0]
+        if not dims:
+            return {-1: _random_sum(tensor.reshape(1, -1))}
+        return {d: _random_sum(tensor.movedim(d, 0).reshape(tensor.shape[d], -1)) for d in dims}
+
+
+def _random_sum(matrix: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(matrix.shape[1])
+    weights = torch.randn(matrix.shape[1], generator=generator, dtype=matrix.dtype)
+    return (matrix @ weights.to(matrix.device)).double().cpu()
+
+
+def _decide(
+    shape: torch.Size,
+    leading: int,
+    plain: dict[int, Tensor],
+    changed: list[dict[int, Tensor]],
+    sets: list[Tensor],
+    precision: float,
+) -> Decision:
+    """Where the examples of one use lie, judged by the runs in which some were changed.
+
+    Args:
+        shape: of its output.
+        leading: how many dimensions may hold the examples.
+        plain: dimension -> projection, of the batch itself.
+        changed: the same for each run in which some examples were changed.
+        sets: which they were, (batch,) bool, for each run.
+        precision: relative, of what the same sums over the same rows may differ by.
+    """
+    batch = len(sets[0])
+    moves = [{dim: (run[dim] - plain[dim]).abs() for dim in plain} for run in changed]
+    if not any(bool(move[dim].any()) for move in moves for dim in move):
+        return Unrelated.CONSTANT
+    # The same rows go through the same sums: what does not follow differs by rounding at most.
+    rounding = {dim: precision * float(plain[dim].abs().max()) for dim in plain}
+    agreeing = [
+        layout
+        for layout in candidates(shape, range(min(leading, len(shape))), batch)
+        if all(_alone(layout, *one, rounding) for one in zip(moves, sets, strict=True))
+    ]
+    return agreeing[0] if len(agreeing) == 1 else Unrelated.UNCLEAR
+
+
+def _alone(
+    layout: Layout, move: dict[int, Tensor], own: Tensor, rounding: dict[int, float]
+) -> bool:
+    """Whether no row but those of a run's changed examples moved."""
+    if layout.dim not in move:
+        return False
+    moved = move[layout.dim]
+    rows = own.repeat_interleave(layout.inner).repeat(layout.outer)
+    limit = 1e-5 * float(moved[rows].max()) + rounding[layout.dim]
+    return float(moved[~rows].max()) <= limit
+
+
+def _follows(layout: Layout, plain: Tensor, rolled: Tensor) -> bool:
+    """Whether each example's rows are what the next one's were, in the run of the rolled batch."""
+    shape = (layout.outer, layout.batch, layout.inner)
+    expected = plain.view(shape).roll(-1, 1)
+    rounding = 1e-4 * float((plain.max() - plain.min()).abs())
+    return bool(((rolled.view(shape) - expected).abs() <= rounding).all())
+
+
+def compare(
+    plain: Fingerprints, changed: list[Fingerprints], sets: list[Tensor]
+) -> dict[Step, Decision]:
+    decisions: dict[Step, Decision] = {}
+    for step, before in plain.seen.items():
+        after = [run.seen.get(step) for run in changed]
+        shape, leading = plain.shapes[step]
+        if any(one is None or one.keys() != before.keys() for one in after):
+            decisions[step] = Unrelated.UNCLEAR
+            continue
+        decisions[step] = _decide(
+            shape,
+            leading,
+            before,
+            [one for one in after if one is not None],
+            sets,
+            plain.rounding[step],
+        )
+    return decisions
+
+
+def mixed_steps(
+    plain: Fingerprints, run: Fingerprints, chosen: Tensor, decisions: Mapping[Step, Decision]
+) -> list[Step]:
+    """Uses in which rows of examples that nobody touched moved in a run that took the same path."""
+    if run.end_path() != plain.end_path():
+        return []
+    mixed = []
+    for step, decision in decisions.items():
+        before, after = plain.seen.get(step), run.seen.get(step)
+        if before is None or after is None or before.keys() != after.keys():
+            continue
+        move = {dim: (after[dim] - before[dim]).abs() for dim in before}
+        rounding = {dim: plain.rounding[step] * float(before[dim].abs().max()) for dim in before}
+        shape, leading = plain.shapes[step]
+        if isinstance(decision, Layout):
+            possible = [decision]
+        elif decision is Unrelated.CONSTANT and any(bool(one.any()) for one in move.values()):
+            possible = list(candidates(shape, range(min(leading, len(shape))), len(chosen)))
+        else:
+            continue
+        if not any(_alone(layout, move, chosen, rounding) for layout in possible):
+            mixed.append(step)
+    return mixed
