@@ -1,4 +1,4 @@
-"""What one run of a forward pass shows at each use of parameters, and what two runs say together."""
+"""What a run of a forward pass shows at each use of parameters, and what several say together."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Fingerprints(Watch[bool]):
         self.rounding: dict[Step, float] = {}
 
     def use(self, function: Function, args: Any, kwargs: Any, origin: bool | None) -> Any:
+        """Record its rows where it reads data, follow it where it does not."""
         inputs = args[:1]
         rule = RULES.get(function)
         on_input = rule is not None and rule.subject is not None and inputs
@@ -97,6 +98,7 @@ class Fingerprints(Watch[bool]):
         return torch.where(rows, moved, output)
 
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """Run it; a BatchNorm with the statistics of the run on the batch itself."""
         return self._call(function, args, kwargs)
 
     def record(self, step: Step, output: Tensor, subject: Tensor, leading: int) -> None:
@@ -203,6 +205,7 @@ def _follows(layout: Layout, plain: Tensor, rolled: Tensor) -> bool:
 def compare(
     plain: Fingerprints, changed: list[Fingerprints], sets: list[Tensor]
 ) -> dict[Step, Decision]:
+    """Where the examples lie in each use, by the runs in which the examples of each set changed."""
     decisions: dict[Step, Decision] = {}
     for step, before in plain.seen.items():
         after = [run.seen.get(step) for run in changed]
