@@ -105,7 +105,7 @@ class Fingerprints(Watch[bool]):
         """Keep what a later run is compared with."""
         self.shapes[step] = output.shape, leading
         double = subject.dtype in (torch.float64, torch.complex128)
-        self.rounding[step] = 1e-14 if double else 1e-6
+        self.rounding[step] = 1e-11 if double else 1e-6
         self.seen[step] = self._project(subject, leading)
 
     def follows(self, step: Step, layout: Layout, rolled: Fingerprints) -> bool:

@@ -84,8 +84,8 @@ def verify(
     rolled = torch.arange(batch).roll(-1)
     unfollowed: Fingerprints | None = None
     first = 1 if batch > _TOLD_APART else len(sets)
-    inputs = [(args, kwargs), _reordered(args, kwargs, rolled)]
-    inputs += [_change(args, kwargs, chosen) for chosen in sets[:first]]
+    inputs = [[(args, kwargs)], [_reordered(args, kwargs, rolled)]]
+    inputs += [_changes(args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
     while True:
         plain, moved, *changed = _run(model, nodes, inputs, batch, constants)
@@ -103,16 +103,13 @@ def verify(
             for step, one in decisions.items()
         ):
             break
-        inputs += [_change(args, kwargs, chosen) for chosen in sets[first:]]
+        inputs += [_changes(args, kwargs, chosen) for chosen in sets[first:]]
     decisions |= dict.fromkeys(constants, Unrelated.CONSTANT)
     for chosen in sets[-1:] if batch > _TOLD_APART else sets:
-        change = [_change(args, kwargs, chosen)]
-        (run,) = _run(
-            model, nodes, change, batch, set(), unfollowed.statistics, (chosen, decisions)
-        )
-        decisions |= dict.fromkeys(
-            mixed_steps(unfollowed, run, chosen, decisions), Unrelated.UNCLEAR
-        )
+        change = [_changes(args, kwargs, chosen)]
+        (run,) = _run(model, nodes, change, batch, set(), unfollowed, (chosen, decisions))
+        mixed = mixed_steps(unfollowed, run, chosen, decisions)
+        decisions |= dict.fromkeys(mixed, Unrelated.UNCLEAR)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
     outputs = set() if any(step[0] != -1 for step in unclear) else unclear
@@ -136,35 +133,48 @@ def verify(
 def _run(
     model: nn.Module,
     nodes: Mapping[int, tuple[Tensor, Node]],
-    inputs: list[Any],
+    inputs: list[list[Any]],
     batch: int,
     constants: set[Step],
-    statistics: list[tuple[Tensor, Tensor]] | None = None,
+    plain: Fingerprints | None = None,
     disturbed: Disturbance | None = None,
 ) -> list[Fingerprints]:
-    """The forward pass on each of the inputs, every time from the model's present state."""
+    """The forward pass on each of the inputs, every time from the model's present state.
+
+    Of several ways to change a batch the first one counts with which the pass takes the path of
+    ``plain``, by default the first of the runs: masks and routes may depend on the examples.
+    """
     runs: list[Fingerprints] = []
     saving = False
-    for args, kwargs in inputs:
-        statistics = runs[0].statistics if runs else statistics
-        while True:
-            run = Fingerprints(nodes, batch, constants, statistics, disturbed)
-            try:
-                with undisturbed(model), _graph(saving), run:
-                    run.mark(_tensors((args, kwargs)), True)
-                    run.start_path()
-                    output = model(*args, **kwargs)
-                    run.end_path()
-                    for index, tensor in enumerate(_tensors(output)):
-                        if tensor.requires_grad and run.origin(tensor) is not None:
-                            run.record((-1, index), tensor, tensor, tensor.dim())
-                del output
+    for ways in inputs:
+        for args, kwargs in ways:
+            run: Fingerprints | None = None
+            while run is None:
+                run = Fingerprints(
+                    nodes, batch, constants, plain.statistics if plain else None, disturbed
+                )
+                try:
+                    with undisturbed(model), _graph(saving), run:
+                        _forward(model, args, kwargs, run)
+                except _SavedTensorNeeded:
+                    saving, run = True, None
+            plain = plain or run
+            if run.path == plain.path:
                 break
-            except _SavedTensorNeeded:
-                saving = True
+        assert run is not None
         runs.append(run)
     torch.clear_autocast_cache()
     return runs
+
+
+def _forward(model: nn.Module, args: Any, kwargs: Any, run: Fingerprints) -> None:
+    run.mark(_tensors((args, kwargs)), True)
+    run.start_path()
+    output = model(*args, **kwargs)
+    run.end_path()
+    for index, tensor in enumerate(_tensors(output)):
+        if tensor.requires_grad and run.origin(tensor) is not None:
+            run.record((-1, index), tensor, tensor, tensor.dim())
 
 
 class _SavedTensorNeeded(RuntimeError):
@@ -226,20 +236,41 @@ def _reordered(args: Any, kwargs: Any, order: Tensor) -> Any:
     return tree_map_only(Tensor, reorder, (args, kwargs))
 
 
-def _change(args: Any, kwargs: Any, chosen: Tensor) -> Any:
-    """The arguments with the chosen examples replaced by one other: means move far.
+def _changes(args: Any, kwargs: Any, chosen: Tensor) -> list[Any]:
+    """Ways to replace the chosen examples: by one other, which moves means far, or by the next.
+
+    The last resort, where that removes the only ones that need a mask, say: by each other.
+    """
+    batch = len(chosen)
+    flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
+    others = (~chosen).nonzero().flatten().tolist()
+    orders = [torch.where(chosen, other, torch.arange(batch)) for other in (others[0], others[-1])]
+    following = torch.arange(batch)
+    for example in chosen.nonzero().flatten().tolist():
+        following[example] = next(
+            (
+                other % batch
+                for other in range(example + 1, example + batch)
+                if not all(torch.equal(t[other % batch], t[example]) for t in flat)
+            ),
+            example,
+        )
+    among = torch.arange(batch)
+    among[chosen] = among[chosen].roll(1)
+    return [_change(args, kwargs, chosen, order) for order in (*orders, following, among)]
+
+
+def _change(args: Any, kwargs: Any, chosen: Tensor, order: Tensor) -> Any:
+    """The arguments with each chosen example replaced by that at ``order``.
 
     Examples that are equal to it are changed in another way.
     """
     batch = len(chosen)
-    flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
-    source = int((~chosen).nonzero()[0])
-    order = torch.where(chosen, source, torch.arange(batch))
     alike = chosen.clone()
-    for tensor in flat:
-        alike &= (
-            (tensor == tensor[source]).reshape(batch, tensor[0].numel()).all(1).to(alike.device)
-        )
+    for tensor in _tensors((args, kwargs)):
+        if tensor.shape[:1] == (batch,):
+            same = tensor == tensor[order.to(tensor.device)]
+            alike &= same.reshape(batch, tensor[0].numel()).all(1).to(alike.device)
 
     def change(tensor: Tensor) -> Tensor:
         if tensor.shape[:1] != (batch,):
