@@ -172,25 +172,39 @@ def _decide(
     moves = [{dim: (run[dim] - plain[dim]).abs() for dim in plain} for run in changed]
     if not any(bool(move[dim].any()) for move in moves for dim in move):
         return Unrelated.CONSTANT
-    # The same rows go through the same sums: what does not follow differs by rounding at most.
-    rounding = {dim: precision * float(plain[dim].abs().max()) for dim in plain}
-    agreeing = [
-        layout
-        for layout in candidates(shape, range(min(leading, len(shape))), batch)
-        if all(_alone(layout, *one, rounding) for one in zip(moves, sets, strict=True))
-    ]
-    return agreeing[0] if len(agreeing) == 1 else Unrelated.UNCLEAR
+    # The same rows go through the same sums: what does not follow is the same to the last bit, or
+    # differs by rounding where memory lies otherwise.
+    for relative in (0.0, precision):
+        rounding = {dim: relative * float(plain[dim].abs().max()) for dim in plain}
+        agreeing = [
+            layout
+            for layout in candidates(shape, range(min(leading, len(shape))), batch)
+            if all(
+                _alone(layout, *one, rounding, follows=1e-5 if relative else 0.0)
+                for one in zip(moves, sets, strict=True)
+            )
+        ]
+        if len(agreeing) == 1:
+            return agreeing[0]
+    return Unrelated.UNCLEAR
 
 
 def _alone(
-    layout: Layout, move: dict[int, Tensor], own: Tensor, rounding: dict[int, float]
+    layout: Layout,
+    move: dict[int, Tensor],
+    own: Tensor,
+    rounding: dict[int, float],
+    follows: float = 1e-5,
 ) -> bool:
-    """Whether no row but those of a run's changed examples moved."""
+    """Whether no row but those of a run's changed examples moved.
+
+    Others may move by ``rounding``, and by the part ``follows`` of the largest move.
+    """
     if layout.dim not in move:
         return False
     moved = move[layout.dim]
     rows = own.repeat_interleave(layout.inner).repeat(layout.outer)
-    limit = 1e-5 * float(moved[rows].max()) + rounding[layout.dim]
+    limit = follows * float(moved[rows].max()) + rounding[layout.dim]
     return float(moved[~rows].max()) <= limit
 
 
