@@ -238,26 +238,30 @@ def compare(
     return decisions
 
 
-def mixed_steps(
+def judged_again(
     plain: Fingerprints, run: Fingerprints, chosen: Tensor, decisions: Mapping[Step, Decision]
-) -> list[Step]:
-    """Uses in which rows of examples that nobody touched moved in a run that took the same path."""
+) -> dict[Step, Decision]:
+    """Decisions that a run with the chosen examples' rows moved everywhere shows to be others."""
     if run.end_path() != plain.end_path():
-        return []
-    mixed = []
+        return {}
+    others: dict[Step, Decision] = {}
     for step, decision in decisions.items():
         before, after = plain.seen.get(step), run.seen.get(step)
         if before is None or after is None or before.keys() != after.keys():
             continue
         move = {dim: (after[dim] - before[dim]).abs() for dim in before}
         rounding = {dim: plain.rounding[step] * float(before[dim].abs().max()) for dim in before}
-        shape, leading = plain.shapes[step]
         if isinstance(decision, Layout):
-            possible = [decision]
+            if not _alone(decision, move, chosen, rounding):
+                others[step] = Unrelated.UNCLEAR
         elif decision is Unrelated.CONSTANT and any(bool(one.any()) for one in move.values()):
-            possible = list(candidates(shape, range(min(leading, len(shape))), len(chosen)))
-        else:
-            continue
-        if not any(_alone(layout, move, chosen, rounding) for layout in possible):
-            mixed.append(step)
-    return mixed
+            # It only looked like one: its examples had come to be equal.
+            shape, leading = plain.shapes[step]
+            possible = [
+                layout
+                for layout in candidates(shape, range(min(leading, len(shape))), len(chosen))
+                if _alone(layout, move, chosen, rounding)
+            ]
+            if len(possible) < 2:
+                others[step] = possible[0] if possible else Unrelated.UNCLEAR
+    return others

@@ -21,7 +21,7 @@ from ola_augment.alignment.fingerprints import (
     Step,
     Unrelated,
     compare,
-    mixed_steps,
+    judged_again,
 )
 from ola_augment.alignment.layout import Layout
 from ola_augment.alignment.snapshot import undisturbed
@@ -108,8 +108,7 @@ def verify(
     for chosen in sets[-1:] if batch > _TOLD_APART else sets:
         change = [_changes(args, kwargs, chosen)]
         (run,) = _run(model, nodes, change, batch, set(), unfollowed, (chosen, decisions))
-        mixed = mixed_steps(unfollowed, run, chosen, decisions)
-        decisions |= dict.fromkeys(mixed, Unrelated.UNCLEAR)
+        decisions |= judged_again(unfollowed, run, chosen, decisions)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
     outputs = set() if any(step[0] != -1 for step in unclear) else unclear
