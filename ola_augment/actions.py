@@ -25,7 +25,8 @@ class Actions(NamedTuple):
         keep: (B, S) bool, whether the drawn operation is applied; False in unused slots.
         magnitude_bins: (B, S) int64, 0 .. num_magnitude_bins - 1.
         signs: (B, S) int8, -1 or +1; a fair coin for signed operations, not learned.
-        centers: (B, S, 2) float32 in [0, 1), the (y, x) of a cutout as fractions of the image.
+        centers: (B, S, 2) float32 in [0, 1), the (y, x) of a cutout as fractions of the image, and
+            what a user's own random kernel draws from.
         log_prob: (B,) floating point, finite, at most 0: log-probability under the policy that
             drew them (no grad).
     """

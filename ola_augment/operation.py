@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ola_augment.kernels.table import TABLE
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
+Kernel = Callable[..., Tensor]
 MatrixFunction = Callable[[Tensor, int, int], Tensor]
 
 #: For a user's own operation, whose kernel gets them in single precision.
@@ -46,11 +46,15 @@ class Operation:
             pixels whose centres lie at + 0.5, as in ``PIL.Image.transform`` with AFFINE. Images,
             masks, boxes and points follow it; together with a ``kernel`` that moves the image,
             only the others do.
+        random: whether the ``kernel`` has randomness of its own. It then gets a third argument,
+            (n, 2) float32 in [0, 1), drawn for each image and slot and recorded in
+            ``Actions.centers``: a kernel that computes all its randomness from them is replayed.
 
     Raises:
         ValueError: the name is unknown and has neither kernel nor matrix, the magnitudes are not
             finite, only one end is given, an end is outside what the operation accepts, ``side``
-            for magnitudes that are no pixels, or ``per`` out of range.
+            for magnitudes that are no pixels, ``per`` out of range, or ``random`` without a
+            ``kernel``.
         TypeError: an argument of another type, or a function that is not callable and hashable.
     """
 
@@ -63,6 +67,7 @@ class Operation:
     per: int = 32
     kernel: Kernel | None = field(default=None, repr=False)
     matrix: MatrixFunction | None = field(default=None, repr=False)
+    random: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -80,6 +85,8 @@ class Operation:
             raise ValueError(f"{own}: side must be 'width', 'height' or None, got {self.side!r}")
         if not 1 <= self.per <= _LARGEST_PER:
             raise ValueError(f"{own}: per must lie in 1 .. {_LARGEST_PER:,}, got {self.per}")
+        if self.random and self.kernel is None:
+            raise ValueError(f"{own}: random is for a kernel of your own, pass kernel=...")
         self._check_domain()
         if self.side is not None and (
             self.low is None or not (self._has_own_function or TABLE[self.name].unit == "px")
@@ -93,7 +100,7 @@ class Operation:
         for end in ("low", "high"):
             if (value := getattr(self, end)) is not None:
                 object.__setattr__(self, end, _finite(f"{own}: {end}", value))
-        for flag in ("integer", "signed"):
+        for flag in ("integer", "signed", "random"):
             if not isinstance(getattr(self, flag), bool):
                 raise TypeError(f"{own}: {flag} must be a bool, got {getattr(self, flag)!r}")
         object.__setattr__(self, "per", whole(f"{own}: per", self.per))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from images import crops
-from pillow_reference import PILLOW, affine, draw, pillow_apply, slot_of
+from pillow_reference import PILLOW, affine, draw, one_operation, pillow_apply, slot_of
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
@@ -101,6 +101,35 @@ def test_a_kernel_that_returns_something_else_is_named(floating: bool) -> None:
         space = SearchSpace((Operation("cropped", kernel=kernel),))
         with pytest.raises(error, match=message):
             apply_actions(images, space, draw(space, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_random_kernel_gets_what_was_drawn_for_each_image(dtype: torch.dtype) -> None:
+    def lift(images: Tensor, magnitudes: Tensor, uniforms: Tensor) -> Tensor:
+        assert (uniforms.shape, uniforms.dtype) == ((len(images), 2), torch.float32)
+        return images + (magnitudes * (uniforms[:, 0] - 0.5 * uniforms[:, 1])).view(-1, 1, 1, 1)
+
+    own = Operation("lift", 0, 0.5, kernel=lift, random=True, matrix=zoom)
+    space = SearchSpace((own, *SPACE.operations))
+    images = crops(60, 16, 16) if dtype == torch.uint8 else crops(60, 16, 16) / 255
+    actions = draw(space, 60, 4, keep_prob=0.9)
+    moving = (actions.ops == 0).logical_and(actions.keep)
+    assert moving.sum() > 5
+    result = apply_actions(images, space, actions)
+    for i in range(60):
+        one = apply_actions(images[i : i + 1], space, actions.select([i]))
+        torch.testing.assert_close(result[i : i + 1], one)
+    again = actions._replace(centers=torch.rand(60, 4, 2))
+    assert not torch.equal(apply_actions(images, space, again), result)
+    alone = one_operation(60, 0, 15)
+    lifted = apply_actions(torch.zeros(60, 1, 2, 2), space, alone)[:, 0, 0, 0]
+    u, v = alone.centers[:, 0].unbind(1)
+    torch.testing.assert_close(lifted, (0.25 * (u - 0.5 * v)).clamp(min=0))
+    apply_geometry_to_masks(torch.zeros(60, 2, 2), space, alone)
+    with pytest.raises(ValueError, match="random is for a kernel of your own"):
+        Operation("rotate", 0, 30, random=True)
+    with pytest.raises(TypeError, match="random must be a bool"):
+        Operation("lift", 0, 1, kernel=lift, random=1)
 
 
 def test_masks_and_points_refuse_an_unknown_geometry() -> None:

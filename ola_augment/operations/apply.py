@@ -168,6 +168,9 @@ def _apply_mixed(
         for op in np.unique(others[others >= 0]):
             chosen = torch.from_numpy(np.flatnonzero(others == op))
             images[chosen] = run_with_magnitudes(
-                table.space.operations[op], images[chosen], magnitudes[chosen, s]
+                table.space.operations[op],
+                images[chosen],
+                magnitudes[chosen, s],
+                actions.centers[chosen, s],
             )
     return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ class Slices:
             last row restores the order of the batch.
         parameters: (S, B, 6) floating point, sorted.
         fixed: (S, B, 6) int64, sorted.
+        centers: (S, B, 2) float32, sorted; of a user's own random kernels.
         groups: per slot the operations and how many examples each has, -1 for none.
     """
 
     order: Tensor
     parameters: Tensor
     fixed: Tensor
+    centers: Tensor
     groups: list[list[tuple[int, int]]]
 
 
@@ -81,35 +84,42 @@ def apply_batched(
                 elif kind == Kind.CUTOUT:
                     part = cutout(part, fixed[:, :4])
                 else:
-                    part = run_with_magnitudes(operation, part, parameters[:, 0])
+                    centers = slices.centers[s, span]
+                    part = run_with_magnitudes(operation, part, parameters[:, 0], centers)
             parts.append(part)
         images = torch.cat(parts)
     return images.index_select(0, slices.order[-1]).to(dtype)
 
 
-def run_with_magnitudes(operation: Operation, images: Tensor, magnitudes: Tensor) -> Tensor:
+def run_with_magnitudes(
+    operation: Operation, images: Tensor, magnitudes: Tensor, centers: Tensor
+) -> Tensor:
     """Run an operation that moves no pixels, or a user's own.
 
     Args:
         operation: neither geometric nor a cutout, unless it has a kernel.
         images: (n, C, H, W) uint8, float32 or float64.
         magnitudes: (n,) floating point, with their signs.
+        centers: (n, 2) float32, for a kernel with randomness of its own.
 
     Raises:
         TypeError: a user's own kernel returned no tensor.
         ValueError: it returned another shape than it was given.
     """
     if operation.kernel is not None:
-        return _run_own(operation.name, operation.kernel, images, magnitudes)
+        drawn = (centers,) if operation.random else ()
+        return _run_own(operation.name, operation.kernel, images, magnitudes, *drawn)
     kernel = TABLE[operation.name].batched
     return images if kernel is None else run_on_levels(kernel, images, magnitudes)
 
 
-def _run_own(name: str, kernel: Kernel, images: Tensor, magnitudes: Tensor) -> Tensor:
+def _run_own(
+    name: str, kernel: Kernel, images: Tensor, magnitudes: Tensor, *drawn: Tensor
+) -> Tensor:
     """Run a user's own kernel on float32 images in [0, 1], whatever the images are."""
     whole = not images.is_floating_point()
     given = images.float() / 255 if whole else images.float()
-    result = kernel(given, magnitudes.float())
+    result = kernel(given, magnitudes.float(), *drawn)
     if not isinstance(result, Tensor):
         raise TypeError(
             f"kernel of operation {name!r} must return a tensor, got {type(result).__name__}"
@@ -145,16 +155,16 @@ def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
         _upload(torch.from_numpy(np.stack(order)), device),
         _upload(_gather(drawn.parameters, used, sorted_by), device, wide_dtype(device)),
         _upload(_gather(drawn.fixed, used, sorted_by), device),
+        _upload(_gather(actions.centers.numpy(), used, sorted_by), device),
         groups,
     )
 
 
-def _gather(
-    rows: NDArray[np.float64] | NDArray[np.int64], used: list[int], order: list[NDArray[np.int64]]
-) -> Tensor:
-    """(B, S, 6) -> (used slots, B, 6), sorted."""
+def _gather(rows: NDArray[Any], used: list[int], order: list[NDArray[np.int64]]) -> Tensor:
+    """(B, S, n) -> (used slots, B, n), sorted."""
     picked = [rows[sort, s] for s, sort in zip(used, order, strict=True)]
-    return torch.from_numpy(np.stack(picked) if picked else rows[:0].reshape(0, len(rows), 6))
+    empty = rows[:0].reshape(0, len(rows), rows.shape[2])
+    return torch.from_numpy(np.stack(picked) if picked else empty)
 
 
 def _upload(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

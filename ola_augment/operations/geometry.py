@@ -141,5 +141,7 @@ def _drawn_geometry(space: SearchSpace, actions: Actions, height: int, width: in
 @lru_cache(maxsize=64)
 def _matrices_alone(space: SearchSpace) -> SearchSpace:
     """The same space where matrices stand for the kernels that have one."""
-    operations = tuple(replace(o, kernel=None) if o.matrix else o for o in space.operations)
+    operations = tuple(
+        replace(o, kernel=None, random=False) if o.matrix else o for o in space.operations
+    )
     return replace(space, operations=operations)
