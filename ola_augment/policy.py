@@ -27,12 +27,15 @@ class LogProbs(NamedTuple):
         keep: (A,), of keeping a drawn operation.
         drop: (A,), of dropping it.
         magnitude: (A, K), of each magnitude bin of a kept operation.
+        ops: (A,), of drawing each operation into a slot; None where all are drawn alike. Only for
+            policies that draw with replacement.
     """
 
     num_ops: Tensor
     keep: Tensor
     drop: Tensor
     magnitude: Tensor
+    ops: Tensor | None = None
 
 
 class FixedAttributes:
@@ -50,9 +53,9 @@ class FixedAttributes:
 class Policy(FixedAttributes, LogitsModule, ABC):
     """A distribution over :class:`Actions`, sampled as in Algorithm 2.
 
-    Draw the number of operations r; draw r operations uniformly; keep each with its own
-    probability; draw a magnitude bin for each that is kept. Kinds of policies differ in
-    :meth:`log_probs` only; those that learn assign their logits as ``nn.Parameter``, see
+    Draw the number of operations r; draw r operations, uniformly unless ``log_probs().ops`` says
+    otherwise; keep each with its own probability; draw a magnitude bin for each that is kept. Kinds
+    of policies differ in :meth:`log_probs` only; those that learn assign their logits as ``nn.Parameter``, see
     :meth:`named_logits`.
 
     The logits are no parameters of a model that holds the policy: its optimizer, weight decay,
@@ -123,7 +126,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         if n < 0:
             raise ValueError(f"n must be 0 or more, got {n}")
         with torch.no_grad():
-            log_probs = LogProbs(*(table.cpu() for table in self._tables()))
+            tables = (None if table is None else table.cpu() for table in self._tables())
+            log_probs = LogProbs(*tables)  # type: ignore[arg-type]
             self._check_probabilities(log_probs)
             uniforms = torch.rand(n, 1 + 6 * self.max_ops, dtype=torch.float64, generator=generator)
             drawn = _draw(
@@ -131,6 +135,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
                 _cumulative(log_probs.num_ops),
                 log_probs.keep.double().exp().numpy(),
                 _cumulative(log_probs.magnitude),
+                np.empty(0) if log_probs.ops is None else _cumulative(log_probs.ops),
                 self._signed,
                 self.replacement,
             )
@@ -140,8 +145,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
     def log_prob(self, actions: Actions) -> Tensor:
         """Log-probability of actions under today's logits.
 
-        Counts the draws that were made: the number of operations, the uniform choice among them,
-        each keep, the bin of each kept operation. Signs and centres, never learned, do not count.
+        Counts the draws that were made: the number of operations, the choice of each, each keep,
+        the bin of each kept operation. Signs and centres, never learned, do not count.
 
         Args:
             actions: of B examples, from a policy over the same space.
@@ -171,8 +176,12 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         if not isinstance(log_probs, LogProbs):
             raise TypeError(f"log_probs() must return LogProbs, got {type(log_probs).__name__}")
         size, bins = len(self.space), self.space.num_magnitude_bins
-        shapes = LogProbs((self.max_ops,), (size,), (size,), (size, bins))  # type: ignore[arg-type]
+        if log_probs.ops is not None and not self.replacement:
+            raise ValueError("log_probs().ops is for policies that draw with replacement=True")
+        shapes = ((self.max_ops,), (size,), (size,), (size, bins), (size,))
         for name, table, shape in zip(LogProbs._fields, log_probs, shapes, strict=True):
+            if name == "ops" and table is None:
+                continue
             if not isinstance(table, Tensor) or not table.is_floating_point():
                 raise TypeError(f"log_probs().{name} must be a floating-point tensor")
             if table.shape != shape:
@@ -183,8 +192,13 @@ class Policy(FixedAttributes, LogitsModule, ABC):
 
     def _check_probabilities(self, log_probs: LogProbs) -> None:
         """Refuse tables that would lead a draw out of the space."""
-        num_ops, keep, drop, magnitude = (table.double().exp().numpy() for table in log_probs)
-        totals = {"num_ops": num_ops.sum(), "keep": keep + drop, "magnitude": magnitude.sum(1)}
+        probs = {
+            name: table.double().exp().numpy()
+            for name, table in log_probs._asdict().items()
+            if table is not None
+        }
+        totals = {name: table.sum(-1) for name, table in probs.items() if name != "drop"}
+        totals["keep"] = probs["keep"] + probs["drop"]
         for name, total in totals.items():
             # Not tighter: logits that move meanwhile in another process tear the tables a little.
             if not (np.abs(total - 1) < 0.5).all():
@@ -198,8 +212,12 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         ops = actions.ops.clamp(min=0)
         kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
         slots = torch.where(actions.keep, kept, log_probs.drop[ops])
+        if log_probs.ops is not None:
+            slots = slots + log_probs.ops[ops]
         slots = torch.where(used, slots, torch.zeros_like(slots))
-        num_ops = log_probs.num_ops - self._log_choices(log_probs.num_ops)
+        num_ops = log_probs.num_ops
+        if log_probs.ops is None:
+            num_ops = num_ops - self._log_choices(num_ops)
         return num_ops[actions.num_ops - 1] + slots.sum(1)
 
     def _log_choices(self, like: Tensor) -> Tensor:
@@ -215,61 +233,134 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         if not self.named_logits():
             return described
         with torch.no_grad():
-            num_ops, keep, _, magnitude = (table.exp().cpu() for table in self.log_probs())
+            log_probs = self.log_probs()
+        num_ops, magnitude = log_probs.num_ops.exp().cpu(), log_probs.magnitude.exp().cpu()
         bins = (magnitude @ torch.arange(magnitude.shape[1]).to(magnitude)).tolist()
         counts = ", ".join(f"{p:.2f}" for p in num_ops.tolist())
+        learned, verb = log_probs.keep, "kept"
+        head = [described, f"1 .. {self.max_ops} operations: {counts}"]
+        if log_probs.ops is not None:
+            learned, verb, head = log_probs.ops, "drawn", [described]
         lines = [
-            f"{operation.name}: kept {p:.2f}"
+            f"{operation.name}: {verb} {p:.2f}"
             + f", mean bin {mean:.1f}" * (operation.low is not None)
-            for operation, p, mean in zip(self.space.operations, keep.tolist(), bins, strict=True)
+            for operation, p, mean in zip(
+                self.space.operations, learned.exp().tolist(), bins, strict=True
+            )
         ]
-        return "\n".join((described, f"1 .. {self.max_ops} operations: {counts}", *lines))
+        return "\n".join((*head, *lines))
 
     def entropy(self) -> Tensor:
         """Entropy of the distribution in nats, differentiable in the logits; a scalar."""
-        num_ops, keep, drop, magnitude = self._tables()
+        num_ops, keep, drop, magnitude, ops = self._tables()
         slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
-        choices = self._log_choices(num_ops)
-        return _entropy(num_ops) + num_ops.exp() @ (choices + counts * slot.mean())
+        if ops is None:
+            slots = self._log_choices(num_ops) + counts * slot.mean()
+        else:
+            slots = counts * (_entropy(ops) + ops.exp() @ slot)
+        return _entropy(num_ops) + num_ops.exp() @ slots
 
 
 class OLAPolicy(Policy):
     """The learned policy of Algorithm 2; uniform at the start, all logits 0.
 
+    With ``strength`` it learns which operations, not how many: an operation that is dropped in
+    Algorithm 2 is drawn again, so that operation a fills a slot with probability
+    sigmoid(l_d[a]) / sum_b sigmoid(l_d[b]), and each of the ``max_ops`` slots is applied with
+    probability ``strength / max_ops``. A good operation can so reach every image; in Algorithm 2 it
+    reaches those it is drawn for.
+
     Args:
         space: a :class:`SearchSpace` or its name.
         max_ops: largest number of operations for one image.
         num_magnitude_bins: of a space given by name.
+        strength: expected number of applied operations an image, 0 .. ``max_ops``; it can be
+            changed later. None learns it, as the paper does.
 
     Attributes:
-        num_ops_logits: (max_ops,) l_r, of 1 .. max_ops operations.
+        num_ops_logits: (max_ops,) l_r, of 1 .. max_ops operations; only without ``strength``.
         keep_logits: (A,) l_d; an operation is kept with probability sigmoid(l_d).
         magnitude_logits: (A, K) l_k.
+
+    Raises:
+        ValueError: ``strength`` out of range.
+        TypeError: ``strength`` is no number.
     """
 
     def __init__(
-        self, space: str | SearchSpace = "wide_long", max_ops: int = 4, num_magnitude_bins: int = 31
+        self,
+        space: str | SearchSpace = "wide_long",
+        max_ops: int = 4,
+        num_magnitude_bins: int = 31,
+        strength: float | None = None,
     ) -> None:
-        super().__init__(space, max_ops, num_magnitude_bins)
+        super().__init__(space, max_ops, num_magnitude_bins, replacement=strength is not None)
         size, bins = len(self.space), self.space.num_magnitude_bins
-        self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))
+        if strength is None:
+            self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))
+        else:
+            # Beside the logits, where workers see it change and files keep it.
+            self.expected_ops = nn.Parameter(torch.zeros((), device="cpu"), requires_grad=False)
+            self.strength = strength
         self.keep_logits = nn.Parameter(torch.zeros(size, device="cpu"))
         self.magnitude_logits = nn.Parameter(torch.zeros(size, bins, device="cpu"))
 
+    @property
+    def strength(self) -> float | None:
+        """Expected number of applied operations an image; None where the policy learns it."""
+        return float(self.expected_ops) if "expected_ops" in self.named_logits() else None
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"strength must be a number, got {value!r}")
+        if "expected_ops" not in self.named_logits():
+            raise AttributeError(
+                "this policy learns its strength; make an OLAPolicy(strength=...) to set it"
+            )
+        if not 0 <= value <= self.max_ops:
+            raise ValueError(f"strength must lie in 0 .. max_ops = {self.max_ops}, got {value}")
+        with torch.no_grad():
+            self.expected_ops.fill_(float(value))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        value = state_dict.get(f"{prefix}expected_ops")
+        fits = not isinstance(value, Tensor) or value.dim() or 0 <= float(value) <= self.max_ops
+        if not fits:
+            errors: list[str] = rest[-1]
+            errors.append(f"{prefix}expected_ops must lie in 0 .. {self.max_ops}, got {value}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def requires_grad_(self, requires_grad: bool = True) -> OLAPolicy:
+        """Freeze or unfreeze the logits; the strength is not learned by gradients."""
+        super().requires_grad_(requires_grad)
+        if "expected_ops" in self.named_logits():
+            self.expected_ops.requires_grad_(False)
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """For files and ``repr``."""
-        return {"max_ops": self.max_ops}
+        strength = self.strength
+        return {"max_ops": self.max_ops} | ({} if strength is None else {"strength": strength})
 
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
         # Copies: another process may write the logits between two reads of them.
         keep = self.keep_logits.clone()
+        magnitude = F.log_softmax(self.magnitude_logits.clone(), dim=1)
+        strength = self.strength
+        if strength is None:
+            num_ops = F.log_softmax(self.num_ops_logits.clone(), dim=0)
+            return LogProbs(num_ops, F.logsigmoid(keep), F.logsigmoid(-keep), magnitude)
+        applied = torch.full_like(keep, strength / self.max_ops, requires_grad=False)
         return LogProbs(
-            num_ops=F.log_softmax(self.num_ops_logits.clone(), dim=0),
-            keep=F.logsigmoid(keep),
-            drop=F.logsigmoid(-keep),
-            magnitude=F.log_softmax(self.magnitude_logits.clone(), dim=1),
+            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops).to(keep.dtype),
+            keep=applied.log(),
+            drop=torch.log1p(-applied),
+            magnitude=magnitude,
+            ops=F.log_softmax(F.logsigmoid(keep), dim=0),
         )
 
 
@@ -382,8 +473,11 @@ def _cumulative(log_probs: Tensor) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _draw(uniforms, num_ops_cdf, keep_probs, magnitude_cdf, signed, replacement):  # type: ignore[no-untyped-def]
-    """Algorithm 2 from uniform numbers (n, 1 + 6 S): all fields of Actions but log_prob."""
+def _draw(uniforms, num_ops_cdf, keep_probs, magnitude_cdf, ops_cdf, signed, replacement):  # type: ignore[no-untyped-def]
+    """Algorithm 2 from uniform numbers (n, 1 + 6 S): all fields of Actions but log_prob.
+
+    ``ops_cdf``, empty where operations are drawn uniformly, needs ``replacement``.
+    """
     n, slots, size = len(uniforms), len(num_ops_cdf), len(keep_probs)
     num_ops = np.empty(n, np.int64)
     ops = np.full((n, slots), -1, np.int64)
@@ -398,9 +492,12 @@ def _draw(uniforms, num_ops_cdf, keep_probs, magnitude_cdf, signed, replacement)
             u = uniforms[i, 1 + 6 * s : 7 + 6 * s]
             # Without replacement, the operations drawn before lie at the front of the urn.
             first = 0 if replacement else s
-            pick = first + int(u[0] * (size - first))
-            op = urn[pick]
-            urn[pick], urn[first] = urn[first], op
+            if len(ops_cdf):
+                op = np.searchsorted(ops_cdf, u[0], side="right")
+            else:
+                pick = first + int(u[0] * (size - first))
+                op = urn[pick]
+                urn[pick], urn[first] = urn[first], op
             ops[i, s] = op
             if u[1] < keep_probs[op]:
                 keep[i, s] = True

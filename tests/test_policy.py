@@ -22,13 +22,17 @@ SMALL = SearchSpace(
 )
 
 
-def random_policy(space=SMALL, max_ops=2, seed=0, scale=1.0):
-    policy = OLAPolicy(space, max_ops).double()
+def random_policy(space=SMALL, max_ops=2, seed=0, scale=1.0, strength=None):
+    policy = OLAPolicy(space, max_ops, strength=strength).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for logits in policy.named_logits().values():
+        for logits in learned(policy):
             logits.copy_(scale * torch.randn(logits.shape, generator=generator))
     return policy
+
+
+def learned(policy):
+    return [logits for logits in policy.named_logits().values() if logits.requires_grad]
 
 
 def enumerate_actions(policy):
@@ -71,6 +75,9 @@ def key(actions, i):
 POLICIES = {
     "ola": random_policy(),
     "ola, three slots": random_policy(max_ops=3, seed=1),
+    "strength 0.7": random_policy(seed=5, strength=0.7),
+    "strength 0": random_policy(seed=6, strength=0),
+    "all slots": random_policy(seed=7, strength=2),
     "uniform": UniformPolicy(SMALL),
     "trivial": UniformPolicy(SMALL, num_ops=1, keep_prob=1.0),
     "rand": RandAugmentPolicy(SMALL, num_ops=2, magnitude=1),
@@ -137,12 +144,13 @@ def test_recorded_log_prob_is_that_of_the_actions():
         torch.testing.assert_close(drawn.log_prob, policy.log_prob(drawn).detach(), rtol=0, atol=0)
 
 
-def test_policy_gradient_is_the_gradient_of_the_enumerated_expectation():
-    policy = random_policy(seed=3)
+@pytest.mark.parametrize("strength", [None, 0.7, 1.6])
+def test_policy_gradient_is_the_gradient_of_the_enumerated_expectation(strength):
+    policy = random_policy(seed=3, strength=strength)
     outcomes = enumerate_actions(policy)
     log_prob = policy.log_prob(outcomes)
     reward = torch.randn(len(log_prob), generator=torch.Generator().manual_seed(4)).double()
-    logits = list(policy.named_logits().values())
+    logits = learned(policy)
     exact = torch.autograd.grad((log_prob.exp() * reward).sum(), logits, retain_graph=True)
     # E[r grad log p], the estimator's expectation, over every outcome
     expected = torch.autograd.grad((log_prob.exp().detach() * reward * log_prob).sum(), logits)
@@ -242,8 +250,52 @@ def test_actions_of_another_policy_are_refused():
         (lambda: RandAugmentPolicy(magnitude=9.0), TypeError, "magnitude"),
         (lambda: OLAPolicy("ra"), ValueError, "unknown space"),
         (lambda: OLAPolicy().sample(-1), ValueError, "n must"),
+        (lambda: OLAPolicy(strength=4.1), ValueError, r"0 \.\. max_ops = 4, got 4\.1"),
+        (lambda: OLAPolicy(strength=-1), ValueError, "strength"),
+        (lambda: OLAPolicy(strength=math.nan), ValueError, "strength"),
+        (lambda: OLAPolicy(strength="1"), TypeError, "strength"),
+        (lambda: OLAPolicy(strength=True), TypeError, "strength"),
+        (lambda: OLAPolicy().__setattr__("strength", 1.0), AttributeError, "learns its strength"),
     ],
 )
 def test_bad_policies_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_strength_is_the_expected_number_of_applied_operations_and_can_be_changed():
+    policy = random_policy(SearchSpace.wide_long(), max_ops=4, strength=1.0)
+    for strength in (0.0, 0.5, 1.0, 3.2, 4.0):
+        policy.strength = strength
+        assert policy.strength == pytest.approx(strength)
+        applied = policy.sample(20_000, torch.Generator().manual_seed(0)).keep.sum(1).double()
+        assert float(applied.mean()) == pytest.approx(strength, abs=0.03)
+
+
+def test_with_strength_an_operation_is_drawn_as_often_as_algorithm_2_would_keep_it():
+    policy = random_policy(seed=8, strength=1.0)
+    kept = policy.keep_logits.detach().sigmoid()
+    torch.testing.assert_close(policy.log_probs().ops.detach().exp(), kept / kept.sum())
+
+
+def test_strength_is_in_the_state_is_not_learned_and_bad_states_are_refused():
+    policy = OLAPolicy(strength=1.0)
+    policy.strength = 2.5
+    other = OLAPolicy(strength=0.5)
+    other.load_state_dict(policy.state_dict())
+    assert other.strength == 2.5
+    assert not policy.requires_grad_(True).expected_ops.requires_grad
+    for bad in (5.0, -1.0, math.nan):
+        with pytest.raises(RuntimeError, match="expected_ops"):
+            other.load_state_dict(policy.state_dict() | {"expected_ops": torch.tensor(bad)})
+    assert other.strength == 2.5
+    assert OLAPolicy().strength is None
+
+
+def test_operation_probabilities_need_replacement():
+    class Own(UniformPolicy):
+        def log_probs(self):
+            return super().log_probs()._replace(ops=torch.full((3,), 1 / 3).log())
+
+    with pytest.raises(ValueError, match="replacement=True"):
+        Own(SMALL).sample(1)

@@ -21,6 +21,8 @@ class OLAAugment(PolicyTransform):
         interpolation: see :class:`PolicyTransform`.
         fill: see :class:`PolicyTransform`.
         generator: see :class:`PolicyTransform`.
+        strength: expected number of applied operations an image; None learns it, see
+            :class:`OLAPolicy`.
 
     Example:
         >>> augment = OLAAugment("wide_long", generator=torch.Generator().manual_seed(0))
@@ -39,9 +41,11 @@ class OLAAugment(PolicyTransform):
         interpolation: InterpolationMode = InterpolationMode.NEAREST,
         fill: Fill = 0,
         generator: torch.Generator | None = None,
+        *,
+        strength: float | None = None,
     ) -> None:
         super().__init__(
-            OLAPolicy(space, max_ops, num_magnitude_bins),
+            OLAPolicy(space, max_ops, num_magnitude_bins, strength),
             interpolation=interpolation,
             fill=fill,
             generator=generator,
