@@ -55,8 +55,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
 
     Draw the number of operations r; draw r operations, uniformly unless ``log_probs().ops`` says
     otherwise; keep each with its own probability; draw a magnitude bin for each that is kept. Kinds
-    of policies differ in :meth:`log_probs` only; those that learn assign their logits as ``nn.Parameter``, see
-    :meth:`named_logits`.
+    of policies differ in :meth:`log_probs` only; those that learn assign their logits as
+    ``nn.Parameter``, see :meth:`named_logits`.
 
     The logits are no parameters of a model that holds the policy: its optimizer, weight decay,
     averages and ``DistributedDataParallel`` pass them by, its ``state_dict`` has them. They are
