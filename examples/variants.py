@@ -150,7 +150,7 @@ class Variant(NamedTuple):
     options and the seed, ``policy`` with the space; ``cosine``: the cosine is the reward.
     """
 
-    updater: Callable[..., GARUpdater] | None = lambda policy, steps: GARUpdater(policy)
+    updater: Callable[..., GARUpdater] | None = lambda policy, steps: GARUpdater.paper(policy)
     batches: Callable[..., Any] = one_stream
     cosine: bool = False
     policy: Callable[[str], OLAPolicy] = OLAPolicy
@@ -165,22 +165,23 @@ VARIANTS = {
     "lr 0.03": Variant(lambda policy, steps: GARUpdater(policy, lr=0.03)),
     "lr 0.01": Variant(lambda policy, steps: GARUpdater(policy, lr=0.01)),
     "lr 0.003": Variant(lambda policy, steps: GARUpdater(policy, lr=0.003)),
-    "lr decay": Variant(lambda policy, steps: Decayed(policy, steps)),
-    "entropy 0.02": Variant(lambda policy, steps: GARUpdater(policy, entropy_weight=0.02)),
+    "lr decay": Variant(lambda policy, steps: Decayed(policy, steps, lr=0.1)),
+    "entropy 0.02": Variant(lambda policy, steps: GARUpdater(policy, lr=0.1, entropy_weight=0.02)),
     "kl 0.05": Variant(
-        lambda policy, steps: GARUpdater(policy, entropy_weight=0.05), policy=PulledToUniform
+        lambda policy, steps: GARUpdater(policy, lr=0.1, entropy_weight=0.05),
+        policy=PulledToUniform,
     ),
     "kl 0.2": Variant(
-        lambda policy, steps: GARUpdater(policy, entropy_weight=0.2), policy=PulledToUniform
+        lambda policy, steps: GARUpdater(policy, lr=0.1, entropy_weight=0.2), policy=PulledToUniform
     ),
-    "accumulate 4": Variant(lambda policy, steps: GARUpdater(policy, accumulate=4)),
-    "baseline": Variant(lambda policy, steps: OperationBaseline(policy)),
+    "accumulate 4": Variant(lambda policy, steps: GARUpdater.paper(policy, accumulate=4)),
+    "baseline": Variant(lambda policy, steps: OperationBaseline(policy, lr=0.1)),
     "cosine": Variant(cosine=True),
     "cosine, lr 0.01": Variant(lambda policy, steps: GARUpdater(policy, lr=0.01), cosine=True),
     "effective draws": Variant(policy=EffectivePolicy),
     "held-out reference": Variant(batches=held_out),
     "rotating reference": Variant(batches=rotating_fold),
     "large reference": Variant(batches=large_reference),
-    "shuffled": Variant(lambda policy, steps: Shuffled(policy)),
+    "shuffled": Variant(lambda policy, steps: Shuffled(policy, lr=0.1)),
     "shuffled, lr 0.01": Variant(lambda policy, steps: Shuffled(policy, lr=0.01)),
 }

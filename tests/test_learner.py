@@ -9,6 +9,7 @@ from torch import nn
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, UniformAugment
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+from ola_augment.training import cosine_reward
 
 B = 8
 
@@ -345,3 +346,29 @@ def test_what_does_not_belong_together_is_refused_at_once():
         OLALearner(model, augment, cosine=True, engine=engine)
     with pytest.raises(ValueError, match="next loss"):
         OLALearner(model, augment, cosine=True, updater=NSLRUpdater(augment.policy))
+
+
+def test_the_updaters_reward_gets_the_norms_it_takes():
+    seen = []
+
+    def reward(alignments, norms):
+        seen.append((alignments, norms))
+        return cosine_reward(alignments, norms)
+
+    model, augment = network(), transform()
+    learner = OLALearner(model, augment, updater=GARUpdater(augment.policy, reward=reward))
+    with learner.augmented_step():
+        images, targets = batch(0)
+        loss_of(model, learner.augment(images), targets).backward()
+    model.zero_grad()
+    with learner.plain_step() as step:
+        loss_of(model, *batch(1)).backward()
+    assert step.stats.stepped
+    rows = gradients(network(), transform().augment(batch(0)[0])[0], targets)
+    [(alignments, norms)] = seen
+    torch.testing.assert_close(norms, rows.norm(dim=1) / B, rtol=1e-4, atol=1e-6)
+    g = gradients(network(), *batch(1)).mean(0)
+    torch.testing.assert_close(alignments, rows @ g / B, rtol=1e-4, atol=1e-6)
+    engine = DirectionalAlignment(model, loss_of)
+    with pytest.raises(ValueError, match="norms"):
+        OLALearner(model, augment, engine=engine, updater=learner.updater)

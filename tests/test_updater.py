@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAPolicy, SplitPolicy, UniformPolicy
-from ola_augment.training import gradient_alignment_reward, next_step_loss_reward
+from ola_augment.training import cosine_reward, gradient_alignment_reward, next_step_loss_reward
 
 
 def logits_of(policy):
@@ -208,3 +208,40 @@ def test_bad_updates_are_refused():
 def test_bad_updaters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_reward_is_a_function_of_alignments_and_norms():
+    alignments, norms = torch.tensor([3.0, -1.0, 4.0, 0.0]), torch.tensor([3.0, 1.0, 8.0, 0.0])
+    cosines = torch.tensor([1.0, -1.0, 0.5, 0.0])
+    torch.testing.assert_close(cosine_reward(alignments, norms), gradient_alignment_reward(cosines))
+    updaters = []
+    for reward in (cosine_reward, lambda alignments, norms: alignments / norms.clamp(min=1e-9)):
+        policy = OLAPolicy("rand_augment")
+        drawn = policy.sample(4, torch.Generator().manual_seed(0))
+        updaters.append(GARUpdater(policy, reward=reward))
+        assert updaters[-1].step(drawn, alignments, norms).stepped
+    assert updaters[0].takes_norms
+    assert not GARUpdater(OLAPolicy()).takes_norms
+
+
+@pytest.mark.parametrize("bad", [torch.ones(3), torch.tensor([1.0, 2.0, 3.0, torch.nan]), None])
+def test_bad_norms_and_rewards_change_nothing(bad):
+    policy = OLAPolicy("rand_augment")
+    drawn = policy.sample(4)
+    updater = GARUpdater(policy, reward=cosine_reward)
+    with pytest.raises(ValueError, match="norms"):
+        updater.step(drawn, torch.ones(4), bad)
+    if bad is not None:
+        updater = GARUpdater(policy, reward=lambda alignments: bad)
+        with pytest.raises(ValueError, match="rewards"):
+            updater.step(drawn, torch.ones(4))
+    assert not policy.keep_logits.any()
+    with pytest.raises(TypeError, match="reward"):
+        GARUpdater(policy, reward="cosine")
+
+
+def test_the_papers_settings_have_a_name():
+    updater = GARUpdater.paper(OLAPolicy())
+    assert updater.optimizer.param_groups[0]["lr"] == 0.1
+    assert updater.reward is gradient_alignment_reward
+    assert GARUpdater(OLAPolicy()).optimizer.param_groups[0]["lr"] == 0.03

@@ -4,7 +4,11 @@ from ola_augment.training.callbacks import Callback
 from ola_augment.training.fit import accuracy, fit, policy_metrics, scale_to_float
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
-from ola_augment.training.reward import gradient_alignment_reward, next_step_loss_reward
+from ola_augment.training.reward import (
+    cosine_reward,
+    gradient_alignment_reward,
+    next_step_loss_reward,
+)
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 
@@ -20,6 +24,7 @@ __all__ = [
     "Step",
     "UpdateStats",
     "accuracy",
+    "cosine_reward",
     "fit",
     "gradient_alignment_reward",
     "next_step_loss_reward",

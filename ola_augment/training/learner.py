@@ -122,7 +122,8 @@ class OLALearner:
             engine = GradientAlignment(model) if engine is None else engine
             if engine.model is not self._model:
                 raise ValueError("engine must be of the model that is trained, it has another one")
-            self._signal = Alignments(engine, cosine)
+            norms = getattr(self.updater, "takes_norms", False)
+            self._signal = Alignments(engine, cosine, norms)
         else:
             if reference != "next" or cosine or engine is not None:
                 raise ValueError(
@@ -282,7 +283,7 @@ class OLALearner:
         if actions and step.learns:
             with contextlib.suppress(NotFinite):
                 signal = self._signal.read(gradients, step.loss, loss_scale)
-            if signal is not None and not bool(signal.isfinite().all()):
+            if signal is not None and not all(bool(part.isfinite().all()) for part in signal):
                 signal = None
         device = next(self._model.parameters()).device
         if step.learns and not all_ranks(signal is not None, device):
@@ -290,7 +291,7 @@ class OLALearner:
             return None
         if signal is None:
             return None
-        return self.updater.step(Actions.cat(actions), signal)
+        return self.updater.step(Actions.cat(actions), *signal)
 
     def _trained_gradients(self, loss_scale: float) -> dict[str, Tensor]:
         parameters = trainable_parameters(self._model)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+#: From alignments (B,), and norms (B,) where it has a parameter of that name, to rewards (B,).
+Reward = Callable[..., Tensor]
 
 
 def gradient_alignment_reward(alignments: Tensor) -> Tensor:
@@ -21,6 +27,30 @@ def gradient_alignment_reward(alignments: Tensor) -> Tensor:
         (B,), zeros if all alignments are equal (a batch of one included).
     """
     return normalize(alignments)
+
+
+def cosine_reward(alignments: Tensor, norms: Tensor) -> Tensor:
+    """Normalised cosines between the examples' gradients and the reference gradient.
+
+    An example whose gradient is large does not weigh more for it. The norm of the reference
+    gradient is the same for all and cancels.
+
+    Args:
+        alignments: (B,), finite.
+        norms: (B,), norms of the examples' gradients, 0 or more.
+
+    Returns:
+        (B,); an example without a gradient counts as a cosine of 0.
+    """
+    cosines = torch.where(norms > 0, alignments / norms, torch.zeros_like(alignments))
+    return normalize(cosines)
+
+
+def takes_norms(reward: Reward) -> bool:
+    """Whether a reward needs the norms of the examples' gradients."""
+    if not callable(reward):
+        raise TypeError(f"reward must be a function of alignments, got {type(reward).__name__}")
+    return "norms" in inspect.signature(reward).parameters
 
 
 def next_step_loss_reward(next_losses: Tensor) -> Tensor:

@@ -41,35 +41,37 @@ class Signal(Protocol):
         gradients: Mapping[str, Tensor] | None = None,
         loss: Tensor | None = None,
         loss_scale: float = 1.0,
-    ) -> Tensor:
-        """The signal of all that was recorded, which is then forgotten."""
+    ) -> tuple[Tensor, ...]:
+        """What the updater's step takes after the actions; what was recorded is forgotten."""
 
     def clear(self) -> None:
         """Forget what was recorded."""
 
 
 class Alignments:
-    """<grad l_i, g> of every example, or its cosine.
+    """<grad l_i, g> of every example, or its cosine, and the norms where they are asked for.
 
     Args:
         engine: that captures.
         cosine: divide by the norms of the example's gradient and of g.
+        norms: read the norms of the examples' gradients too.
 
     Raises:
-        ValueError: ``cosine`` of an engine whose captures have no norms.
+        ValueError: ``cosine`` or ``norms`` of an engine whose captures have no norms.
     """
 
-    def __init__(self, engine: Engine, cosine: bool = False) -> None:
+    def __init__(self, engine: Engine, cosine: bool = False, norms: bool = False) -> None:
         accepted = inspect.signature(engine.capture).parameters
-        if cosine and "norms" not in accepted:
+        if (cosine or norms) and "norms" not in accepted:
             raise ValueError(
-                f"cosine=True needs an engine with capture(norms=True), {type(engine).__name__} "
-                "has none; use GradientAlignment"
+                "cosine=True and rewards that take norms need an engine with "
+                f"capture(norms=True), {type(engine).__name__} has none; use GradientAlignment"
             )
         self._engine = engine
         self._cosine = cosine
+        self._norms = norms
         self._accepted = accepted
-        self._read: list[Callable[[Mapping[str, Tensor] | None], Tensor]] = []
+        self._read: list[Callable[[Mapping[str, Tensor] | None], tuple[Tensor, ...]]] = []
 
     @contextlib.contextmanager
     def capture(
@@ -80,7 +82,7 @@ class Alignments:
         first = gradients is not None and "gradients" in self._accepted
         if first:
             options["gradients"] = gradients
-        if self._cosine:
+        if self._cosine or self._norms:
             options["norms"] = True
         if loss_scale != 1:
             if "loss_scale" not in self._accepted:
@@ -92,12 +94,12 @@ class Alignments:
             yield captured
         align = getattr(captured, "align", self._engine.align)
 
-        def read(reference: Mapping[str, Tensor] | None) -> Tensor:
+        def read(reference: Mapping[str, Tensor] | None) -> tuple[Tensor, ...]:
             alignments: Tensor = align() if first else align(reference)
             if self._cosine:
                 sizes = captured.norms() * self._norm(reference)
                 alignments = torch.where(sizes > 0, alignments / sizes, torch.zeros_like(sizes))
-            return alignments
+            return (alignments, captured.norms()) if self._norms else (alignments,)
 
         self._read.append(read)
 
@@ -106,8 +108,8 @@ class Alignments:
         gradients: Mapping[str, Tensor] | None = None,
         loss: Tensor | None = None,
         loss_scale: float = 1.0,
-    ) -> Tensor:
-        """(B,) alignments or cosines, in the order of the examples.
+    ) -> tuple[Tensor, ...]:
+        """(B,) alignments or cosines, in the order of the examples, and their (B,) norms.
 
         Args:
             gradients: g; None reads the parameters' ``.grad``.
@@ -120,8 +122,9 @@ class Alignments:
         readers, self._read = self._read, []
         if not readers:
             raise RuntimeError("nothing to align: no augmented step was captured")
-        found = torch.cat([read(gradients) for read in readers])
-        return found if self._cosine else found / loss_scale
+        parts = zip(*(read(gradients) for read in readers), strict=True)
+        found, *norms = (torch.cat(part) for part in parts)
+        return (found if self._cosine else found / loss_scale, *norms)
 
     def clear(self) -> None:
         """Forget what was recorded."""
@@ -150,7 +153,7 @@ class NextStepLoss:
         gradients: Mapping[str, Tensor] | None = None,
         loss: Tensor | None = None,
         loss_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         """Scalar.
 
         Raises:
@@ -161,7 +164,7 @@ class NextStepLoss:
                 "the next-step loss is not known: `with learner.plain_step() as step:` "
                 "step.loss = loss"
             )
-        return loss.detach()
+        return (loss.detach(),)
 
     def clear(self) -> None:
         """Nothing is kept."""

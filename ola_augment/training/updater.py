@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ola_augment.training.reward import (
+    Reward,
     all_ranks,
     gradient_alignment_reward,
     next_step_loss_reward,
     sum_over_ranks,
+    takes_norms,
 )
 
 #: Largest importance weight of an example drawn under other logits than today's.
@@ -231,36 +233,60 @@ class GARUpdater(_PolicyGradient):
     """Gradient-alignment reward: one reward per example (equations 1 and 3).
 
     The objective, maximised, is the batch mean of r_i log p(a_i; phi), with rewards normalised
-    within the batch. The defaults are the paper's. Under ``torch.distributed`` batch and gradient
-    are those of all ranks, so that the logits stay equal.
+    within the batch. Under ``torch.distributed`` batch and gradient are those of all ranks, so that
+    the logits stay equal.
 
     Args:
         policy: anything with ``log_prob(actions)``, ``entropy()`` and ``named_logits()`` (or, as
             other modules have, ``parameters()``).
-        lr: of the meta-optimizer, Adam; 0.03 did as well and saturates later (docs/results.md).
+        lr: of the meta-optimizer, Adam. The paper's is 0.1 (:meth:`paper`); 0.03 did as well and
+            saturates later (docs/results.md).
         accumulate: calls of :meth:`step` whose gradients are averaged for one update.
         optimizer: over ``policy.named_logits().values()``, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
+        reward: of the examples of a batch: ``reward(alignments)``, or ``reward(alignments, norms)``
+            with the norms of their gradients, all (B,); the paper's normalises the alignments.
 
     Raises:
         ValueError: a policy without trainable logits, an optimizer without them, or a number out
             of range.
+        TypeError: a reward that cannot be called so.
     """
 
-    def step(self, actions: Any, alignments: Tensor) -> UpdateStats:
+    def __init__(
+        self,
+        policy: LearnablePolicy[Any],
+        lr: float = 0.03,
+        accumulate: int = 1,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        entropy_weight: float = 0.0,
+        reward: Reward = gradient_alignment_reward,
+    ) -> None:
+        super().__init__(policy, lr, accumulate, optimizer=optimizer, entropy_weight=entropy_weight)
+        self.takes_norms = takes_norms(reward)
+        self.reward = reward
+
+    @classmethod
+    def paper(cls, policy: LearnablePolicy[Any], accumulate: int = 1) -> GARUpdater:
+        """Make an updater with the paper's settings: equation 1, normalised, and Adam at 0.1."""
+        return cls(policy, lr=0.1, accumulate=accumulate)
+
+    def step(self, actions: Any, alignments: Tensor, norms: Tensor | None = None) -> UpdateStats:
         """Reward the actions of one augmented batch.
 
         Args:
             actions: of B examples, with the ``log_prob`` they were drawn with.
             alignments: (B,), <grad l_i(theta_t), grad L(theta_{t+1})>.
+            norms: (B,), |grad l_i(theta_t)|, for rewards that take them.
 
         Raises:
-            TypeError: alignments that are no floating-point tensor.
-            ValueError: alignments of another shape than (B,), or NaN or Inf among them; the
-                logits and the gradients added up so far are untouched.
+            TypeError: alignments or norms that are no floating-point tensor.
+            ValueError: alignments, norms or rewards of another shape than (B,), or NaN or Inf among
+                them; the logits and the gradients added up so far are untouched.
         """
-        _check_everywhere("alignments", alignments, (len(actions.log_prob),))
-        gradients, examples, clipped = self._collect(actions, gradient_alignment_reward(alignments))
+        rewards = checked_rewards(self.reward, len(actions.log_prob), alignments, norms)
+        gradients, examples, clipped = self._collect(actions, rewards)
         pending = [*self._pending, (gradients, examples)]
         return self._stats(alignments, self._update(pending, [1.0] * len(pending)), clipped)
 
@@ -331,6 +357,25 @@ class NSLRUpdater(_PolicyGradient):
             raise ValueError("state holds another number of losses than of steps")
         super().load_state_dict(state)
         self._losses = losses
+
+
+def checked_rewards(
+    reward: Reward, examples: int, alignments: Tensor, norms: Tensor | None
+) -> Tensor:
+    """Rewards (B,) of a batch; what is no finite number is refused on all ranks."""
+    _check_everywhere("alignments", alignments, (examples,))
+    if not takes_norms(reward):
+        rewards = reward(alignments)
+    elif norms is None:
+        raise ValueError(
+            "norms are needed by this reward, got None; take them from "
+            "engine.capture(norms=True), as OLALearner does"
+        )
+    else:
+        _check_everywhere("norms", norms, (examples,))
+        rewards = reward(alignments, norms)
+    _check_everywhere("rewards", rewards, (examples,))
+    return rewards
 
 
 def _check_everywhere(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
