@@ -19,6 +19,7 @@ from ola_augment.operations.apply import run_actions
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
+from ola_augment.transforms.containers import refuse_unseen_annotations
 from ola_augment.transforms.inputs import (
     Fill,
     batch_size,
@@ -154,6 +155,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             ValueError: no image in the sample, images of different sizes, annotations that do not
                 fit their image, or what :meth:`augment` refuses.
         """
+        refuse_unseen_annotations(self)
         pictures = [entry for entry in flat_inputs if not isinstance(entry, ANNOTATIONS)]
         if not pictures:
             raise ValueError("the input holds no image (PIL, tensor, tv_tensors Image or Video)")

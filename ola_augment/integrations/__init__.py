@@ -1,0 +1,1 @@
+"""OLALearner inside other frameworks' loops; each module needs its framework (an extra)."""

@@ -1,0 +1,149 @@
+"""kornia's augmentations as operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor
+
+from ola_augment.integrations.kornia.kernels import (
+    USABLE,
+    AugmentationKernel,
+    KernelFamily,
+    Way,
+    is_usable,
+)
+from ola_augment.operation import MatrixFunction, Operation
+from ola_augment.space import SearchSpace
+
+_Make = Callable[[float], K.AugmentationBase2D]
+_Range = tuple[float, float] | None
+
+
+def operation(
+    augmentation: K.AugmentationBase2D | _Make,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    parameter: str | None = None,
+    name: str | None = None,
+    integer: bool = False,
+    signed: bool = False,
+    side: Literal["width", "height"] | None = None,
+    per: int = 32,
+) -> Operation:
+    """Make an operation of a kornia augmentation.
+
+    ``parameter`` names the random parameter that becomes the magnitude, as the dictionary that
+    ``augmentation.forward_parameters`` returns does; several numbers an image all get it. For an
+    argument that is no random parameter, a kernel size or the deviation of noise, pass a function
+    ``magnitude -> augmentation``. Everything else that the augmentation draws is drawn once, from
+    what the actions record, and replayed with them. Its own ``p`` does not count: the policy
+    decides whether it is applied.
+
+    Masks, boxes and key points follow what moves pixels by a matrix that the magnitude determines;
+    they stay where only colours change, and are refused otherwise.
+
+    Args:
+        augmentation: any of kornia's augmentations of single images that keeps their size, or a
+            function of the magnitude that returns one. A module is copied.
+        low: magnitude of bin 0; None (with ``high``) for an augmentation without a magnitude.
+        high: magnitude of the last bin.
+        parameter: which random parameter is the magnitude.
+        name: of the operation; by default that of the augmentation's class.
+        integer: see :class:`ola_augment.Operation`, as the others.
+        signed: as there.
+        side: as there.
+        per: as there.
+
+    Raises:
+        TypeError: no such augmentation: one that mixes images, works on volumes or is a container.
+        ValueError: magnitudes without a parameter or a function, or the other way round; a
+            parameter that there is not, or that changes nothing; what
+            :class:`ola_augment.Operation` refuses.
+
+    Example:
+        >>> import kornia.augmentation as K
+        >>> operation(K.RandomGaussianBlur((3, 3), (0.1, 2.0)), 0.1, 2.0, parameter="sigma").name
+        'RandomGaussianBlur'
+    """
+    family = not is_usable(augmentation)
+    if family and (isinstance(augmentation, torch.nn.Module) or not callable(augmentation)):
+        raise TypeError(
+            f"augmentation must be {USABLE}, or a function magnitude -> augmentation, got "
+            f"{type(augmentation).__name__}"
+        )
+    if (low is not None) != (family or parameter is not None) or (family and parameter):
+        raise ValueError(
+            "pass low and high together with parameter=..., or with a function magnitude -> "
+            f"augmentation, or none of them, got low={low!r}, parameter={parameter!r}"
+        )
+    # Refuses ends that are no numbers before anything is tried with them.
+    plain = Operation(name or "kornia", low, high, integer, signed, side, per, kernel=_unchanged)
+    trials: tuple[float, ...] = (0.0,)
+    if plain.low is not None and plain.high is not None:
+        trials = (plain.low, plain.low + (plain.high - plain.low) / 2, plain.high)
+    kernel: AugmentationKernel | KernelFamily
+    if is_usable(augmentation):
+        kernel = AugmentationKernel(augmentation, parameter, trials)
+    else:
+        kernel = KernelFamily(cast(_Make, augmentation), trials)
+    matrix: MatrixFunction | None = None
+    if isinstance(kernel.augmentation, K.IntensityAugmentationBase2D):
+        matrix = _stay
+    elif kernel.moves_affinely(trials):
+        matrix = kernel.matrix
+    return replace(
+        plain,
+        name=name or type(kernel.augmentation).__name__,
+        kernel=kernel,
+        matrix=matrix,
+        random=kernel.way is not Way.FIXED,
+    )
+
+
+def search_space(num_magnitude_bins: int = 31) -> SearchSpace:
+    """The fifteen operations of kornia's RandAugment over their ranges, and identity.
+
+    At bin k of 31 they compute what kornia's own wrappers compute for the magnitude k / 30 of
+    their range: its brightness adds, its shear reaches 54 degrees.
+    """
+    factors, unit = (0.1, 1.9), (0.0, 1.0)
+    warp = {"align_corners": True}
+    signed: dict[str, Any] = {"signed": True}
+    x, y = ({"signed": True, "side": side, "per": 10} for side in ("width", "height"))
+    rows: list[tuple[str, K.AugmentationBase2D, str | None, _Range, dict[str, Any]]] = [
+        ("auto_contrast", K.RandomAutoContrast(), None, None, {}),
+        ("equalize", K.RandomEqualize(), None, None, {}),
+        ("invert", K.RandomInvert(), None, None, {}),
+        ("rotate", K.RandomRotation(30.0), "degrees", (0, 30), signed),
+        ("posterize", K.RandomPosterize((4.0, 8.0)), "bits_factor", (8, 4), {}),
+        ("solarize", K.RandomSolarize(unit, 0.0), "thresholds", unit, {}),
+        ("solarize_add", K.RandomSolarize(0.5, (0.0, 0.43)), "additions", (0, 0.43), {}),
+        ("color", K.RandomSaturation(factors), "saturation_factor", factors, {}),
+        ("contrast", K.RandomContrast(factors), "contrast_factor", factors, {}),
+        ("brightness", K.RandomBrightness(factors), "brightness_factor", factors, {}),
+        ("sharpness", K.RandomSharpness(factors), "sharpness", factors, {}),
+        ("shear_x", K.RandomShear((0.0, 0.0), **warp), "shear_x", (0, 54), signed),
+        ("shear_y", K.RandomShear((0.0, 0.0), **warp), "shear_y", (0, 54), signed),
+        ("translate_x", K.RandomTranslate((0.0, 0.1), **warp), "translate_x", (0, 1), x),
+        ("translate_y", K.RandomTranslate(None, (0.0, 0.1), **warp), "translate_y", (0, 1), y),
+    ]
+    operations = [
+        operation(augmentation, *(ends or ()), parameter=parameter, name=name, **options)
+        for name, augmentation, parameter, ends, options in rows
+    ]
+    return SearchSpace((Operation("identity"), *operations), num_magnitude_bins, "kornia")
+
+
+def _unchanged(images: Tensor, magnitudes: Tensor) -> Tensor:
+    return images
+
+
+def _stay(magnitudes: Tensor, height: int, width: int) -> Tensor:
+    """No pixel moves."""
+    return torch.eye(2, 3, dtype=torch.float64).expand(len(magnitudes), 2, 3)
