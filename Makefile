@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Kernels with every index checked are other machine code: a cache of their own.
+CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all soak fuzz-files kill mutants lint docs bench zoo clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill mutants lint docs bench zoo clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## build .venv with the package and everything the other targets need
 
@@ -20,8 +22,19 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## train on real handwritten digits with OLA and the comparison methods (minutes)
 	$(BIN)/python examples/train.py $(DEMO)
 
-test: lint ## lint, check types and run all tests
+test: lint bounds ## lint, check types and run all tests
 	$(BIN)/python -m pytest
+
+bounds: $(STAMP) ## some tests and 2,000 fuzzed calls of the kernels with every index checked
+	$(CHECKED) $(BIN)/python -m pytest tests/test_operations_exact.py tests/test_bad_values.py tests/test_bounds.py \
+		-k "not every_bin"
+	$(CHECKED) $(BIN)/python examples/reliability/fuzz_kernels.py --cases 2000
+
+coverage: $(STAMP) ## branch coverage of the tests: 97 % outside of compiled bodies
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --ignore tests/test_examples.py -k "not every_bin"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under 97
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -35,13 +48,16 @@ bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
 	$(BIN)/python examples/benchmarks/alignment.py
 
-test-all: test soak fuzz-files kill mutants ## all tests and the slow reliability checks (an hour)
+test-all: test soak fuzz-files fuzz-kernels kill mutants ## all tests and the slow reliability checks (an hour)
 
 soak: $(STAMP) ## 20,000 steps and 500 image sizes: memory, files, hooks and threads stay
 	$(BIN)/python examples/reliability/soak.py
 
 fuzz-files: $(STAMP) ## 200,000 damaged policy files
 	$(BIN)/python examples/reliability/fuzz_files.py
+
+fuzz-kernels: $(STAMP) ## 20,000 good and bad calls of what runs kernels, every index checked
+	$(CHECKED) $(BIN)/python examples/reliability/fuzz_kernels.py
 
 kill: $(STAMP) ## kill -9 a training run at 20 moments, resume, compare
 	$(BIN)/python examples/reliability/kill.py --epochs 60
@@ -54,7 +70,7 @@ zoo: $(STAMP) ## the alignment engine on some two hundred models against their o
 	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
 
 clean: ## remove what the other targets made
-	rm -rf .venv runs docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 DEMO := --data digits --train-size 300 --epochs 300 --seeds 4 \
 	--method none randaugment uniform ola --quiet --out runs/demo

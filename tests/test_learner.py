@@ -1,6 +1,8 @@
 """OLALearner in a plain loop: every reference, micro-batches, failures, its state."""
 
+import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -70,17 +72,28 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def pair(self, index):
-        with self.learner.augmented_step():
+    def augmented(self, index):
+        with self.learner.augmented_step() as step:
             images, targets = batch(2 * index)
             loss_of(self.model, self.learner.augment(images), targets).backward()
         self.step()
+        return step
+
+    def plain(self, index):
         with self.learner.plain_step() as step:
             loss = loss_of(self.model, *batch(2 * index + 1))
             loss.backward()
             step.loss = loss
         self.step()
         return step
+
+    def pair(self, index):
+        self.augmented(index)
+        return self.plain(index)
+
+    def halves(self):
+        """The steps of six pairs."""
+        return [partial(half, i) for i in range(6) for half in (self.augmented, self.plain)]
 
     def logits(self):
         return [logits.detach().clone() for logits in self.augment.policy.named_logits().values()]
@@ -248,10 +261,41 @@ def test_stopped_after_every_pair_and_resumed(reference):
         assert all(map(torch.equal, whole.model.parameters(), second.model.parameters()))
 
 
+@pytest.mark.parametrize("options", [{"reference": "held out"}, {"learn_every": 3}])
+def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
+    def make():
+        if "reference" in options:
+            return Loop(reference=[batch(90 + i) for i in range(4)])
+        return Loop(**options)
+
+    whole = make()
+    for half in whole.halves():
+        half()
+    refused = []
+    for stop in range(13):
+        first, second = make(), make()
+        for half in first.halves()[:stop]:
+            half()
+        try:
+            state = first.learner.state_dict()
+        except RuntimeError:
+            refused.append(stop)
+            continue
+        second.learner.load_state_dict(state)
+        second.model.load_state_dict(first.model.state_dict())
+        second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+        for half in second.halves()[stop:]:
+            half()
+        assert all(map(torch.equal, whole.logits(), second.logits())), stop
+        assert all(map(torch.equal, whole.model.parameters(), second.model.parameters()))
+        assert second.learner.pairs == 6
+        assert second.learner.skipped == 0
+    assert refused == ([] if "reference" in options else [1, 7])  # a capture waits
+
+
 def test_half_a_pair_is_not_saved():
     loop = Loop()
-    with loop.learner.augmented_step():
-        loss_of(loop.model, loop.learner.augment(batch(0)[0]), batch(0)[1]).backward()
+    loop.augmented(0)
     with pytest.raises(RuntimeError, match="pair is under way"):
         loop.learner.state_dict()
     loop.learner.drop()
@@ -279,6 +323,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         {},
         {**state, "version": 9},
         {**state, "pairs": -1},
+        {**state, "half": "plain"},
         {**state, "generator": torch.zeros(3)},
         {**state, "policy": {}},
         {**state, "updater": {**state["updater"], "pending": 1}},
@@ -326,6 +371,9 @@ def test_an_error_or_nan_costs_one_reward(where):
 
 def test_what_does_not_belong_together_is_refused_at_once():
     model, augment = network(), transform()
+    for kind in (GARUpdater, NSLRUpdater):
+        with pytest.raises(ValueError, match="OLAAugment has no logits"):
+            kind(augment)
     with pytest.raises(ValueError, match="another policy"):
         OLALearner(model, augment, updater=GARUpdater(transform().policy))
     with pytest.raises(ValueError, match="model that is trained"):

@@ -323,13 +323,16 @@ class OLALearner:
     def state_dict(self) -> dict[str, Any]:
         """Policy, meta-optimizer, accumulated gradients, generator, counts; plain tensors and data.
 
-        Loads with ``torch.load(..., weights_only=True)``.
+        Loads with ``torch.load(..., weights_only=True)``. Between the halves of a pair it can be
+        taken where nothing waits for the second: the reward was given already (held-out
+        reference), or the pair teaches nothing (``learn_every``).
 
         Raises:
-            RuntimeError: in the middle of a pair, whose capture cannot be saved: save between
-                pairs, or give it up with :meth:`drop`.
+            RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
+                saved: save between pairs, or give it up with :meth:`drop`.
         """
-        if self._half[0]:
+        waits = self.learns and self.reference != "held out"
+        if self._half[0] and (waits or self._half[1] < self.micro_batches):
             raise RuntimeError(
                 "a pair is under way and its capture cannot be saved: save after its second step, "
                 "or call drop() first and lose its reward"
@@ -343,6 +346,7 @@ class OLALearner:
             "generator": None if generator is None else generator.get_state(),
             "pairs": self.pairs,
             "skipped": self.skipped,
+            "half": self._half[0],
             "held_out": None if self._held_out is None else self._held_out.position,
         }
 
@@ -369,6 +373,9 @@ class OLALearner:
             state.get("held_out") is None
         ):
             raise ValueError("state is of a learner with another generator or kind of reference")
+        half = state.get("half", "")
+        if half not in ("", "plain" if self.plain_first else "augmented"):
+            raise ValueError(f"state is of a learner with another order of halves: {half!r}")
         counts = [state.get("pairs"), state.get("skipped"), state.get("held_out") or 0]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"state is damaged: counts {counts}")
@@ -387,6 +394,7 @@ class OLALearner:
             self._held_out.position = counts[2]  # type: ignore[assignment]
         self.pairs, self.skipped = counts[:2]  # type: ignore[assignment]
         self.drop()
+        self._half = (half, self.micro_batches if half else 0)
 
 
 class _Cycle:
