@@ -61,7 +61,7 @@ class Given(Policy):
     """A stranger's policy: whatever tables it was given."""
 
     def __init__(self, space: SearchSpace, max_ops: int, tables: LogProbs) -> None:
-        super().__init__(space, max_ops)
+        super().__init__(space, max_ops, replacement=tables.ops is not None)
         self.tables = tables
 
     def log_probs(self) -> LogProbs:
@@ -155,7 +155,7 @@ def policies(chance: random.Random, space: SearchSpace) -> Policy:
         return UniformPolicy(space, slots, chance.random())
     if kind == 1:
         return RandAugmentPolicy(space, slots, chance.randrange(bins))
-    policy = OLAPolicy(space, slots)
+    policy = OLAPolicy(space, slots, strength=chance.choice((None, chance.uniform(0, slots))))
     scale = chance.choice((0.0, 1.0, 30.0, 1e4, 1e38))
     with torch.no_grad():
         for logits in policy.named_logits().values():
@@ -164,8 +164,8 @@ def policies(chance: random.Random, space: SearchSpace) -> Policy:
                 logits.view(-1)[chance.randrange(logits.numel())] = wild(chance)
     if kind < 4:
         return policy
-    tables = list(policy.log_probs())
-    index = chance.randrange(4)
+    tables = [table for table in policy.log_probs() if table is not None]
+    index = chance.randrange(len(tables))
     tables[index] = chance.choice(
         (
             tables[index].detach() + chance.uniform(-0.5, 0.5),
