@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.logits import LogitsModule
+from ola_augment.operation import whole
 from ola_augment.space import SearchSpace, named_space
 
 _MOST_SLOTS = 1000
@@ -417,7 +418,7 @@ class RandAugmentPolicy(Policy):
         num_magnitude_bins: of a space given by name.
 
     Raises:
-        ValueError: ``magnitude`` is no bin of the space.
+        ValueError: ``num_ops`` below 0, ``magnitude`` is no bin of the space.
     """
 
     def __init__(
@@ -427,9 +428,10 @@ class RandAugmentPolicy(Policy):
         magnitude: int = 9,
         num_magnitude_bins: int = 31,
     ) -> None:
-        # Any int: the base class refuses the others by type and range.
-        slots = 1 if num_ops == 0 and isinstance(num_ops, int) else num_ops
-        super().__init__(space, slots, num_magnitude_bins, replacement=True)
+        num_ops = whole("num_ops", num_ops)
+        if num_ops < 0:
+            raise ValueError(f"num_ops must be 0 or more, got {num_ops}")
+        super().__init__(space, max(1, num_ops), num_magnitude_bins, replacement=True)
         self.num_ops = num_ops
         bins = self.space.num_magnitude_bins
         if isinstance(magnitude, bool) or not isinstance(magnitude, int):

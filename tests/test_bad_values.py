@@ -169,8 +169,11 @@ def test_apply_actions_refuses_other_images(images, message):
     ("arguments", "message"),
     [
         ({"interpolation": InterpolationMode.BICUBIC}, "interpolation must be NEAREST or BILINEAR"),
-        ({"interpolation": InterpolationMode.NEAREST_EXACT}, "interpolation"),
-        ({"interpolation": 2}, "interpolation"),
+        ({"interpolation": InterpolationMode.LANCZOS}, "interpolation"),
+        ({"interpolation": 3}, "interpolation"),
+        ({"interpolation": True}, "interpolation"),
+        ({"interpolation": "bicubic"}, "interpolation"),
+        ({"interpolation": None}, "interpolation"),
         ({"fill": 256}, r"fill must lie in 0 \.\. 255"),
         ({"fill": -1}, "fill"),
         ({"fill": math.nan}, "fill"),
@@ -182,7 +185,7 @@ def test_apply_actions_refuses_other_images(images, message):
 def test_apply_actions_refuses_other_arguments(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         apply_actions(IMAGES, SPACE, drawn(), **arguments)
-    with pytest.raises(ValueError, match=r"fill must lie in 0 \.\. 1 for torch.float32"):
+    with pytest.raises(ValueError, match=r"fill must lie in 0 \.\. 1 for floating"):
         apply_actions(IMAGES / 255, SPACE, drawn(), fill=2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +13,13 @@ from ola_augment.actions import Actions, check_actions
 from ola_augment.kernels.exact import run_batch
 from ola_augment.kernels.table import Kind
 from ola_augment.operations.batched import apply_batched, run_with_magnitudes
-from ola_augment.operations.checks import check_images, fill_per_channel, is_bilinear
+from ola_augment.operations.checks import (
+    Fill,
+    as_fill,
+    check_images,
+    fill_per_channel,
+    is_bilinear,
+)
 from ola_augment.operations.program import Program, program
 from ola_augment.space import SearchSpace
 
@@ -27,8 +32,8 @@ def apply_actions(
     space: SearchSpace,
     actions: Actions,
     *,
-    interpolation: InterpolationMode = InterpolationMode.NEAREST,
-    fill: float | Sequence[float] = 0,
+    interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+    fill: Fill = 0,
 ) -> Tensor:
     """Apply to every example the operations that were drawn for it, slots from left to right.
 
@@ -40,15 +45,17 @@ def apply_actions(
 
     Args:
         images: (B, C, H, W) with C 1 or 3, uint8 or floating point in [0, 1], on any device and in
-            any memory layout; B may be 0, H and W not. Never written to.
+            any memory layout; B may be 0, H and W not. Floats up to 0.5 outside, which blurring and
+            resizing make, are clamped. Never written to.
         space: that the actions were drawn from.
         actions: of B examples, on the CPU. A slot whose ``keep`` is False is skipped.
-        interpolation: NEAREST or BILINEAR, for rotate, shear and translate.
+        interpolation: NEAREST (or NEAREST_EXACT, the same here) or BILINEAR, for rotate, shear and
+            translate; a mode, its name, or Pillow's number for it.
         fill: one value, or one per channel, for the pixels that these uncover: in 0 .. 255
-            (truncated) for uint8 images, in [0, 1] for floating ones.
+            (truncated) for uint8 images, in [0, 1] for floating ones; None is 0.
 
     Returns:
-        A new tensor of the shape, dtype and device of ``images``.
+        A new tensor of the shape, dtype and device of ``images``; channels_last if they are.
 
     Raises:
         TypeError, ValueError: an argument that is not as said, naming it (values of floating images
@@ -65,12 +72,15 @@ def _check_and_run(
     images: Tensor,
     space: SearchSpace,
     actions: Actions,
-    interpolation: InterpolationMode,
-    fill: float | Sequence[float],
+    interpolation: InterpolationMode | str | int,
+    fill: Fill,
 ) -> Tensor:
-    check_images(images)
+    on_cpu = isinstance(images, Tensor) and images.device.type == "cpu"
+    check_images(images, values=on_cpu)
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     check_actions(actions, space, len(images))
-    values = fill_per_channel(fill, images)
+    values = fill_per_channel(as_fill(fill), images.shape[1], images.dtype == torch.uint8)
     result: Tensor = run_actions(images, space, actions, values, is_bilinear(interpolation))
     return result
 
@@ -92,10 +102,14 @@ def run_actions(
     table = program(space, height, width)
     with torch.autocast(images.device.type, enabled=False):
         if images.dtype != torch.uint8 or images.device.type != "cpu":
-            return apply_batched(images, table, actions, fill, bilinear)
-        if Kind.BATCHED in table.kinds:
-            return _apply_mixed(images, table, actions, fill, bilinear)
-        return _apply_exact(images, table, actions, fill, bilinear)
+            result = apply_batched(images, table, actions, fill, bilinear)
+        elif Kind.BATCHED in table.kinds:
+            result = _apply_mixed(images, table, actions, fill, bilinear)
+        else:
+            result = _apply_exact(images, table, actions, fill, bilinear)
+    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return result
+    return result.contiguous(memory_format=torch.channels_last)
 
 
 def _apply_exact(

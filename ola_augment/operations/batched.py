@@ -47,7 +47,7 @@ def apply_batched(
     float32 (float64 stays float64) and rounded nowhere.
 
     Args:
-        images: (B, C, H, W) uint8, or floating point in [0, 1]; not written to.
+        images: (B, C, H, W) uint8, or floating point, clamped to [0, 1]; not written to.
         program: of the images' size and the actions' space.
         actions: of B examples, on the CPU.
         fill: C values, in the scale of the images, for the pixels that a geometric operation
@@ -64,7 +64,7 @@ def apply_batched(
         return images.clone()
     dtype = images.dtype
     if images.is_floating_point():
-        images = images.to(torch.promote_types(dtype, torch.float32))
+        images = images.to(torch.promote_types(dtype, torch.float32)).clamp(0, 1)
     slices = _sort(program, actions, images.device)
     uncovered = _upload(torch.tensor(fill).to(images.dtype), images.device).view(-1, 1, 1)
     for s, groups in enumerate(slices.groups):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from ola_augment.operations.program import Drawn, program
 from ola_augment.space import SearchSpace
 
 
-def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
-    """Move masks as their images are moved: nearest pixel, 0 where nothing comes from.
+def apply_geometry_to_masks(
+    masks: Tensor, space: SearchSpace, actions: Actions, *, fill: float = 0
+) -> Tensor:
+    """Move masks as their images are moved: nearest pixel, a fill where nothing comes from.
 
     Rotations, shears, translations, flips and a user's own operation with a ``matrix`` move a
     mask; every other operation leaves it.
@@ -28,24 +31,42 @@ def apply_geometry_to_masks(masks: Tensor, space: SearchSpace, actions: Actions)
         masks: (B, ..., H, W), of any dtype and device; not written to.
         space: that the actions were drawn from.
         actions: of B examples.
+        fill: what is uncovered, such as the class to ignore.
 
     Returns:
         A new tensor of the shape and dtype of ``masks``.
 
     Raises:
-        TypeError, ValueError: no tensor (B, ..., H, W), actions that do not match, or that hold a
-            user's own kernel without a ``matrix``.
+        TypeError, ValueError: no tensor (B, ..., H, W), a fill that its dtype does not hold,
+            actions that do not match, or that hold a user's own kernel without a ``matrix``.
     """
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor, got {type(masks).__name__}")
     if masks.ndim < 3:
         raise ValueError(f"masks must have shape (B, ..., H, W), got {tuple(masks.shape)}")
     check_size(*masks.shape[-2:])
+    check_mask_fill(fill, masks.dtype)
     check_actions(actions, space, len(masks))
-    return move_masks(masks, space, actions)
+    return move_masks(masks, space, actions, fill)
 
 
-def move_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
+def check_mask_fill(fill: float, dtype: torch.dtype) -> None:
+    """Refuse a fill that masks of a dtype cannot hold.
+
+    Raises:
+        TypeError: no number.
+        ValueError: as said.
+    """
+    if not isinstance(fill, Real):
+        raise TypeError(f"fill of a mask must be a number, got {fill!r}")
+    if dtype.is_floating_point or dtype.is_complex:
+        return
+    low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    if not (low <= fill <= high and fill == int(fill)):
+        raise ValueError(f"fill of a {dtype} mask must be whole, in {low} .. {high}, got {fill!r}")
+
+
+def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float = 0) -> Tensor:
     """:func:`apply_geometry_to_masks` without its checks of what was drawn here.
 
     Raises:
@@ -67,7 +88,7 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions) -> Tensor:
     index = index.flatten(2)
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
-    return torch.where(index >= 0, taken, torch.zeros_like(taken)).view(masks.shape)
+    return torch.where(index >= 0, taken, torch.full_like(taken, fill)).view(masks.shape)
 
 
 def transform_points(

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions
-from ola_augment.operations.geometry import move_masks, move_points
+from ola_augment.operations.geometry import check_mask_fill, move_masks, move_points
 from ola_augment.space import SearchSpace
 
 ANNOTATIONS = (tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
@@ -22,51 +22,60 @@ _FORMATS = (
 )
 
 
-def check_annotation(annotation: Any, size: tuple[int, ...], batch: int | None) -> None:
+def check_annotation(
+    annotation: Any, size: tuple[int, ...], leading: tuple[int, ...], fill: float = 0
+) -> None:
     """Refuse an annotation that does not fit its images.
 
     Args:
         annotation: a mask, boxes or key points.
         size: (height, width) of the images.
-        batch: how many images, None for one without a batch dimension.
+        leading: batch dimensions of the images, none for a single one.
+        fill: what moved masks uncover.
 
     Raises:
-        ValueError: another height and width than the images', a mask of another batch size, boxes
-            or key points of a batch (torchvision's hold one image), or rotated boxes.
+        ValueError: another height and width than the images', a mask of other batch dimensions or
+            that cannot hold its fill, boxes or key points of a batch (torchvision's hold one
+            image), or rotated boxes.
     """
     kind = type(annotation).__name__
     if (given := tuple(tvf.get_size(annotation))) != size:
         raise ValueError(f"{kind} must have the size {size} of its image, got {given}")
     if isinstance(annotation, tv_tensors.Mask):
-        if batch is not None and (annotation.ndim < 3 or len(annotation) != batch):
+        if annotation.ndim < len(leading) + 2 or annotation.shape[: len(leading)] != leading:
+            batch = ", ".join(map(str, leading))
             raise ValueError(
-                f"a Mask for {batch} images must have shape ({batch}, ..., H, W), "
+                f"a Mask for images ({batch}, C, H, W) must have shape ({batch}, ..., H, W), "
                 f"got {tuple(annotation.shape)}"
             )
+        check_mask_fill(fill, annotation.dtype)
         return
-    if batch is not None:
+    if leading:
         raise ValueError(f"{kind} belong to one image; augment each image of the batch by itself")
     if isinstance(annotation, tv_tensors.BoundingBoxes) and annotation.format not in _FORMATS:
         known = ", ".join(known.value for known in _FORMATS)
         raise ValueError(f"BoundingBoxes must be {known}, got {annotation.format.value}")
 
 
-def follow(annotation: Any, space: SearchSpace, actions: Actions, *, batched: bool) -> Any:
+def follow(
+    annotation: Any, space: SearchSpace, actions: Actions, leading: int, fill: float = 0
+) -> Any:
     """Move an annotation with its image.
 
-    Masks with nearest interpolation and 0 outside; a box becomes the smallest upright box around
+    Masks with nearest interpolation; a box becomes the smallest upright box around
     its moved corners, clamped to the image; key points move.
 
     Args:
         annotation: fits its images, see :func:`check_annotation`.
         space: that the actions index.
         actions: of the images, with a batch dimension.
-        batched: whether a mask's first dimension is the batch.
+        leading: how many of a mask's dimensions are the batch's.
+        fill: what moved masks uncover.
     """
     values = annotation.as_subclass(Tensor)
     if isinstance(annotation, tv_tensors.Mask):
-        masks = values if batched else values[None]
-        moved = move_masks(masks, space, actions)
+        masks = values.reshape(actions.batch_size, *values.shape[leading:])
+        moved = move_masks(masks, space, actions, fill)
         return tv_tensors.wrap(moved.reshape(values.shape), like=annotation)
     if isinstance(annotation, tv_tensors.KeyPoints):
         moved = _move(values, space, actions, annotation.canvas_size)

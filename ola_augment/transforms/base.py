@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils._pytree import tree_unflatten
+from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.logits import warn_if_unshared
 from ola_augment.operations.apply import run_actions
+from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
+from ola_augment.transforms.collate import stack_samples, with_actions
 from ola_augment.transforms.containers import refuse_unseen_annotations
 from ola_augment.transforms.inputs import (
-    Fill,
-    batch_size,
-    check_fill,
-    check_fill_for,
+    Fills,
+    as_fills,
     check_picture,
+    fill_of,
+    image_array,
+    is_list_of_images,
+    layout,
+    restore,
+    to_tensor,
 )
 
 
 class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     """Draws from a policy and applies what it drew; each example of a batch gets its own.
 
-    Called as any torchvision v2 transform: with a PIL image, a tensor (C, H, W) or (B, C, H, W),
-    tv_tensors or any nesting of these. Masks, boxes and key points follow their image; everything
-    else passes through. A ``Video`` (..., T, C, H, W) gets one draw for a clip.
+    Called as any torchvision v2 transform: with a PIL image, a tensor (..., C, H, W), a NumPy
+    image (H, W, C), tv_tensors or any nesting of these. Masks, boxes and key points follow their
+    image; everything else passes through. A ``Video`` (..., T, C, H, W) gets one draw for a clip.
+    The images of a list get a draw each; those of a tuple or a dictionary belong together and
+    share one.
 
     Images are uint8, or floating in [0, 1], with 1 or 3 channels. uint8 on the CPU gives Pillow's
     result; a float image k/255 gives that of the uint8 image k within the bounds in the docs.
+    Floats up to 0.5 outside, which blurring and resizing make, are clamped.
 
     Args:
         policy: what to draw from.
-        interpolation: ``InterpolationMode.NEAREST`` (Pillow's default) or ``BILINEAR``.
+        interpolation: NEAREST (Pillow's default; NEAREST_EXACT is the same here) or BILINEAR; an
+            ``InterpolationMode``, its name, or Pillow's number for it.
         fill: value outside of the image for rotate, shear and translate, in the scale of the
-            images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel. Like
+            images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel, None for
+            black, or a dictionary of these by type of input, ``"others"`` for the rest. Masks are
+            filled with 0 unless the dictionary has an entry for ``tv_tensors.Mask``. Like
             ``interpolation`` it cannot be changed afterwards.
         generator: a CPU generator to draw with; None uses torch's global one. In a DataLoader
             worker it is replaced by one seeded with it and the worker's own seed.
 
     Attributes:
         policy: the :class:`Policy`.
-        last_actions: :class:`Actions` of the latest call in this process, or None. Without a
-            batch dimension if the images had none.
     """
 
     _fixed = frozenset(("interpolation", "fill"))
@@ -60,23 +73,22 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         self,
         policy: Policy,
         *,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
+        interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+        fill: Fills = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
             raise TypeError(f"policy must be a Policy, got {type(policy).__name__}")
-        modes = (InterpolationMode.NEAREST, InterpolationMode.BILINEAR)
-        if interpolation not in modes:
-            raise ValueError(f"interpolation must be NEAREST or BILINEAR, got {interpolation!r}")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         self.policy = policy
-        self.interpolation = interpolation
-        self.fill = check_fill(fill)
+        self.interpolation = as_interpolation(interpolation)
+        self._bilinear = is_bilinear(interpolation)
+        self._fills = as_fills(fill)
+        self.fill = tuple(fill) if isinstance(fill, list) else fill
         self.generator = generator
-        self.last_actions: Actions | None = None
+        self._drawn = threading.local()
         self._worker_generator: torch.Generator | None = None
         self._checked_on_device = False
         self._checked_in_worker = False
@@ -85,12 +97,14 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         # A generator as bytes: as a tensor it would travel to a spawned worker in shared memory
         # that its sender frees too early.
         state = self.__dict__.copy()
+        del state["_drawn"]
         if self.generator is not None:
             state["generator"] = self.generator.get_state().numpy().tobytes()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._drawn = threading.local()
         if isinstance(self.generator, bytes):
             saved = torch.frombuffer(bytearray(self.generator), dtype=torch.uint8)
             self.generator = torch.Generator().set_state(saved)
@@ -99,6 +113,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     def space(self) -> SearchSpace:
         """The policy's search space."""
         return self.policy.space
+
+    @property
+    def last_actions(self) -> Actions | None:
+        """:class:`Actions` of the latest call in this thread, or None.
+
+        Without a batch dimension if the images had none; in the order of the flattened batch if
+        they had several, and of the list if it was one.
+        """
+        return getattr(self._drawn, "actions", None)
 
     def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
         """Draw for each image and apply.
@@ -111,14 +134,13 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
         Raises:
             TypeError: no tensor, or another dtype.
-            ValueError: another rank or number of channels, floats outside [0, 1] or NaN. On an
-                accelerator the range is checked on the first batch only, as it costs a
+            ValueError: another rank or number of channels, floats more than 0.5 outside [0, 1], or
+                NaN. On an accelerator the range is checked on the first batch only, as it costs a
                 synchronisation.
         """
-        images = self._tensor(images)
-        actions = self._sample(batch_size(images))
-        self.last_actions = actions
-        return self._run(images, _batched(actions)), actions
+        images = _plain(images)
+        params = self._draw([images])
+        return self._apply(images, params["actions"]), self._drawn.actions
 
     def replay(self, images: Tensor, actions: Actions) -> Tensor:
         """Apply actions drawn before; deterministic.
@@ -130,63 +152,98 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         Raises:
             TypeError, ValueError: as :meth:`augment`, or actions that do not match.
         """
-        images = self._tensor(images)
-        batch = batch_size(images)
-        batched = _batched(actions) if batch is None else actions
-        check_actions(batched, self.space, 1 if batch is None else batch)
-        return self._run(images, batched)
+        images = _plain(images)
+        self._check(images)
+        batch = images.shape[:-3]
+        batched = actions if batch else _batched(actions)
+        check_actions(batched, self.space, math.prod(batch))
+        result: Tensor = self._apply(images, batched)
+        return result
 
     def collate(self, samples: list[Any]) -> Any:
-        """Collate samples (image, ...) and augment: the images, the rest, then the actions.
+        """Collate samples and augment: a batch like a sample, and the actions beside it.
 
-        For ``DataLoader(..., collate_fn=augment.collate)``: workers augment whole batches.
+        For ``DataLoader(..., collate_fn=augment.collate)``: workers augment whole batches. The
+        image of a sample is found as in a call, so that masks follow; PIL images and arrays become
+        tensors (C, H, W).
 
         Args:
-            samples: tuples whose first entry is a (C, H, W) tensor.
+            samples: an image each, or a tuple, list, named tuple or dictionary with one or more.
+
+        Returns:
+            (images, actions), (*sample, actions), or the dictionary with an entry ``"actions"``.
+
+        Raises:
+            TypeError, ValueError: samples that differ in structure or in the size of their images,
+                that have boxes or key points (which belong to one image), or what a call refuses.
         """
-        images, *rest = default_collate(samples)
-        images, actions = self.augment(images)
-        return (images, *rest, actions)
+        batches, chosen, spec = stack_samples(samples, self._needs_transform_list)
+        picked = list(zip(batches, chosen, strict=True))
+        params = self.make_params([entry for entry, picture in picked if picture])
+        done = [
+            self.transform(entry, params).as_subclass(Tensor) if picture else entry
+            for entry, picture in picked
+        ]
+        return with_actions(tree_unflatten(done, spec), params["actions"])
+
+    def forward(self, *inputs: Any) -> Any:
+        """Augment a sample."""
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
+        if alone and not isinstance(sample, ANNOTATIONS):
+            return self.transform(sample, self.make_params([sample]))
+        if not is_list_of_images(sample):
+            return super().forward(*inputs)
+        params = [self.make_params([picture]) for picture in sample]
+        self._drawn.actions = Actions.cat([drawn["actions"] for drawn in params])
+        return [self.transform(*pair) for pair in zip(sample, params, strict=True)]
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Check a sample and draw for it (torchvision's hook).
 
         Raises:
-            ValueError: no image in the sample, images of different sizes, annotations that do not
-                fit their image, or what :meth:`augment` refuses.
+            TypeError: no image in the sample.
+            ValueError: images of different sizes, annotations that do not fit their image, or what
+                :meth:`augment` refuses.
         """
         refuse_unseen_annotations(self)
+        return self._draw(flat_inputs)
+
+    def _draw(self, flat_inputs: list[Any]) -> dict[str, Any]:
         pictures = [entry for entry in flat_inputs if not isinstance(entry, ANNOTATIONS)]
         if not pictures:
-            raise ValueError("the input holds no image (PIL, tensor, tv_tensors Image or Video)")
+            raise TypeError(
+                "the input holds no image (PIL, tensor, uint8 array (H, W, C), tv_tensors Image or "
+                "Video)"
+            )
         for picture in pictures:
             self._check(picture)
-        kinds = {(batch_size(picture), tuple(tvf.get_size(picture))) for picture in pictures}
-        if len(kinds) > 1:
-            raise ValueError(
-                "all images of a sample must have the same batch size and height and width, got "
-                + ", ".join(f"batch {batch}, size {size}" for batch, size in kinds)
-            )
-        batch, size = kinds.pop()
+        shared = layout(pictures[0])
+        for picture in pictures[1:]:
+            other = layout(picture)
+            if (other.batch, other.size) != (shared.batch, shared.size):
+                raise ValueError(
+                    "all images of a sample must have the same batch size and height and width, "
+                    f"got {(*shared.batch, *shared.size)} and {(*other.batch, *other.size)}; a "
+                    "list that holds nothing but images may hold any"
+                )
         for entry in flat_inputs:
             if isinstance(entry, ANNOTATIONS):
-                check_annotation(entry, size, batch)
-        self.last_actions = self._sample(batch)
-        return {"actions": _batched(self.last_actions), "batch": batch}
+                check_annotation(entry, shared.size, shared.batch, self._mask_fill)
+        # Other threads draw at the same time: what was drawn here goes on from hand to hand.
+        actions = self._sample(math.prod(shared.batch))
+        self._drawn.actions = actions if shared.batch else actions.select(0)
+        return {"actions": actions, "batch": shared.batch}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply what was drawn to one entry of a sample (torchvision's hook)."""
         actions = params["actions"]
         if isinstance(inpt, ANNOTATIONS):
-            return follow(inpt, self.space, actions, batched=params["batch"] is not None)
-        if isinstance(inpt, PIL.Image.Image):
-            return tvf.to_pil_image(self._run(tvf.pil_to_tensor(inpt), actions), inpt.mode)
-        images = inpt.as_subclass(Tensor)
+            return follow(inpt, self.space, actions, len(params["batch"]), self._mask_fill)
         if isinstance(inpt, tv_tensors.Video):
-            frames = images.shape[-4]
+            frames = inpt.shape[-4]
             actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
-        out = self._run(images, actions)
-        return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else out
+        return self._apply(inpt, actions)
 
     def extra_repr(self) -> str:
         """Search space, slots, bins and how pixels are resampled."""
@@ -196,42 +253,44 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             f"interpolation={self.interpolation.value}, fill={self.fill}"
         )
 
-    def _tensor(self, images: Tensor) -> Tensor:
-        if not isinstance(images, Tensor):
-            raise TypeError(
-                f"images must be a tensor, got {type(images).__name__}; for other samples call "
-                "the transform itself"
-            )
-        images = images.as_subclass(Tensor)
-        self._check(images)
-        return images
+    @property
+    def _mask_fill(self) -> float:
+        return self._fills.get(tv_tensors.Mask, (0,))[0]
 
     def _check(self, picture: Any) -> None:
         # Looking at the values of an accelerator's images waits for them: once must do.
         on_device = isinstance(picture, Tensor) and picture.device.type != "cpu"
         check_picture(picture, values=not (on_device and self._checked_on_device))
         self._checked_on_device = self._checked_on_device or on_device
-        check_fill_for(self.fill, picture)
+        _, channels, _, whole = layout(picture)
+        fill_per_channel(fill_of(self._fills, picture), channels, whole)
 
-    def _sample(self, batch: int | None) -> Actions:
+    def _needs_transform_list(self, flat_inputs: list[Any]) -> list[bool]:
+        """Which entries are images and annotations (torchvision's hook): arrays can be, too."""
+        array = image_array(flat_inputs)
+        if array is None:
+            needed: list[bool] = super()._needs_transform_list(flat_inputs)
+            return needed
+        return [i == array or isinstance(x, ANNOTATIONS) for i, x in enumerate(flat_inputs)]
+
+    def _sample(self, n: int) -> Actions:
         if get_worker_info() is not None and not self._checked_in_worker:
             warn_if_unshared(self.policy)
             self._checked_in_worker = True
-        n = 1 if batch is None else batch
         actions = self.policy.sample(n, self._generator_here())
         # What our own sampler draws is right; anything may come from a user's.
         if getattr(self.policy.sample, "__func__", None) is not Policy.sample:
             check_actions(actions, self.space, n)
-        return actions.select(0) if batch is None else actions
+        return actions
 
-    def _run(self, images: Tensor, actions: Actions) -> Tensor:
-        """Apply batched actions to images with any number of dimensions before (C, H, W)."""
+    def _apply(self, picture: Any, actions: Actions) -> Any:
+        """Apply as many actions to a picture as it has images."""
+        images = to_tensor(picture)
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
-        fill = self.fill if isinstance(self.fill, tuple) else (self.fill,)
-        per_channel = fill if len(fill) > 1 else fill * flat.shape[1]
-        bilinear = self.interpolation is InterpolationMode.BILINEAR
-        out: Tensor = run_actions(flat, self.space, actions, per_channel, bilinear)
-        return out.reshape(images.shape)
+        whole = flat.dtype == torch.uint8
+        fill = fill_per_channel(fill_of(self._fills, picture), flat.shape[1], whole)
+        out = run_actions(flat, self.space, actions, fill, self._bilinear)
+        return restore(out.reshape(images.shape), picture)
 
     def _generator_here(self) -> torch.Generator | None:
         """Give each DataLoader worker a stream of its own; the main process uses the generator."""
@@ -242,6 +301,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
             self._worker_generator = torch.Generator().manual_seed(seed)
         return self._worker_generator
+
+
+def _plain(images: Any) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images must be a tensor, got {type(images).__name__}; for other samples call the "
+            "transform itself"
+        )
+    return images.as_subclass(Tensor)
 
 
 def _batched(actions: Actions) -> Actions:

@@ -1,105 +1,177 @@
-"""What a transform accepts: images, videos and fill values."""
+"""What a transform accepts, how it becomes a tensor and what it was again; fill values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvf
 
-from ola_augment.operations.checks import check_size
+from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
 
-Fill = float | Sequence[float]
+Fills = Fill | dict[type | str, Fill]
+
+_EXPLICIT = (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video)
 
 
-def batch_size(picture: Any) -> int | None:
-    """Examples of a PIL image, tensor or video; None if it has no batch dimension."""
-    unbatched = 4 if isinstance(picture, tv_tensors.Video) else 3
-    if isinstance(picture, PIL.Image.Image) or picture.ndim == unbatched:
+class Layout(NamedTuple):
+    """Batch dimensions (the frames of a video are none), channels, size; whether it is uint8."""
+
+    batch: tuple[int, ...]
+    channels: int
+    size: tuple[int, ...]
+    whole: bool
+
+
+def image_array(flat_sample: list[Any]) -> int | None:
+    """Which entry of a sample is its image, if that is an array: the first uint8 (H, W, C) one.
+
+    None if there is a PIL image or an Image or Video of ``tv_tensors``.
+
+    Raises:
+        ValueError: another array has the size of the image; as it would stay where it is.
+    """
+    if any(isinstance(entry, _EXPLICIT) for entry in flat_sample):
         return None
-    return int(picture.shape[0])
+    arrays = [i for i, entry in enumerate(flat_sample) if isinstance(entry, np.ndarray)]
+    images = [i for i in arrays if _is_image_array(flat_sample[i])]
+    if not images:
+        return None
+    size = flat_sample[images[0]].shape[:2]
+    if any(flat_sample[i].shape[:2] == size for i in arrays if i != images[0]):
+        raise ValueError(
+            f"the input holds two arrays of size {size}, and only one can be the image; "
+            "wrap a mask, which is to follow it, in tv_tensors.Mask"
+        )
+    return images[0]
+
+
+def _is_image_array(entry: Any) -> bool:
+    return (
+        isinstance(entry, np.ndarray)
+        and entry.dtype == np.uint8
+        and entry.ndim == 3
+        and entry.shape[2] in (1, 3)
+    )
+
+
+def is_list_of_images(sample: Any) -> bool:
+    """Whether every entry of a list is an image, or a clip, of its own.
+
+    PIL images, ``tv_tensors`` or arrays, or tensors (C, H, W) of one dtype and number of channels
+    (batches in a list, as loaders make, are a sample: images and targets).
+    """
+    if not isinstance(sample, list) or not sample:
+        return False
+    if all(isinstance(entry, _EXPLICIT) or _is_image_array(entry) for entry in sample):
+        return True
+    return all(
+        isinstance(entry, Tensor)
+        and not isinstance(entry, tv_tensors.TVTensor)
+        and entry.ndim == 3
+        and entry.shape[0] in (1, 3)
+        and (entry.dtype, entry.shape[0]) == (sample[0].dtype, sample[0].shape[0])
+        for entry in sample
+    )
 
 
 def check_picture(picture: Any, *, values: bool = True) -> None:
-    """Refuse a PIL image, tensor or video that cannot be augmented.
+    """Refuse a PIL image, array, tensor or video that cannot be augmented.
 
     Args:
-        picture: anything.
+        picture: anything; arrays have their channels last.
         values: look at the values of floating images too.
 
     Raises:
-        TypeError: neither a PIL image nor a tensor, or another dtype than uint8 or floating.
-        ValueError: another PIL mode than L or RGB, another shape than (C, H, W) or (B, C, H, W)
-            with 1 or 3 channels ((T, C, H, W) or (B, T, C, H, W) for a video), no pixels or more
-            than 2^31, or floats outside [0, 1], NaN included.
+        TypeError: none of these, or another dtype than uint8 or floating.
+        ValueError: another PIL mode than L or RGB, another shape than (..., C, H, W) (arrays
+            (..., H, W, C), videos (..., T, C, H, W)) with 1 or 3 channels, no pixels or more than
+            2^31, or floats farther outside [0, 1] than resizing leaves them, NaN included.
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
-            raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}")
+            raise ValueError(
+                f"PIL images must have mode L or RGB, got {picture.mode}; "
+                "image.convert('RGB') makes one"
+            )
         check_size(picture.height, picture.width)
         return
+    if isinstance(picture, np.ndarray) and (picture.ndim < 3 or picture.shape[-1] not in (1, 3)):
+        raise ValueError(
+            "NumPy images must have shape (H, W, C) with 1 or 3 channels, got "
+            f"{picture.shape}; image[..., None] adds a channel"
+        )
+    if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
+        raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
+    array_or_tensor = isinstance(picture, (np.ndarray, Tensor))
+    check_images(to_tensor(picture) if array_or_tensor else picture, values=values)
+
+
+def to_tensor(picture: Any) -> Tensor:
+    """A picture that passed its check as a plain tensor (..., C, H, W)."""
+    if isinstance(picture, PIL.Image.Image):
+        images: Tensor = tvf.pil_to_tensor(picture)
+        return images
+    if isinstance(picture, np.ndarray):
+        # A copy: torch takes no read-only arrays and no negative strides.
+        return torch.from_numpy(picture.copy()).movedim(-1, -3)
+    plain: Tensor = picture.as_subclass(Tensor)
+    return plain
+
+
+def restore(images: Tensor, like: Any) -> Any:
+    """Undo :func:`to_tensor`: the kind of picture that ``like`` is."""
+    if isinstance(like, PIL.Image.Image):
+        return tvf.to_pil_image(images, like.mode)
+    if isinstance(like, np.ndarray):
+        return np.ascontiguousarray(images.movedim(-3, -1).numpy())
+    return tv_tensors.wrap(images, like=like) if isinstance(like, tv_tensors.TVTensor) else images
+
+
+def layout(picture: Any) -> Layout:
+    """Describe a picture that passed its check."""
+    if isinstance(picture, PIL.Image.Image):
+        return Layout((), len(picture.getbands()), (picture.height, picture.width), True)
+    if isinstance(picture, np.ndarray):
+        *batch, height, width, channels = picture.shape
+        return Layout(tuple(batch), channels, (height, width), picture.dtype == np.uint8)
+    *batch, channels, height, width = picture.shape
     if isinstance(picture, tv_tensors.Video):
-        if picture.ndim not in (4, 5):
-            raise ValueError(
-                "a Video must have shape (T, C, H, W) or (B, T, C, H, W), "
-                f"got {tuple(picture.shape)}"
-            )
-        picture = picture.as_subclass(Tensor).flatten(0, -4)
-    _check_images(picture, values)
+        del batch[-1]
+    return Layout(tuple(batch), channels, (height, width), picture.dtype == torch.uint8)
 
 
-def _check_images(images: Any, values: bool) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"images must be uint8 or floating in [0, 1], got {images.dtype}")
-    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
-        raise ValueError(
-            "images must have shape (B, C, H, W) or (C, H, W) with 1 or 3 channels, "
-            f"got {tuple(images.shape)}"
-        )
-    check_size(*images.shape[-2:])
-    if images.dtype == torch.uint8 or not images.numel() or not values:
-        return
-    low, high = (float(end) for end in images.detach().aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"floating images must lie in [0, 1], got {low:g} .. {high:g}; "
-            "scale them (divide by 255) or pass uint8"
-        )
-
-
-def check_fill(fill: Fill) -> Fill:
-    """Refuse a fill that fits no image; return it, a sequence as a tuple.
+def as_fills(fill: Fills) -> dict[type | str, tuple[float, ...]]:
+    """Fill values by type of input; ``"others"`` is always there.
 
     Raises:
-        TypeError: neither a number nor a sequence of numbers.
-        ValueError: neither 1 nor 3 numbers, or one outside 0 .. 255.
+        TypeError, ValueError: a fill that fits no image, or a key that is neither a type nor
+            ``"others"``.
     """
-    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"fill must be a number or a sequence of numbers, got {fill!r}")
-    if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
-        raise ValueError(f"fill must be 1 or 3 numbers in 0 .. 255, got {fill!r}")
-    return values if isinstance(fill, Sequence) else fill
+    if not isinstance(fill, dict):
+        return {"others": as_fill(fill)}
+    for kind in fill:
+        if kind != "others" and not isinstance(kind, type):
+            raise ValueError(f"fill must be keyed by types or 'others', got the key {kind!r}")
+    # A mask is filled with a class, which may be any number.
+    fills = {k: as_fill(v) for k, v in fill.items() if k is not tv_tensors.Mask}
+    if tv_tensors.Mask in fill:
+        fills[tv_tensors.Mask] = _mask_fill(fill[tv_tensors.Mask])
+    return {"others": as_fill(None), **fills}
 
 
-def check_fill_for(fill: Fill, picture: Any) -> None:
-    """Refuse a fill that has not the scale and channels of a picture that passed its check.
+def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[float, ...]:
+    """The entry of :func:`as_fills` for a picture: of its own type, or else of all others."""
+    kind = PIL.Image.Image if isinstance(picture, PIL.Image.Image) else type(picture)
+    return fills.get(kind, fills["others"])
 
-    Raises:
-        ValueError: not one number or one per channel; fractions or more than 255 for uint8
-            images; more than 1 for floating ones.
-    """
-    values = fill if isinstance(fill, Sequence) else (fill,)
-    pil = isinstance(picture, PIL.Image.Image)
-    channels = len(picture.getbands()) if pil else picture.shape[-3]
-    whole = pil or picture.dtype == torch.uint8
-    if len(values) not in (1, channels):
-        raise ValueError(f"fill must be one number or one per channel ({channels}), got {fill}")
-    if any(value > (255 if whole else 1) or (whole and value % 1) for value in values):
-        kind = "whole and in 0 .. 255 for uint8" if whole else "in [0, 1] for floating"
-        raise ValueError(f"fill must be {kind} images, got {fill}")
+
+def _mask_fill(fill: Fill) -> tuple[float, ...]:
+    values = fill if isinstance(fill, (tuple, list)) else (0 if fill is None else fill,)
+    if len(values) != 1 or isinstance(values[0], bool) or not isinstance(values[0], int | float):
+        raise TypeError(f"fill of a Mask must be one number, got {fill!r}")
+    return (values[0],)

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from ola_augment.policy import OLAPolicy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.base import PolicyTransform
-from ola_augment.transforms.inputs import Fill
+from ola_augment.transforms.inputs import Fills
 
 
 class OLAAugment(PolicyTransform):
@@ -38,8 +38,8 @@ class OLAAugment(PolicyTransform):
         space: str | SearchSpace = "wide_long",
         max_ops: int = 4,
         num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
+        interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+        fill: Fills = 0,
         generator: torch.Generator | None = None,
         *,
         strength: float | None = None,
@@ -67,8 +67,8 @@ class UniformAugment(PolicyTransform):
         self,
         space: str | SearchSpace = "wide_long",
         num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
+        interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+        fill: Fills = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(
@@ -97,8 +97,8 @@ class RandAugment(PolicyTransform):
         num_ops: int = 2,
         magnitude: int = 9,
         num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
+        interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+        fill: Fills = 0,
         *,
         space: str | SearchSpace = "rand_augment",
         generator: torch.Generator | None = None,
@@ -125,8 +125,8 @@ class TrivialAugment(PolicyTransform):
     def __init__(
         self,
         num_magnitude_bins: int = 31,
-        interpolation: InterpolationMode = InterpolationMode.NEAREST,
-        fill: Fill = 0,
+        interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
+        fill: Fills = 0,
         *,
         space: str | SearchSpace = "wide_long",
         generator: torch.Generator | None = None,

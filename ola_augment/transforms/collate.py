@@ -1,0 +1,83 @@
+"""Samples of a data set become one batch, and what was drawn for it travels with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils.data import default_collate
+from torchvision import tv_tensors
+
+from ola_augment.actions import Actions
+from ola_augment.transforms.inputs import check_picture, to_tensor
+
+
+def stack_samples(
+    samples: list[Any], needs_transform: Callable[[list[Any]], list[bool]]
+) -> tuple[list[Any], list[bool], TreeSpec]:
+    """Stack the entries of samples, one batch for each entry.
+
+    Args:
+        samples: of one structure.
+        needs_transform: which entries of a flattened sample are images and annotations.
+
+    Returns:
+        The batches, which of them are images and masks, and the structure of a sample.
+
+    Raises:
+        TypeError, ValueError: no samples, another structure or image size than the first one's,
+            images that cannot be augmented, boxes or key points, an entry ``"actions"``.
+    """
+    if not samples:
+        raise ValueError("samples must hold at least one, got none")
+    flat, specs = zip(*(tree_flatten(sample) for sample in samples), strict=True)
+    for spec in specs:
+        if spec != specs[0]:
+            raise ValueError(
+                f"samples of a batch must have one structure, got {specs[0]} and {spec}"
+            )
+    if isinstance(samples[0], dict) and "actions" in samples[0]:
+        raise ValueError("samples must have no entry 'actions', which is where the actions go")
+    chosen = needs_transform(flat[0])
+    columns = [list(column) for column in zip(*flat, strict=True)]
+    batches = [
+        _stack(column) if picture else default_collate(column)
+        for column, picture in zip(columns, chosen, strict=True)
+    ]
+    return batches, chosen, specs[0]
+
+
+def with_actions(batch: Any, actions: Actions) -> Any:
+    """A dictionary with an entry ``"actions"``, otherwise a tuple that ends with the actions."""
+    if isinstance(batch, dict):
+        return {**batch, "actions": actions}
+    return (*batch, actions) if isinstance(batch, (tuple, list)) else (batch, actions)
+
+
+def _stack(pictures: list[Any]) -> Tensor:
+    """(B, ...), of the type of tv_tensors that the pictures are."""
+    first = pictures[0]
+    if isinstance(first, (tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)):
+        raise ValueError(
+            f"samples with {type(first).__name__} cannot be augmented as a batch; "
+            "call the transform in the data set instead"
+        )
+    for picture in pictures:
+        if isinstance(picture, (PIL.Image.Image, np.ndarray)):
+            check_picture(picture)
+    tensors = [to_tensor(picture) for picture in pictures]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        raise ValueError(
+            "images of a batch must have one shape, got "
+            f"{' and '.join(map(str, sorted(shapes)))}; resize or crop them in the data set"
+        )
+    stacked = torch.stack(tensors)
+    return (
+        tv_tensors.wrap(stacked, like=first) if isinstance(first, tv_tensors.TVTensor) else stacked
+    )
