@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ola_augment.actions import Actions
 
-_IMAGES = ("images", "image", "pixel_values")
+IMAGES = ("images", "image", "pixel_values")
 _TARGETS = ("targets", "labels", "label", "target")
 
 
@@ -35,7 +35,7 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
         ValueError: anything else.
     """
     if isinstance(batch, Mapping):
-        images = next((batch[name] for name in _IMAGES if name in batch), None)
+        images = next((batch[name] for name in IMAGES if name in batch), None)
         targets = next((batch[name] for name in _TARGETS if name in batch), None)
         actions = batch.get("actions")
     else:
@@ -46,7 +46,7 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
         what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else _describe(batch)
         raise ValueError(
             f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
-            f"one of {', '.join(_IMAGES)} and one of {', '.join(_TARGETS)}; got {what}"
+            f"one of {', '.join(IMAGES)} and one of {', '.join(_TARGETS)}; got {what}"
         )
     return Batch(_move(images, device), _move(targets, device), actions)
 

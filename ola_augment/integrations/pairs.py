@@ -1,0 +1,138 @@
+"""Which half of a pair the batches of somebody else's loop are."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ola_augment.actions import Actions
+from ola_augment.training.batches import IMAGES
+from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.updater import UpdateStats
+
+
+class Pairs:
+    """Hands the micro-batches of a loop that steps by itself to a learner, half by half.
+
+    The batches of one update are one half of a pair; with ``reference="current"`` they are both,
+    the plain half first. The learner's ``micro_batches`` follow the loop's accumulation. An update
+    of fewer batches than announced, as at the end of an epoch, costs its pair the reward.
+
+    Args:
+        learner: of the policy.
+
+    Attributes:
+        stats: of the policy's latest update, or None.
+    """
+
+    def __init__(self, learner: OLALearner) -> None:
+        if not isinstance(learner, OLALearner):
+            raise TypeError(f"learner must be an OLALearner, got {type(learner).__name__}")
+        self.learner = learner
+        self.stats: UpdateStats | None = None
+        self._plain_next = False
+        self._ran = self._announced = 0  # micro-batches of the update under way
+
+    @contextlib.contextmanager
+    def batch(self, batch: Any, accumulate: int, loss_scale: float = 1.0) -> Iterator[Any]:
+        """The forward and backward pass of one micro-batch.
+
+        Args:
+            batch: as the loader gave it, augmented by workers or not.
+            accumulate: micro-batches of this update.
+            loss_scale: as for :meth:`OLALearner.augmented_step`.
+
+        Yields:
+            The batch for the model: augmented where it is its turn, without the workers' actions.
+
+        Raises:
+            ValueError: a batch without images, or an odd ``accumulate`` with
+                ``reference="current"``.
+        """
+        learner = self.learner
+        images, actions = read_images(batch)
+        if learner.plain_first and accumulate % 2:
+            raise ValueError(
+                'reference="current" makes one update of both halves of a pair: accumulate an even '
+                f"number of batches, got {accumulate}"
+            )
+        learner.micro_batches = accumulate // 2 if learner.plain_first else accumulate
+        plain = self._ran < accumulate // 2 if learner.plain_first else self._plain_next
+        self._ran, self._announced = self._ran + 1, accumulate
+        if plain:
+            half: contextlib.AbstractContextManager[Step] = learner.plain_step(
+                loss_scale=loss_scale
+            )
+        else:
+            if actions is None:
+                images = learner.augment(images)
+            half = learner.augmented_step(actions=actions, loss_scale=loss_scale)
+        with half as step:
+            yield with_images(batch, images)
+        self.stats = step.stats or self.stats
+
+    def updated(self) -> None:
+        """The optimizer has stepped, or is about to: the half is over."""
+        if self._ran != self._announced:
+            self.learner.drop()
+        self._ran = 0
+        self._plain_next = not self._plain_next
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's, and which half is next; a pair that is under way loses its reward."""
+        self.learner.drop()
+        return {"learner": self.learner.state_dict(), "plain_next": self._plain_next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: it does not fit; nothing has changed.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get("plain_next"), bool):
+            raise ValueError("not a state of a learner in another framework's loop")
+        self.learner.load_state_dict(state["learner"])
+        self._plain_next, self._ran = state["plain_next"], 0
+
+
+def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
+    """The images of a batch, and what workers drew for them.
+
+    Args:
+        batch: a mapping with ``images``, ``image`` or ``pixel_values`` and perhaps ``actions``, or
+            a sequence, images first and :class:`Actions`, if any, last.
+
+    Raises:
+        ValueError: no such thing.
+    """
+    if isinstance(batch, Mapping):
+        images = next((batch[name] for name in IMAGES if name in batch), None)
+        actions = batch.get("actions")
+    else:
+        sequence = isinstance(batch, (tuple, list)) and len(batch) > 0
+        images, actions = (batch[0], batch[-1]) if sequence else (None, None)
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"a batch must be a mapping with one of {', '.join(IMAGES)}, or a tuple or list with "
+            f"a tensor of images first; got {type(batch).__name__}"
+        )
+    if not isinstance(actions, Actions):
+        return images, None
+    return images, Actions(*(field.cpu() for field in actions))
+
+
+def with_images(batch: Any, images: Tensor) -> Any:
+    """A batch like another one, with these images and without actions."""
+    if isinstance(batch, Mapping):
+        changed: Any = copy.copy(batch)
+        changed.pop("actions", None)
+        changed[next(name for name in IMAGES if name in batch)] = images
+        return changed
+    entries = [images, *(entry for entry in batch[1:] if not isinstance(entry, Actions))]
+    if hasattr(batch, "_fields") and len(entries) == len(batch):
+        return type(batch)(*entries)
+    return tuple(entries) if isinstance(batch, tuple) else entries

@@ -1,0 +1,177 @@
+"""OLATrainer: transformers' own loop learns the policy that the plain loop learns."""
+
+import pytest
+import torch
+from loops import (
+    CLIP,
+    dataset,
+    learner_of,
+    loader,
+    logits,
+    loss_of,
+    network,
+    optimizer_of,
+    plain_loop,
+)
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import default_collate
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+from ola_augment.integrations.huggingface import STATE_NAME, OLATrainer  # noqa: E402
+
+# The framework's own warnings are not ours.
+pytestmark = [pytest.mark.filterwarnings(which) for which in ("ignore", "error:::ola_augment")]
+
+
+class Model(nn.Module):
+    """Called as the models of transformers are."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, pixel_values, labels=None):
+        outputs = self.network(pixel_values)
+        if labels is None:
+            return {"logits": outputs}
+        return {"loss": nn.functional.cross_entropy(outputs, labels), "logits": outputs}
+
+
+def rows(size=48):
+    return [{"pixel_values": image, "labels": label} for image, label in dataset(size)]
+
+
+def trainer(folder, accumulate=1, epochs=1, size=48, learner=None, model=None, **options):
+    model = model or Model()
+    own = {name: options.pop(name) for name in ("data_collator", "preprocess", "eval_dataset",
+                                                "model_init") if name in options}  # fmt: skip
+    arguments = transformers.TrainingArguments(
+        str(folder), num_train_epochs=epochs, gradient_accumulation_steps=accumulate,
+        per_device_train_batch_size=4, max_grad_norm=CLIP, use_cpu=True, disable_tqdm=True,
+        report_to="none", dataloader_pin_memory=False, remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        **{"save_strategy": "no", **options},
+    )  # fmt: skip
+    optimizer = optimizer_of(model)
+    return OLATrainer(
+        model=model, args=arguments, train_dataset=rows(size),
+        learner=learner or learner_of(model),
+        optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)), **own,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reference", "accumulate"),
+    [("next", 1), ("next", 2), ("held out", 2), ("current", 2), ("current", 4)],
+)
+def test_the_same_as_the_plain_loop(tmp_path, reference, accumulate):
+    def held_out_loss(model, images, targets):
+        return loss_of(getattr(model, "network", model), images, targets)
+
+    def learner(model):
+        held_out = list(loader(8))
+        given = held_out if reference == "held out" else reference
+        return learner_of(model, reference=given, loss=held_out_loss)
+
+    found, model = Model(), network()
+    run = trainer(
+        tmp_path, accumulate, epochs=2, model=found, learner=learner(found), eval_dataset=rows(8)
+    )
+    run.train()
+    expected = learner(model)
+    plain_loop(model, expected, list(loader()), accumulate, epochs=2)
+    assert run.learner.pairs == expected.pairs > 2
+    torch.testing.assert_close(logits(run.learner), logits(expected))
+    assert logits(expected).abs().max() > 0.1
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], value)
+    assert run.evaluate()["eval_loss"] > 0
+    assert run.predict(rows(8)).predictions.shape == (8, 3)
+
+
+def test_the_epochs_last_update_may_be_smaller(tmp_path):
+    """7 batches by twos: the last update announces that it is one batch."""
+    run = trainer(tmp_path, accumulate=2, size=28)
+    run.train()
+    assert (run.learner.pairs, run.learner.skipped) == (2, 0)
+
+
+def test_mixed_precision(tmp_path):
+    run = trainer(tmp_path, bf16=True)
+    run.train()
+    model = network()
+    plain_loop(model, expected := learner_of(model), list(loader()))
+    assert run.learner.pairs == expected.pairs
+    assert torch.corrcoef(torch.stack([logits(run.learner), logits(expected)]))[0, 1] > 0.8
+
+
+def test_stopped_and_resumed(tmp_path):
+    """Three updates an epoch: the checkpoints fall into the middle of a pair too."""
+    whole = trainer(tmp_path / "whole", epochs=4, size=12, save_strategy="epoch")
+    whole.train()
+    assert (tmp_path / "whole" / "checkpoint-9" / STATE_NAME).is_file()
+    resumed = trainer(tmp_path / "whole", epochs=4, size=12)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+    assert torch.equal(logits(resumed.learner), logits(whole.learner))
+    assert resumed.learner.pairs == whole.learner.pairs
+    latest = trainer(tmp_path / "whole", epochs=5, size=12)
+    latest.train(resume_from_checkpoint=True)
+    assert not torch.equal(logits(latest.learner), logits(whole.learner))
+    (tmp_path / "whole" / "checkpoint-9" / STATE_NAME).unlink()
+    with pytest.raises(ValueError, match=STATE_NAME):
+        latest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+
+
+def test_the_collator_augments(tmp_path):
+    model = Model()
+    learner = learner_of(model)
+
+    def collate(samples):
+        batch = default_collate(samples)
+        batch["pixel_values"], batch["actions"] = learner.transform.augment(batch["pixel_values"])
+        return batch
+
+    trainer(tmp_path, model=model, learner=learner, data_collator=collate).train()
+    assert learner.pairs == 6
+    assert logits(learner).any()
+
+
+def test_preprocess_is_for_all_batches(tmp_path):
+    seen = []
+
+    def preprocess(images):
+        seen.append(images.dtype)
+        return (images.float() - 128) / 64
+
+    run = trainer(tmp_path, size=8, preprocess=preprocess, eval_dataset=rows(4))
+    run.train()
+    run.evaluate()
+    assert seen == [torch.uint8] * 3
+
+
+def test_refusals(tmp_path):
+    model = Model()
+    with pytest.raises(TypeError, match="OLALearner"):
+        trainer(tmp_path, model=model, learner=network())
+    with pytest.raises(ValueError, match="model that is trained"):
+        trainer(tmp_path, model=model, learner=learner_of(network()))
+    with pytest.raises(ValueError, match="even number of batches, got 1"):
+        trainer(tmp_path, model=model, learner=learner_of(model, reference="current")).train()
+    run = trainer(tmp_path, model=model)
+    run.train_dataset = [{"inputs": torch.zeros(2), "labels": 0}]
+    with pytest.raises(ValueError, match="one of images, image, pixel_values"):
+        run.train()
+
+
+def test_a_model_of_transformers(tmp_path):
+    """Its loss inside the forward pass, and a compiled one."""
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_labels=3,
+    )  # fmt: skip
+    run = trainer(tmp_path, model=transformers.ViTForImageClassification(config), accumulate=2)
+    run.train()
+    assert run.learner.pairs == 3
+    assert logits(run.learner).any()
