@@ -79,7 +79,6 @@ class OLATrainer(Trainer):  # type: ignore[misc]
         """Forward and backward pass of one batch, augmented where it is its turn."""
         scaler = getattr(self.accelerator, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        inputs = self._prepare_input(inputs)  # to the device
         accumulate = self.current_gradient_accumulation_steps
         with self.pairs.batch(inputs, accumulate, scale) as batch:
             loss: Tensor = super().training_step(model, batch, num_items_in_batch)

@@ -1,0 +1,82 @@
+"""timm: the parts of its training script around a learner; mixup stays on the plain batches.
+
+A mixed example has two images, and two draws that made it: on augmented batches mixup would
+reward each draw for the other. Learned operations over the magnitudes of a timm string.
+"""
+
+import argparse
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.v2 import InterpolationMode
+
+from ola_augment import OLAAugment, OLALearner
+from ola_augment.integrations.timm import TimmRandAugmentPolicy
+
+
+def data(size=64):
+    """Dark squares and light ones, on noise: inverting an image changes its class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (size,), generator=generator)
+    images = torch.randint(96, 160, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images[:, :, 8:24, 8:24] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
+    return TensorDataset(images, labels)
+
+
+def normalize(images):
+    return (images.float() / 255 - 0.5) / 0.25
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--model", default="test_vit")
+    parser.add_argument("--space", default="rand-m9-mstd0.5-inc1")
+    options = parser.parse_args(arguments)
+
+    torch.manual_seed(0)
+    model = timm.create_model(options.model, num_classes=2, img_size=32)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    loader = DataLoader(data(), batch_size=8, shuffle=True)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=options.epochs, updates_per_epoch=len(loader),
+        step_on_epochs=False,
+    )  # fmt: skip
+    ema = ModelEmaV3(model, decay=0.99)
+    mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=2)
+    augment = OLAAugment(
+        TimmRandAugmentPolicy(options.space).space, max_ops=2,
+        interpolation=InterpolationMode.BILINEAR, fill=128,
+    )  # fmt: skip
+    learner = OLALearner(model, augment)
+
+    for update in range(options.epochs * len(loader)):
+        if update % len(loader) == 0:
+            batches = iter(loader)
+        images, labels = next(batches)
+        if update % 2 == 0:
+            with learner.augmented_step():
+                outputs = model(normalize(learner.augment(images)))
+                F.cross_entropy(outputs, labels, label_smoothing=0.1).backward()
+        else:
+            with learner.plain_step():
+                mixed, targets = mixup(normalize(images), labels)
+                SoftTargetCrossEntropy()(model(mixed), targets).backward()
+        dispatch_clip_grad(model.parameters(), 1.0, mode="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model, step=update)
+        scheduler.step_update(update + 1)
+    print(f"{learner.pairs} pairs; {augment.policy}")
+    return learner
+
+
+if __name__ == "__main__":
+    main()

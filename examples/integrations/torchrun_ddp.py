@@ -1,0 +1,77 @@
+"""DistributedDataParallel: `torchrun --nproc-per-node 2 torchrun_ddp.py`, with --fit by `fit`.
+
+Every process draws for its own images; rewards are normalised over all of them, and the logits
+stay equal. Give the learner the wrapped model.
+"""
+
+import argparse
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from ola_augment import OLAAugment, OLALearner
+from ola_augment.training import fit
+
+
+def data(size=128):
+    """Dark squares and light ones, on noise: inverting an image changes its class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (size,), generator=generator)
+    images = torch.randint(96, 160, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    images[:, :, 4:12, 4:12] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
+    return TensorDataset(images, labels)
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 2)
+    )
+
+
+def loop(model, learner, loader, optimizer, epochs):
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        batches = iter(loader)
+        for (images, labels), (plain_images, plain_labels) in zip(batches, batches, strict=False):
+            with learner.augmented_step():
+                F.cross_entropy(model(learner.augment(images).float() / 255), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with learner.plain_step():
+                F.cross_entropy(model(plain_images.float() / 255), plain_labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--fit", action="store_true", help="by fit instead of a loop of one's own")
+    options = parser.parse_args(arguments)
+
+    dist.init_process_group("gloo")  # "nccl" on GPUs
+    rank = dist.get_rank()
+    model = DistributedDataParallel(network())
+    torch.manual_seed(rank)  # draws of its own in each process
+    augment = OLAAugment("wide_long")
+    learner = OLALearner(model, augment)
+    dataset = data()
+    loader = DataLoader(dataset, batch_size=8, sampler=DistributedSampler(dataset))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    if options.fit:
+        fit(
+            model, loader, optimizer, epochs=options.epochs, learner=learner, progress=rank == 0
+        )  # fmt: skip
+    else:
+        loop(model, learner, loader, optimizer, options.epochs)
+    digest = torch.cat([v.detach().flatten() for v in augment.policy.named_logits().values()])
+    print(f"rank {rank}: {learner.pairs} pairs, logits {digest.double().norm():.9f}", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
