@@ -85,7 +85,7 @@ class TimmRandAugmentPolicy(Policy):
         )
 
 
-def _parse(config: str) -> dict[str, float]:
+def _parse(config: str) -> dict[str, Any]:
     name, *sections = config.split("-")
     if name != "rand":
         raise ValueError(
