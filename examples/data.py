@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
 
 # One image may ask for no more than this.
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
@@ -22,7 +24,10 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: uint8 images (N, C, H, W), int64 labels (N,), and whether mirroring is safe."""
+    """A data set: uint8 images (N, C, H, W), int64 labels (N,), and whether mirroring is safe.
+
+    ``reference``: images and labels from where the model will be used, if any are known.
+    """
 
     name: str
     train_images: Tensor
@@ -31,6 +36,18 @@ class ImageData:
     test_labels: Tensor
     num_classes: int
     mirror: bool
+    reference: tuple[Tensor, Tensor] | None = None
+
+    def with_reference(self) -> ImageData:
+        """Train on the reference images as well."""
+        if self.reference is None:
+            return self
+        images, labels = self.reference
+        return replace(
+            self,
+            train_images=torch.cat((self.train_images, images)),
+            train_labels=torch.cat((self.train_labels, labels)),
+        )
 
     def subset(self, size: int, seed: int) -> ImageData:
         """Keep ``size`` random training images, the same ones for the same seed."""
@@ -44,10 +61,12 @@ class ImageData:
 
 
 def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> ImageData:
-    """Load ``digits``, ``cifar10``, ``cifar100`` or ``imagefolder:PATH``.
+    """Load ``digits``, ``digits-rotated``, ``digits-dark``, ``cifar10``, ``cifar100`` or a folder.
 
     Args:
-        source: which; PATH is a directory or a zip with train/CLASS/*.jpg and test/CLASS/*.jpg.
+        source: which; ``imagefolder:PATH`` is a directory or a zip with train/CLASS/*.jpg and
+            test/CLASS/*.jpg and, where some images are known of the place where the model will be
+            used, reference/CLASS/*.jpg.
         image_size: images of a folder are scaled and centre-cropped to this many pixels a side.
         root: where torchvision keeps its own downloads.
 
@@ -57,11 +76,14 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
     """
     if source == "digits":
         return _digits()
+    if source in SHIFTS:
+        return _shifted(_digits(), SHIFTS[source])
     if source in ("cifar10", "cifar100"):
         return _cifar(source, root)
     if source.startswith("imagefolder:"):
         return _image_folder(Path(source.removeprefix("imagefolder:")), image_size)
-    raise ValueError(f"data must be digits, cifar10, cifar100 or imagefolder:PATH, got {source!r}")
+    names = ", ".join(("digits", *SHIFTS, "cifar10", "cifar100"))
+    raise ValueError(f"data must be {names} or imagefolder:PATH, got {source!r}")
 
 
 def _digits() -> ImageData:
@@ -75,6 +97,37 @@ def _digits() -> ImageData:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1000], order[1000:]
     return ImageData("digits", images[train], labels[train], images[test], labels[test], 10, False)
+
+
+def _rotated(images: Tensor, generator: torch.Generator) -> Tensor:
+    degrees = 120 * torch.rand(len(images), generator=generator) - 60
+    turn = [
+        vision.rotate(image, float(angle), InterpolationMode.BILINEAR)
+        for image, angle in zip(images, degrees, strict=True)
+    ]
+    return torch.stack(turn)
+
+
+def _dark(images: Tensor, generator: torch.Generator) -> Tensor:
+    shape = (len(images), 1, 1, 1)
+    light = 0.15 + 0.35 * torch.rand(shape, generator=generator)
+    noise = 20 * torch.randn(images.shape, generator=generator)
+    return (light * images + noise.abs()).clamp(0, 255).round().to(torch.uint8)
+
+
+#: The digits are used on other images than they were trained on; 64 of those are known.
+SHIFTS = {"digits-rotated": _rotated, "digits-dark": _dark}
+_KNOWN = 64
+
+
+def _shifted(data: ImageData, shift) -> ImageData:
+    images = shift(data.test_images, torch.Generator().manual_seed(1))
+    return replace(
+        data,
+        test_images=images[_KNOWN:],
+        test_labels=data.test_labels[_KNOWN:],
+        reference=(images[:_KNOWN], data.test_labels[:_KNOWN]),
+    )
 
 
 def _cifar(source: str, root: str) -> ImageData:
@@ -96,13 +149,23 @@ def _image_folder(path: Path, size: int) -> ImageData:
     classes = sorted({name for part, name, *_ in files if part == "train"})
     if not classes or not any(part == "test" for part, *_ in files):
         raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
-    parts = []
-    for part in ("train", "test"):
+    parts = {}
+    for part in ("train", "test", "reference"):
         chosen = [file[1:] for file in files if file[0] == part]
-        images = np.stack([_decode(entry, read, size) for _, entry, read in chosen])
-        parts += [torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()]
-        parts += [torch.tensor([classes.index(name) for name, *_ in chosen])]
-    return ImageData(path.stem, *parts, num_classes=len(classes), mirror=True)
+        if unknown := {name for name, *_ in chosen} - {*classes}:
+            raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
+        if chosen:
+            images = np.stack([_decode(entry, read, size) for _, entry, read in chosen])
+            labels = torch.tensor([classes.index(name) for name, *_ in chosen])
+            parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    return ImageData(
+        path.stem,
+        *parts["train"],
+        *parts["test"],
+        num_classes=len(classes),
+        mirror=True,
+        reference=parts.get("reference"),
+    )
 
 
 def _zip_files(path: Path) -> list:

@@ -10,6 +10,7 @@ from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import (
     OLAAugment,
     PolicyTransform,
@@ -45,6 +46,7 @@ __all__ = [
     "UniformAugment",
     "UniformPolicy",
     "UpdateStats",
+    "ValueUpdater",
     "load_policy",
     "save_policy",
 ]

@@ -8,9 +8,11 @@ from ola_augment.training.reward import (
     cosine_reward,
     gradient_alignment_reward,
     next_step_loss_reward,
+    normalize,
 )
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.values import ValueUpdater
 
 __all__ = [
     "Callback",
@@ -23,11 +25,13 @@ __all__ = [
     "SplitPolicy",
     "Step",
     "UpdateStats",
+    "ValueUpdater",
     "accuracy",
     "cosine_reward",
     "fit",
     "gradient_alignment_reward",
     "next_step_loss_reward",
+    "normalize",
     "policy_metrics",
     "scale_to_float",
 ]

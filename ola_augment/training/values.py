@@ -1,0 +1,197 @@
+"""Values: what each operation and magnitude is worth, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ola_augment.actions import Actions, check_actions
+from ola_augment.policy import OLAPolicy
+from ola_augment.training.reward import (
+    Reward,
+    gradient_alignment_reward,
+    sum_over_ranks,
+    takes_norms,
+)
+from ola_augment.training.updater import UpdateStats, checked_rewards
+
+#: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
+_DEGREES = 3
+
+
+class ValueUpdater:
+    """Learns by estimates of what an operation is worth, in the place of REINFORCE.
+
+    Beyond the paper. Rewards are explained by the operations that an image got,
+
+        r_i = mean + sum over the applied slots s of v(a_s, k_s) + noise,
+
+    with v(a, k) quadratic in the magnitude bin k, by ridge regression over all examples so far, a
+    step counting ``decay`` times the one after it. The estimate has a standard deviation, and
+
+        t(a, k) = (v(a, k) - mean v) / std(v(a, k) - mean v)
+        logits(a, k) = scale * limit * tanh(t(a, k) / limit)
+
+    draw an operation (and its magnitude) more often the surer it is better than the others. No
+    operation dies: what was bad is still tried, and may become good. Draws under older logits, as
+    those of DataLoader workers, need no importance weights.
+
+    Args:
+        policy: an :class:`OLAPolicy` with a ``strength``.
+        decay: of a step's weight in (0, 1]; 0.997 forgets over some 300 steps.
+        scale: of the logits, positive.
+        limit: on t, positive: probabilities differ by a factor of at most exp(2 scale limit).
+        prior: examples' worth of belief that all are worth the same, positive.
+        reward: as for :class:`GARUpdater`.
+
+    Raises:
+        TypeError: another kind of policy, or a reward that is no function.
+        ValueError: a policy without ``strength``, or a number out of range.
+    """
+
+    #: Examples are rewarded one by one.
+    per_example: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        policy: OLAPolicy,
+        *,
+        decay: float = 0.997,
+        scale: float = 0.5,
+        limit: float = 4.0,
+        prior: float = 10.0,
+        reward: Reward = gradient_alignment_reward,
+    ) -> None:
+        if not isinstance(policy, OLAPolicy):
+            raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
+        if policy.strength is None:
+            raise ValueError(
+                "policy learns its strength, which values do not say; pass "
+                "OLAPolicy(strength=...) or OLAAugment(strength=...)"
+            )
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay must lie in (0, 1], got {decay}")
+        for name, value in (("scale", scale), ("limit", limit), ("prior", prior)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        self.takes_norms = takes_norms(reward)
+        self.reward = reward
+        self.policy = policy
+        self.decay = decay
+        self.scale = scale
+        self.limit = limit
+        self.prior = prior
+        operations, bins = policy.space.operations, policy.space.num_magnitude_bins
+        basis = torch.linspace(-1, 1, bins, dtype=torch.float64)
+        basis = torch.stack(
+            (torch.ones_like(basis), basis * 3**0.5, (3 * basis**2 - 1) / 2 * 5**0.5), dim=1
+        )
+        constant = basis * torch.tensor([1.0, 0.0, 0.0])
+        # (A, K, 3): an operation without magnitude is worth the same in every bin.
+        self._basis = torch.stack(
+            [constant if operation.low is None else basis for operation in operations]
+        )
+        size = len(operations) * _DEGREES
+        # Row (a, k) is the features of an example that gets a with bin k, less the mean row.
+        rows = torch.zeros(len(operations), bins, len(operations), _DEGREES, dtype=torch.float64)
+        rows[range(len(operations)), :, range(len(operations))] = self._basis
+        rows = rows.reshape(-1, size)
+        self._rows = rows - rows.mean(0)
+        self._precision = torch.zeros(size, size, dtype=torch.float64)
+        self._moment = torch.zeros(size, dtype=torch.float64)
+
+    def features(self, actions: Actions) -> Tensor:
+        """(B, 3 A) float64: what an example's applied operations contribute to its reward."""
+        applied = self._basis[actions.ops.clamp(min=0), actions.magnitude_bins]
+        applied = applied * actions.keep[..., None]
+        shape = (len(actions.ops), len(self.policy.space), _DEGREES)
+        index = actions.ops.clamp(min=0)[..., None].expand(applied.shape)
+        return applied.new_zeros(shape).scatter_add(1, index, applied).flatten(1)
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Estimates v(a, k) less their mean, and standard deviations; both (A, K) float64.
+
+        In standard deviations of a single example's reward.
+        """
+        prior = self.prior * torch.eye(len(self._moment), dtype=torch.float64)
+        covariance = torch.linalg.inv(self._precision + prior)
+        mean = self._rows @ (covariance @ self._moment)
+        std = ((self._rows @ covariance) * self._rows).sum(1).sqrt()
+        shape = self._basis.shape[:2]
+        return mean.view(shape), std.view(shape)
+
+    def step(
+        self, actions: Actions, alignments: Tensor, norms: Tensor | None = None
+    ) -> UpdateStats:
+        """Learn from the rewards of one augmented batch and set the policy's logits.
+
+        Args:
+            actions: of B examples.
+            alignments: (B,), <grad l_i, g>.
+            norms: (B,), |grad l_i|, for rewards that take them.
+
+        Raises:
+            TypeError: alignments or norms that are no floating-point tensor.
+            ValueError: alignments, norms or rewards of another shape than (B,), or NaN or Inf among
+                them, or actions of another policy; nothing has changed.
+        """
+        rewards = checked_rewards(self.reward, len(actions.log_prob), alignments, norms)
+        check_actions(actions, self.policy.space, len(rewards))
+        rewards = rewards.detach().double()
+        features = self.features(actions).to(rewards.device)
+        count = sum_over_ranks(rewards.new_tensor(float(len(rewards))))
+        features = features - sum_over_ranks(features.sum(0)) / count
+        squares = sum_over_ranks(features.T @ features).cpu()
+        precision = self.decay * self._precision + squares
+        moment = self.decay * self._moment + sum_over_ranks(features.T @ rewards).cpu()
+        before = self._precision, self._moment
+        self._precision, self._moment = precision, moment
+        try:
+            self._set_logits()
+        except BaseException:
+            self._precision, self._moment = before
+            raise
+        with torch.no_grad():
+            entropy = float(self.policy.entropy())
+        spread = float(alignments.std(correction=0))
+        return UpdateStats(float(alignments.mean()), spread, entropy, stepped=True)
+
+    def _set_logits(self) -> None:
+        mean, std = self.values()
+        logits = self.scale * self.limit * (mean / std / self.limit).tanh()
+        chosen = logits.logsumexp(1)
+        kept = 0.5 * (chosen - chosen.max()).exp()  # the best is kept as often as at the start
+        with torch.no_grad():
+            self.policy.keep_logits.copy_(kept.logit())
+            self.policy.magnitude_logits.copy_(logits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, beside the logits."""
+        return {
+            "kind": type(self).__name__,
+            "precision": self._precision.clone(),
+            "moment": self._moment.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; load the policy's own state separately.
+
+        Raises:
+            ValueError: the state is of another kind of updater, of another size, or not finite;
+                nothing has changed.
+        """
+        kind = type(self).__name__
+        if state.get("kind") != kind:
+            raise ValueError(f"state is of a {state.get('kind')}, this is a {kind}")
+        for name, own in (("precision", self._precision), ("moment", self._moment)):
+            value = state.get(name)
+            if not isinstance(value, Tensor) or value.shape != own.shape:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else value
+                raise ValueError(f"state's {name} must have shape {tuple(own.shape)}, got {shape}")
+            if not value.isfinite().all():
+                raise ValueError(f"state's {name} holds NaN or Inf")
+        self._precision = state["precision"].to(torch.float64).clone()
+        self._moment = state["moment"].to(torch.float64).clone()

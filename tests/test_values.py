@@ -1,0 +1,165 @@
+"""ValueUpdater against least squares written out, and what it does to a policy."""
+
+import io
+import math
+
+import pytest
+import torch
+
+from ola_augment import GARUpdater, OLAPolicy, Operation, SearchSpace, UniformPolicy
+from ola_augment.training import ValueUpdater, cosine_reward, normalize
+
+SPACE = SearchSpace(
+    (Operation("identity"), Operation("rotate", 0, 30, signed=True), Operation("color", 0, 2)), 5
+)
+
+
+def draws(policy, steps, n=64):
+    generator = torch.Generator().manual_seed(0)
+    return [policy.sample(n, generator) for _ in range(steps)]
+
+
+def worth(actions, values):
+    """Sum over the applied slots of values[a][k], as plain loops."""
+    rows = []
+    for ops, keep, bins in zip(
+        actions.ops.tolist(), actions.keep.tolist(), actions.magnitude_bins.tolist(), strict=True
+    ):
+        slots = zip(ops, keep, bins, strict=True)
+        rows.append(sum(values[a][k] for a, kept, k in slots if kept))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_the_estimates_are_those_of_ridge_regression_over_all_examples():
+    policy = OLAPolicy(SPACE, max_ops=2, strength=1.2)
+    updater = ValueUpdater(policy, decay=0.9, prior=3.0)
+    drawn = draws(policy, 6)
+    rewards = [torch.randn(64, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    for actions, values in zip(drawn, rewards, strict=True):
+        updater.step(actions, values)
+    # One indicator for each (operation, bin), constrained to quadratics of the bin.
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    basis = torch.stack((torch.ones(5), x * 3**0.5, (3 * x**2 - 1) / 2 * 5**0.5), 1)
+    rows, weights = [], []
+    for age, actions in zip(range(5, -1, -1), drawn, strict=True):
+        design = torch.zeros(64, 9, dtype=torch.float64)
+        for i in range(64):
+            for s in range(2):
+                if actions.keep[i, s]:
+                    a, k = int(actions.ops[i, s]), int(actions.magnitude_bins[i, s])
+                    used = basis[k] * torch.tensor([1.0, 0, 0] if a == 0 else [1.0, 1, 1])
+                    design[i, 3 * a : 3 * a + 3] += used
+        rows.append(design - design.mean(0))
+        weights += [0.9**age] * 64
+    design, weights = torch.cat(rows), torch.tensor(weights, dtype=torch.float64)
+    target = torch.cat([normalize(values).double() for values in rewards])
+    covariance = torch.linalg.inv(design.T @ (weights[:, None] * design) + 3 * torch.eye(9))
+    solution = covariance @ design.T @ (weights * target)
+    table = basis @ solution.view(3, 3).T
+    table[:, 0] = solution[0]
+    found, std = updater.values()
+    torch.testing.assert_close(found, (table - table.mean()).T, rtol=1e-9, atol=1e-12)
+    every = torch.zeros(3, 5, 9, dtype=torch.float64)
+    for a in range(3):
+        every[a, :, 3 * a : 3 * a + 3] = basis if a else basis * torch.tensor([1.0, 0, 0])
+    contrast = every - every.mean((0, 1))
+    expected = torch.einsum("akf,fg,akg->ak", contrast, covariance, contrast).sqrt()
+    torch.testing.assert_close(std, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_good_operations_and_magnitudes_are_drawn_more_and_none_dies():
+    policy = OLAPolicy(SPACE, max_ops=2, strength=1.0)
+    updater = ValueUpdater(policy)
+    values = [[0.0] * 5, [0.0, 0.5, 1.0, 0.5, 0.0], [-0.5] * 5]
+    noise = torch.Generator().manual_seed(1)
+    for _ in range(100):
+        [actions] = draws(policy, 1)
+        signal = worth(actions, values) + torch.randn(64, generator=noise).double()
+        stats = updater.step(actions, signal.float())
+    assert stats.stepped
+    probs, magnitude = policy.log_probs().ops.exp(), policy.log_probs().magnitude.exp()
+    assert probs[1] > 0.5 > probs[0] > probs[2] > 0.005
+    assert int(magnitude[1].argmax()) == 2
+    assert policy.strength == 1.0
+
+
+def test_the_start_and_equal_rewards_leave_the_policy_uniform():
+    policy = OLAPolicy(SPACE, strength=1.0, max_ops=3)
+    ValueUpdater(policy).step(*draws(policy, 1), torch.ones(64))
+    torch.testing.assert_close(policy.log_probs().ops.exp(), torch.full((3,), 1 / 3))
+    torch.testing.assert_close(policy.keep_logits.detach(), torch.zeros(3))
+
+
+def test_the_most_and_the_least_probable_differ_by_the_limit():
+    policy = OLAPolicy(SPACE, max_ops=2, strength=2)
+    updater = ValueUpdater(policy, scale=0.5, limit=3.0)
+    for actions in draws(policy, 200):
+        updater.step(actions, worth(actions, [[-1.0] * 5, [1.0] * 5, [-1.0] * 5]).float())
+    probs = policy.log_probs().ops.detach().exp()
+    assert float(probs[1] / probs[0]) == pytest.approx(math.exp(3.0), rel=1e-2)
+
+
+def test_rewards_may_take_norms():
+    policy = OLAPolicy(SPACE, max_ops=2, strength=1.0)
+    updater = ValueUpdater(policy, reward=cosine_reward)
+    [actions] = draws(policy, 1)
+    assert updater.takes_norms
+    with pytest.raises(ValueError, match="norms"):
+        updater.step(actions, torch.randn(64))
+    updater.step(actions, torch.randn(64), torch.rand(64))
+    assert policy.keep_logits.any()
+
+
+def test_state_comes_back_and_others_are_refused():
+    one = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    other = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    first, second = draws(one.policy, 2)
+    signal = torch.randn(64)
+    one.step(first, signal)
+    file = io.BytesIO()
+    torch.save(one.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for updater in (one, other):
+        updater.step(second, signal)
+    assert torch.equal(one.policy.magnitude_logits, other.policy.magnitude_logits)
+    wrong = ValueUpdater(OLAPolicy(strength=1.0)).state_dict()
+    nan = one.state_dict() | {"moment": torch.full((9,), torch.nan)}
+    adam = GARUpdater(OLAPolicy(SPACE, max_ops=2)).state_dict()
+    for state, message in ((wrong, "shape"), (nan, "NaN"), (adam, "GARUpdater"), ({}, "None")):
+        with pytest.raises(ValueError, match=message):
+            one.load_state_dict(state)
+
+
+def test_bad_steps_change_nothing():
+    updater = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    [actions] = draws(updater.policy, 1)
+    updater.step(actions, torch.randn(64))
+    before = updater.state_dict(), updater.policy.keep_logits.clone()
+    foreign = actions._replace(ops=actions.ops + 3)
+    for bad in (
+        (actions, torch.full((64,), torch.nan)),
+        (actions, torch.ones(63)),
+        (foreign, torch.randn(64)),
+    ):
+        with pytest.raises(ValueError, match=r"alignments|ops"):
+            updater.step(*bad)
+    assert torch.equal(before[0]["precision"], updater.state_dict()["precision"])
+    assert torch.equal(before[1], updater.policy.keep_logits)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ValueUpdater(OLAPolicy()), ValueError, "strength"),
+        (lambda: ValueUpdater(UniformPolicy()), TypeError, "OLAPolicy"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), decay=0), ValueError, "decay"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), scale=math.nan), ValueError, "scale"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), limit=0), ValueError, "limit"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), prior=-1), ValueError, "prior"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), reward=3), TypeError, "reward"),
+    ],
+)
+def test_bad_arguments_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
