@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor, nn
 
 from ola_augment.actions import Actions, check_actions
+from ola_augment.draw import LogProbs, Tables, log_prob
 from ola_augment.logits import LogitsModule
 from ola_augment.operation import whole
 from ola_augment.space import SearchSpace, named_space
 
 _MOST_SLOTS = 1000
 
+_LogProbs = TypeVar("_LogProbs", bound=Callable[..., LogProbs])
 
-class LogProbs(NamedTuple):
-    """The log-probabilities that define a policy over S slots, A operations and K bins.
 
-    Attributes:
-        num_ops: (S,), of applying 1 .. S operations.
-        keep: (A,), of keeping a drawn operation.
-        drop: (A,), of dropping it.
-        magnitude: (A, K), of each magnitude bin of a kept operation.
-        ops: (A,), of drawing each operation into a slot; None where all are drawn alike. Only for
-            policies that draw with replacement.
+def depends_on_logits_alone(log_probs: _LogProbs) -> _LogProbs:
+    """Mark a ``log_probs`` method that reads nothing that changes but the policy's own logits.
+
+    Draws then keep its tables until the logits change.
     """
-
-    num_ops: Tensor
-    keep: Tensor
-    drop: Tensor
-    magnitude: Tensor
-    ops: Tensor | None = None
+    log_probs.depends_on_logits_alone = True  # type: ignore[attr-defined]
+    return log_probs
 
 
 class FixedAttributes:
@@ -101,6 +94,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         self.max_ops = max_ops
         self.replacement = replacement
         self._signed = np.array([operation.signed for operation in self.space.operations])
+        self._tables_kept: tuple[list[bytes] | None, Tables] | None = None
 
     @abstractmethod
     def log_probs(self) -> LogProbs:
@@ -126,22 +120,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         """
         if n < 0:
             raise ValueError(f"n must be 0 or more, got {n}")
-        with torch.no_grad():
-            tables = (None if table is None else table.cpu() for table in self._tables())
-            log_probs = LogProbs(*tables)  # type: ignore[arg-type]
-            self._check_probabilities(log_probs)
-            uniforms = torch.rand(n, 1 + 6 * self.max_ops, dtype=torch.float64, generator=generator)
-            drawn = _draw(
-                uniforms.numpy(),
-                _cumulative(log_probs.num_ops),
-                log_probs.keep.double().exp().numpy(),
-                _cumulative(log_probs.magnitude),
-                np.empty(0) if log_probs.ops is None else _cumulative(log_probs.ops),
-                self._signed,
-                self.replacement,
-            )
-            actions = Actions(*map(torch.from_numpy, (*drawn, np.empty(0))))
-            return actions._replace(log_prob=self._log_prob(actions, log_probs))
+        return self._drawn_from().draw(n, generator)
 
     def log_prob(self, actions: Actions) -> Tensor:
         """Log-probability of actions under today's logits.
@@ -169,7 +148,31 @@ class Policy(FixedAttributes, LogitsModule, ABC):
                 raise ValueError("actions.ops of an example must be distinct for this policy")
         log_probs = self._tables()
         device = log_probs.keep.device
-        return self._log_prob(Actions(*(field.to(device) for field in actions)), log_probs)
+        choices = self._log_choices(log_probs.num_ops)
+        on_device = Actions(*(field.to(device) for field in actions))
+        return log_prob(on_device, log_probs, log_probs.num_ops - choices)
+
+    def _drawn_from(self) -> Tables:
+        """What draws read, kept until the logits change where nothing else can change it."""
+        kept = getattr(self.log_probs, "depends_on_logits_alone", False)
+        values = self._logits_now() if kept else None
+        if kept and self._tables_kept is not None and self._tables_kept[0] == values:
+            return self._tables_kept[1]
+        with torch.no_grad():
+            log_probs = LogProbs(*(table.cpu() for table in self._tables()))
+            self._check_probabilities(log_probs)
+            choices = self._log_choices(log_probs.num_ops)
+            tables = Tables(log_probs, choices, self._signed, self.replacement)
+        # Another process may have written the logits meanwhile: then these serve this draw only.
+        if kept and self._logits_now() == values:
+            self._tables_kept = (values, tables)
+        return tables
+
+    def _logits_now(self) -> list[bytes]:
+        return [logits.detach().numpy().tobytes() for logits in self._logits.values()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables_kept": None}
 
     def _tables(self) -> LogProbs:
         """Tables of the right kind and shape."""
@@ -207,19 +210,6 @@ class Policy(FixedAttributes, LogitsModule, ABC):
                     f"log_probs().{name} of {type(self).__name__} must be log-probabilities that "
                     f"add up to 1, got {np.ravel(total).tolist()}; are the logits finite?"
                 )
-
-    def _log_prob(self, actions: Actions, log_probs: LogProbs) -> Tensor:
-        used = actions.ops >= 0
-        ops = actions.ops.clamp(min=0)
-        kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
-        slots = torch.where(actions.keep, kept, log_probs.drop[ops])
-        if log_probs.ops is not None:
-            slots = slots + log_probs.ops[ops]
-        slots = torch.where(used, slots, torch.zeros_like(slots))
-        num_ops = log_probs.num_ops
-        if log_probs.ops is None:
-            num_ops = num_ops - self._log_choices(num_ops)
-        return num_ops[actions.num_ops - 1] + slots.sum(1)
 
     def _log_choices(self, like: Tensor) -> Tensor:
         """(S,), log of the number of ordered choices of 1 .. S operations."""
@@ -346,6 +336,7 @@ class OLAPolicy(Policy):
         strength = self.strength
         return {"max_ops": self.max_ops} | ({} if strength is None else {"strength": strength})
 
+    @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
         # Copies: another process may write the logits between two reads of them.
@@ -396,6 +387,7 @@ class UniformPolicy(Policy):
         """For files and ``repr``."""
         return {"num_ops": self.max_ops, "keep_prob": self.keep_prob}
 
+    @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
         """Tables of Algorithm 3."""
         size, bins = len(self.space), self.space.num_magnitude_bins
@@ -444,6 +436,7 @@ class RandAugmentPolicy(Policy):
         """For files and ``repr``."""
         return {"num_ops": self.num_ops, "magnitude": self.magnitude}
 
+    @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
         """Tables with all mass on N operations, kept, at bin M."""
         size, bins = len(self.space), self.space.num_magnitude_bins
@@ -466,47 +459,3 @@ def _entropy(log_probs: Tensor) -> Tensor:
     """Entropy over the last axis; an impossible outcome (-inf) adds 0."""
     finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
     return -(finite.exp() * finite).sum(-1)
-
-
-def _cumulative(log_probs: Tensor) -> np.ndarray:
-    """Cumulative probabilities in float64 that reach exactly 1 at the last possible outcome."""
-    cumulative = log_probs.double().exp().cumsum(-1)
-    return (cumulative / cumulative[..., -1:]).numpy()
-
-
-@njit(cache=True, nogil=True)
-def _draw(uniforms, num_ops_cdf, keep_probs, magnitude_cdf, ops_cdf, signed, replacement):  # type: ignore[no-untyped-def]
-    """Algorithm 2 from uniform numbers (n, 1 + 6 S): all fields of Actions but log_prob.
-
-    ``ops_cdf``, empty where operations are drawn uniformly, needs ``replacement``.
-    """
-    n, slots, size = len(uniforms), len(num_ops_cdf), len(keep_probs)
-    num_ops = np.empty(n, np.int64)
-    ops = np.full((n, slots), -1, np.int64)
-    keep = np.zeros((n, slots), np.bool_)
-    bins = np.zeros((n, slots), np.int64)
-    signs = np.ones((n, slots), np.int8)
-    centers = np.zeros((n, slots, 2), np.float32)
-    urn = np.arange(size)
-    for i in range(n):
-        num_ops[i] = 1 + np.searchsorted(num_ops_cdf, uniforms[i, 0], side="right")
-        for s in range(num_ops[i]):
-            u = uniforms[i, 1 + 6 * s : 7 + 6 * s]
-            # Without replacement, the operations drawn before lie at the front of the urn.
-            first = 0 if replacement else s
-            if len(ops_cdf):
-                op = np.searchsorted(ops_cdf, u[0], side="right")
-            else:
-                pick = first + int(u[0] * (size - first))
-                op = urn[pick]
-                urn[pick], urn[first] = urn[first], op
-            ops[i, s] = op
-            if u[1] < keep_probs[op]:
-                keep[i, s] = True
-                bins[i, s] = np.searchsorted(magnitude_cdf[op], u[2], side="right")
-                if signed[op] and u[3] < 0.5:
-                    signs[i, s] = -1
-                # Rounding down to float32 keeps a centre below 1.
-                centers[i, s, 0] = int(u[4] * 16777216) / 16777216
-                centers[i, s, 1] = int(u[5] * 16777216) / 16777216
-    return num_ops, ops, keep, bins, signs, centers

@@ -33,7 +33,7 @@ def _imported(layer):
 
 
 def test_imports_run_one_way():
-    layers = ["kernels", "operation", "space", "actions", "logits", "policy", "operations"]
+    layers = ["kernels", "operation", "space", "actions", "draw", "logits", "policy", "operations"]
     layers += ["transforms", "training", "plots", "integrations", "kornia"]
     for level, layer in enumerate(layers):
         for file, imported in _imported(layer).items():

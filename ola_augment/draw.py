@@ -1,0 +1,185 @@
+"""Drawing actions from the tables of a policy (Algorithm 2), for a batch or for one image."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ola_augment.actions import Actions
+
+
+class LogProbs(NamedTuple):
+    """The log-probabilities that define a policy over S slots, A operations and K bins.
+
+    Attributes:
+        num_ops: (S,), of applying 1 .. S operations.
+        keep: (A,), of keeping a drawn operation.
+        drop: (A,), of dropping it.
+        magnitude: (A, K), of each magnitude bin of a kept operation.
+    """
+
+    num_ops: Tensor
+    keep: Tensor
+    drop: Tensor
+    magnitude: Tensor
+
+
+class Tables:
+    """A policy's distribution as draws read it; made once for as many draws as it is valid for.
+
+    Args:
+        log_probs: on the CPU, without gradient; tables of probabilities.
+        log_choices: (S,), log of the number of ordered choices of 1 .. S operations.
+        signed: (A,) bool, which operations draw a sign.
+        replacement: whether an operation can be drawn twice for one image.
+    """
+
+    def __init__(
+        self,
+        log_probs: LogProbs,
+        log_choices: Tensor,
+        signed: NDArray[np.bool_],
+        replacement: bool,
+    ) -> None:
+        self.num_ops = log_probs.num_ops - log_choices
+        self.log_probs = log_probs
+        self.signed = signed
+        self.replacement = replacement
+        self.num_ops_cdf = _cumulative(log_probs.num_ops)
+        self.keep = log_probs.keep.double().exp().numpy()
+        self.magnitude_cdf = _cumulative(log_probs.magnitude)
+        self._scalars: _Scalars | None = None
+
+    @property
+    def scalars(self) -> _Scalars:
+        """The same as plain numbers, which one image reads faster than arrays."""
+        if self._scalars is None:
+            self._scalars = _Scalars(self)
+        return self._scalars
+
+    def draw(self, n: int, generator: torch.Generator | None) -> Actions:
+        """Draw the augmentations of n images; each depends on its own random numbers alone."""
+        uniforms = torch.rand(
+            n, 1 + 6 * len(self.num_ops_cdf), dtype=torch.float64, generator=generator
+        )
+        if n == 1 and self.num_ops.dtype in (torch.float32, torch.float64):
+            return draw_one(uniforms[0].tolist(), self.scalars)
+        actions = Actions(
+            *map(torch.from_numpy, draw_batch(uniforms.numpy(), self)), torch.empty(0)
+        )
+        return actions._replace(log_prob=log_prob(actions, self.log_probs, self.num_ops))
+
+
+class _Scalars:
+    def __init__(self, tables: Tables) -> None:
+        keep, drop, magnitude = (table.tolist() for table in tables.log_probs[1:])
+        self.num_ops = tables.num_ops.tolist()
+        self.log_keep, self.log_drop, self.log_magnitude = keep, drop, magnitude
+        self.num_ops_cdf = tables.num_ops_cdf.tolist()
+        self.keep = tables.keep.tolist()
+        self.magnitude_cdf = tables.magnitude_cdf.tolist()
+        self.signed = tables.signed.tolist()
+        self.replacement = tables.replacement
+        self.dtype = np.float64 if tables.num_ops.dtype == torch.float64 else np.float32
+
+
+def log_prob(actions: Actions, log_probs: LogProbs, num_ops: Tensor) -> Tensor:
+    """Log-probability of actions, (B,), differentiable in the tables.
+
+    Args:
+        actions: on the device of the tables.
+        log_probs: the tables.
+        num_ops: (S,), of 1 .. S operations and of one ordered choice of them.
+    """
+    ops = actions.ops.clamp(min=0)
+    kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
+    slots = torch.where(actions.keep, kept, log_probs.drop[ops])
+    slots = torch.where(actions.ops >= 0, slots, torch.zeros_like(slots))
+    return num_ops[actions.num_ops - 1] + slots.sum(1)
+
+
+def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[np.generic], ...]:
+    """Algorithm 2 from uniform numbers (n, 1 + 6 S): all fields of Actions but log_prob."""
+    n, slots, size = len(uniforms), len(tables.num_ops_cdf), len(tables.keep)
+    num_ops = 1 + np.searchsorted(tables.num_ops_cdf, uniforms[:, 0], side="right")
+    u = uniforms[:, 1:].reshape(n, slots, 6)
+    # Without replacement, the operations drawn before lie at the front of an image's urn.
+    first = np.zeros(slots, np.int64) if tables.replacement else np.arange(slots)
+    ops = first + (u[:, :, 0] * (size - first)).astype(np.int64)
+    if not tables.replacement:
+        urns, row = np.tile(np.arange(size), n), size * np.arange(n)
+        for s in range(slots):
+            at = row + ops[:, s]
+            ops[:, s] = urns[at]
+            urns[at] = urns[row + s]
+    used = np.arange(slots) < num_ops[:, None]
+    keep = used & (u[:, :, 1] < tables.keep[ops])
+    bins = np.zeros((n, slots), np.int64)
+    bins[keep] = _search_rows(tables.magnitude_cdf, ops[keep], u[:, :, 2][keep])
+    negative = keep & tables.signed[ops] & (u[:, :, 3] < 0.5)
+    # Rounding down to float32 keeps a centre below 1.
+    centers = (np.floor(u[:, :, 4:] * 2**24) * (keep[:, :, None] / 2**24)).astype(np.float32)
+    signs = np.where(negative, np.int8(-1), np.int8(1))
+    return num_ops, np.where(used, ops, -1), keep, bins, signs, centers
+
+
+def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
+    """The same for one image, in plain Python: arrays of one cost more than they bring."""
+    slots, size = len(tables.num_ops), len(tables.keep)
+    num_ops = bisect_right(tables.num_ops_cdf, uniforms[0]) + 1
+    urn = list(range(size))
+    ops, keep, bins = [-1] * slots, [False] * slots, [0] * slots
+    signs, centers, log_probs = [1] * slots, [0.0] * (2 * slots), [0.0] * slots
+    for s in range(num_ops):
+        choice, kept, magnitude, sign, y, x = uniforms[1 + 6 * s : 7 + 6 * s]
+        first = 0 if tables.replacement else s
+        pick = first + int(choice * (size - first))
+        ops[s] = op = urn[pick]
+        if not tables.replacement:
+            urn[pick] = urn[first]
+        if kept < tables.keep[op]:
+            keep[s] = True
+            bins[s] = k = bisect_right(tables.magnitude_cdf[op], magnitude)
+            if sign < 0.5 and tables.signed[op]:
+                signs[s] = -1
+            centers[2 * s : 2 * s + 2] = int(y * 2**24) / 2**24, int(x * 2**24) / 2**24
+            log_probs[s] = tables.dtype(tables.log_keep[op]) + tables.dtype(
+                tables.log_magnitude[op][k]
+            )
+        else:
+            log_probs[s] = tables.log_drop[op]
+    # torch adds up the slots, as for a batch: the same bits.
+    total = torch.from_numpy(np.array([log_probs], tables.dtype)).sum(1)
+    return Actions(
+        torch.from_numpy(np.array([num_ops])),
+        torch.from_numpy(np.array([ops])),
+        torch.from_numpy(np.array([keep])),
+        torch.from_numpy(np.array([bins])),
+        torch.from_numpy(np.array([signs], np.int8)),
+        torch.from_numpy(np.array(centers, np.float32).reshape(1, slots, 2)),
+        total.add_(tables.num_ops[num_ops - 1]),
+    )
+
+
+def _cumulative(log_probs: Tensor) -> NDArray[np.float64]:
+    """Cumulative probabilities in float64 that reach exactly 1 at the last possible outcome."""
+    cumulative = log_probs.double().exp().cumsum(-1)
+    return (cumulative / cumulative[..., -1:]).numpy()
+
+
+def _search_rows(
+    cdf: NDArray[np.float64], rows: NDArray[np.int64], values: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """``np.searchsorted(cdf[row], value, side="right")`` for every row and value, all below K."""
+    last = cdf.shape[1] - 1
+    base = rows * cdf.shape[1]
+    found = np.zeros(len(rows), np.int64)
+    for power in range(last.bit_length() - 1, -1, -1):
+        probe = np.minimum(found + 2**power, last)
+        found = np.where(cdf.ravel()[base + probe - 1] <= values, probe, found)
+    return found
