@@ -2,9 +2,10 @@
 
 from ola_augment.actions import Actions
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+from ola_augment.draw import LogProbs
 from ola_augment.files import load_policy, save_policy
 from ola_augment.operation import Operation
-from ola_augment.policy import LogProbs, OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
+from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater

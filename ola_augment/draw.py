@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,9 +69,8 @@ class Tables:
         )
         if n == 1 and self.num_ops.dtype in (torch.float32, torch.float64):
             return draw_one(uniforms[0].tolist(), self.scalars)
-        actions = Actions(
-            *map(torch.from_numpy, draw_batch(uniforms.numpy(), self)), torch.empty(0)
-        )
+        drawn = (*draw_batch(uniforms.numpy(), self), np.empty(0))
+        actions = Actions(*map(torch.from_numpy, drawn))
         return actions._replace(log_prob=log_prob(actions, self.log_probs, self.num_ops))
 
 
@@ -85,7 +84,8 @@ class _Scalars:
         self.magnitude_cdf = tables.magnitude_cdf.tolist()
         self.signed = tables.signed.tolist()
         self.replacement = tables.replacement
-        self.dtype = np.float64 if tables.num_ops.dtype == torch.float64 else np.float32
+        single = tables.num_ops.dtype == torch.float32
+        self.dtype: type[np.floating[Any]] = np.float32 if single else np.float64
 
 
 def log_prob(actions: Actions, log_probs: LogProbs, num_ops: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[n
 
 def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
     """The same for one image, in plain Python: arrays of one cost more than they bring."""
-    slots, size = len(tables.num_ops), len(tables.keep)
+    slots, size, dtype = len(tables.num_ops), len(tables.keep), tables.dtype
     num_ops = bisect_right(tables.num_ops_cdf, uniforms[0]) + 1
     urn = list(range(size))
     ops, keep, bins = [-1] * slots, [False] * slots, [0] * slots
@@ -148,13 +148,11 @@ def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
             if sign < 0.5 and tables.signed[op]:
                 signs[s] = -1
             centers[2 * s : 2 * s + 2] = int(y * 2**24) / 2**24, int(x * 2**24) / 2**24
-            log_probs[s] = tables.dtype(tables.log_keep[op]) + tables.dtype(
-                tables.log_magnitude[op][k]
-            )
+            log_probs[s] = float(dtype(tables.log_keep[op]) + dtype(tables.log_magnitude[op][k]))
         else:
             log_probs[s] = tables.log_drop[op]
     # torch adds up the slots, as for a batch: the same bits.
-    total = torch.from_numpy(np.array([log_probs], tables.dtype)).sum(1)
+    total = torch.from_numpy(np.array([log_probs], dtype)).sum(1)
     return Actions(
         torch.from_numpy(np.array([num_ops])),
         torch.from_numpy(np.array([ops])),
