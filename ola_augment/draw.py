@@ -21,12 +21,15 @@ class LogProbs(NamedTuple):
         keep: (A,), of keeping a drawn operation.
         drop: (A,), of dropping it.
         magnitude: (A, K), of each magnitude bin of a kept operation.
+        ops: (A,), of drawing each operation into a slot; None where all are drawn alike. Only for
+            policies that draw with replacement.
     """
 
     num_ops: Tensor
     keep: Tensor
     drop: Tensor
     magnitude: Tensor
+    ops: Tensor | None = None
 
 
 class Tables:
@@ -46,13 +49,14 @@ class Tables:
         signed: NDArray[np.bool_],
         replacement: bool,
     ) -> None:
-        self.num_ops = log_probs.num_ops - log_choices
+        self.log_choices = log_choices
         self.log_probs = log_probs
         self.signed = signed
         self.replacement = replacement
         self.num_ops_cdf = _cumulative(log_probs.num_ops)
         self.keep = log_probs.keep.double().exp().numpy()
         self.magnitude_cdf = _cumulative(log_probs.magnitude)
+        self.ops_cdf = None if log_probs.ops is None else _cumulative(log_probs.ops)
         self._scalars: _Scalars | None = None
 
     @property
@@ -67,40 +71,50 @@ class Tables:
         uniforms = torch.rand(
             n, 1 + 6 * len(self.num_ops_cdf), dtype=torch.float64, generator=generator
         )
-        if n == 1 and self.num_ops.dtype in (torch.float32, torch.float64):
+        if n == 1 and self.log_probs.keep.dtype in (torch.float32, torch.float64):
             return draw_one(uniforms[0].tolist(), self.scalars)
         drawn = (*draw_batch(uniforms.numpy(), self), np.empty(0))
         actions = Actions(*map(torch.from_numpy, drawn))
-        return actions._replace(log_prob=log_prob(actions, self.log_probs, self.num_ops))
+        return actions._replace(log_prob=log_prob(actions, self.log_probs, self.log_choices))
 
 
 class _Scalars:
     def __init__(self, tables: Tables) -> None:
-        keep, drop, magnitude = (table.tolist() for table in tables.log_probs[1:])
-        self.num_ops = tables.num_ops.tolist()
-        self.log_keep, self.log_drop, self.log_magnitude = keep, drop, magnitude
+        log_probs = tables.log_probs
+        self.log_num_ops = _and_choices(log_probs, tables.log_choices).tolist()
+        self.log_keep, self.log_drop = log_probs.keep.tolist(), log_probs.drop.tolist()
+        self.log_magnitude = log_probs.magnitude.tolist()
+        self.log_ops = None if log_probs.ops is None else log_probs.ops.tolist()
         self.num_ops_cdf = tables.num_ops_cdf.tolist()
         self.keep = tables.keep.tolist()
         self.magnitude_cdf = tables.magnitude_cdf.tolist()
+        self.ops_cdf = None if tables.ops_cdf is None else tables.ops_cdf.tolist()
         self.signed = tables.signed.tolist()
         self.replacement = tables.replacement
-        single = tables.num_ops.dtype == torch.float32
+        single = log_probs.keep.dtype == torch.float32
         self.dtype: type[np.floating[Any]] = np.float32 if single else np.float64
 
 
-def log_prob(actions: Actions, log_probs: LogProbs, num_ops: Tensor) -> Tensor:
+def log_prob(actions: Actions, log_probs: LogProbs, log_choices: Tensor) -> Tensor:
     """Log-probability of actions, (B,), differentiable in the tables.
 
     Args:
         actions: on the device of the tables.
         log_probs: the tables.
-        num_ops: (S,), of 1 .. S operations and of one ordered choice of them.
+        log_choices: (S,), log of the number of ordered choices of 1 .. S operations.
     """
     ops = actions.ops.clamp(min=0)
     kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
     slots = torch.where(actions.keep, kept, log_probs.drop[ops])
+    if log_probs.ops is not None:
+        slots = slots + log_probs.ops[ops]
     slots = torch.where(actions.ops >= 0, slots, torch.zeros_like(slots))
-    return num_ops[actions.num_ops - 1] + slots.sum(1)
+    return _and_choices(log_probs, log_choices)[actions.num_ops - 1] + slots.sum(1)
+
+
+def _and_choices(log_probs: LogProbs, log_choices: Tensor) -> Tensor:
+    """(S,), of 1 .. S operations, and where all are drawn alike of one ordered choice of them."""
+    return log_probs.num_ops - log_choices if log_probs.ops is None else log_probs.num_ops
 
 
 def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[np.generic], ...]:
@@ -110,7 +124,10 @@ def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[n
     u = uniforms[:, 1:].reshape(n, slots, 6)
     # Without replacement, the operations drawn before lie at the front of an image's urn.
     first = np.zeros(slots, np.int64) if tables.replacement else np.arange(slots)
-    ops = first + (u[:, :, 0] * (size - first)).astype(np.int64)
+    if tables.ops_cdf is not None:
+        ops = np.searchsorted(tables.ops_cdf, u[:, :, 0], side="right")
+    else:
+        ops = first + (u[:, :, 0] * (size - first)).astype(np.int64)
     if not tables.replacement:
         urns, row = np.tile(np.arange(size), n), size * np.arange(n)
         for s in range(slots):
@@ -130,18 +147,21 @@ def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[n
 
 def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
     """The same for one image, in plain Python: arrays of one cost more than they bring."""
-    slots, size, dtype = len(tables.num_ops), len(tables.keep), tables.dtype
+    slots, size, dtype = len(tables.num_ops_cdf), len(tables.keep), tables.dtype
     num_ops = bisect_right(tables.num_ops_cdf, uniforms[0]) + 1
     urn = list(range(size))
     ops, keep, bins = [-1] * slots, [False] * slots, [0] * slots
     signs, centers, log_probs = [1] * slots, [0.0] * (2 * slots), [0.0] * slots
     for s in range(num_ops):
         choice, kept, magnitude, sign, y, x = uniforms[1 + 6 * s : 7 + 6 * s]
-        first = 0 if tables.replacement else s
-        pick = first + int(choice * (size - first))
-        ops[s] = op = urn[pick]
-        if not tables.replacement:
-            urn[pick] = urn[first]
+        if tables.ops_cdf is not None:
+            op = bisect_right(tables.ops_cdf, choice)
+        elif tables.replacement:
+            op = int(choice * size)
+        else:
+            pick = s + int(choice * (size - s))
+            op, urn[pick] = urn[pick], urn[s]
+        ops[s] = op
         if kept < tables.keep[op]:
             keep[s] = True
             bins[s] = k = bisect_right(tables.magnitude_cdf[op], magnitude)
@@ -151,6 +171,8 @@ def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
             log_probs[s] = float(dtype(tables.log_keep[op]) + dtype(tables.log_magnitude[op][k]))
         else:
             log_probs[s] = tables.log_drop[op]
+        if tables.log_ops is not None:
+            log_probs[s] = float(dtype(log_probs[s]) + dtype(tables.log_ops[op]))
     # torch adds up the slots, as for a batch: the same bits.
     total = torch.from_numpy(np.array([log_probs], dtype)).sum(1)
     return Actions(
@@ -160,7 +182,7 @@ def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
         torch.from_numpy(np.array([bins])),
         torch.from_numpy(np.array([signs], np.int8)),
         torch.from_numpy(np.array(centers, np.float32).reshape(1, slots, 2)),
-        total.add_(tables.num_ops[num_ops - 1]),
+        total.add_(tables.log_num_ops[num_ops - 1]),
     )
 
 

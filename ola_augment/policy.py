@@ -150,7 +150,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         device = log_probs.keep.device
         choices = self._log_choices(log_probs.num_ops)
         on_device = Actions(*(field.to(device) for field in actions))
-        return log_prob(on_device, log_probs, log_probs.num_ops - choices)
+        return log_prob(on_device, log_probs, choices)
 
     def _drawn_from(self) -> Tables:
         """What draws read, kept until the logits change where nothing else can change it."""
@@ -159,14 +159,15 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         if kept and self._tables_kept is not None and self._tables_kept[0] == values:
             return self._tables_kept[1]
         with torch.no_grad():
-            log_probs = LogProbs(*(table.cpu() for table in self._tables()))
+            tables = (None if table is None else table.cpu() for table in self._tables())
+            log_probs = LogProbs(*tables)  # type: ignore[arg-type]
             self._check_probabilities(log_probs)
             choices = self._log_choices(log_probs.num_ops)
-            tables = Tables(log_probs, choices, self._signed, self.replacement)
+            drawn_from = Tables(log_probs, choices, self._signed, self.replacement)
         # Another process may have written the logits meanwhile: then these serve this draw only.
         if kept and self._logits_now() == values:
-            self._tables_kept = (values, tables)
-        return tables
+            self._tables_kept = (values, drawn_from)
+        return drawn_from
 
     def _logits_now(self) -> list[bytes]:
         return [logits.detach().numpy().tobytes() for logits in self._logits.values()]

@@ -13,11 +13,11 @@ from ola_augment import LogProbs, OLAPolicy, Policy, RandAugmentPolicy, UniformP
 from ola_augment.draw import _search_rows, draw_one
 
 
-def learned(max_ops=4, seed=0, scale=2.0, dtype=torch.float32):
-    policy = OLAPolicy("wide_long", max_ops)
+def learned(max_ops=4, seed=0, scale=2.0, dtype=torch.float32, strength=None):
+    policy = OLAPolicy("wide_long", max_ops, strength=strength)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for logits in policy.named_logits().values():
+        for logits in [policy.keep_logits, policy.magnitude_logits]:
             logits.copy_(scale * torch.randn(logits.shape, generator=generator))
     return policy.to(dtype)
 
@@ -27,6 +27,7 @@ POLICIES = {
     "ola, float64": learned(dtype=torch.float64),
     "ola, every operation": learned(19, seed=1),
     "ola, certain": learned(scale=200.0, seed=2),
+    "ola of a strength": learned(strength=2.5),
     "uniform": UniformPolicy(),
     "uniform, 7 bins": UniformPolicy("rand_augment", 3, 0.7, 7),
     "trivial": UniformPolicy("wide_long", 1, 1.0),
@@ -97,6 +98,13 @@ def test_logits_written_by_another_process_are_seen():
     process = context.Process(target=_never_keep, args=(policy,))
     process.start()
     process.join()
+    assert not policy.sample(1).keep.any()
+
+
+def test_a_changed_strength_is_seen():
+    policy = learned(strength=4.0)
+    assert policy.sample(1).keep.all()
+    policy.strength = 0.0
     assert not policy.sample(1).keep.any()
 
 
