@@ -75,7 +75,6 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
     result = {"variant": name, "seed": seed, "accuracy": accuracy(model, tests, preprocess.test)}
     if learner:
         result |= policy_metrics(augment.policy)
-        result["operations"] = [operation.name for operation in augment.space.operations]
     return result | {"seconds": time.perf_counter() - start}
 
 
@@ -90,13 +89,11 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = [name, str(len(rows)), interval([100 * row["accuracy"] for row in rows])]
         if "keep_probs" in rows[0]:
             keeps = [row["keep_probs"] for row in rows]
-            pairs = [spearmanr(*pair).statistic for pair in itertools.combinations(keeps, 2)]
-            names = rows[0]["operations"]
-            harmful = [
-                k for keep in keeps for k, n in zip(keep, names, strict=True) if n in HARMFUL
-            ]
+            values = [list(keep.values()) for keep in keeps]
+            pairs = [spearmanr(*pair).statistic for pair in itertools.combinations(values, 2)]
+            harmful = [keep[name] for keep in keeps for name in HARMFUL if name in keep]
             drawn = [sum(p * (i + 1) for i, p in enumerate(r["num_ops_probs"])) for r in rows]
-            mean_keeps = [statistics.mean(keep) for keep in keeps]
+            mean_keeps = [statistics.mean(keep) for keep in values]
             kept = [d * k for d, k in zip(drawn, mean_keeps, strict=True)]
             cells += [
                 f"{statistics.mean(pairs):.2f}" if pairs else "",
@@ -122,12 +119,12 @@ def policies(results: list[dict[str, Any]]) -> str:
         return ""
     lines = ["| | " + " | ".join(learned) + " |", "|---|" + "---|" * len(learned)]
     first = next(iter(learned.values()))[0]
-    labels = [f"keep {name}" for name in first["operations"]]
+    labels = [f"keep {name}" for name in first["keep_probs"]]
     labels += [f"draw {i + 1}" for i in range(len(first["num_ops_probs"]))]
     for index, label in enumerate(labels):
         cells = []
         for rows in learned.values():
-            values = [(row["keep_probs"] + row["num_ops_probs"])[index] for row in rows]
+            values = [[*row["keep_probs"].values(), *row["num_ops_probs"]][index] for row in rows]
             cells.append(f"{statistics.mean(values):.2f} ± {statistics.pstdev(values):.2f}")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

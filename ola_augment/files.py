@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ _MOST_ENTRIES = 1_000_000
 _MALFORMED = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError)
 
 
-def save_policy(policy: LogitsModule, path: str | Path) -> None:
+def save_policy(
+    policy: LogitsModule, path: str | Path, *, transform: Mapping[str, Any] | None = None
+) -> None:
     """Write a policy of any kind: search space, arguments and logits.
 
     A user's own kernels are not written; pass the space to :func:`load_policy` to get them back.
     A user's own kind of policy needs ``arguments()``, the JSON values that its constructor takes
     after the space.
+
+    Args:
+        policy: a :class:`Policy` or :class:`SplitPolicy`.
+        path: of the file, replaced if it is there.
+        transform: JSON values of the transform that draws from it.
 
     Raises:
         TypeError: no policy, or one whose kind does not define ``arguments()``.
@@ -49,6 +57,8 @@ def save_policy(policy: LogitsModule, path: str | Path) -> None:
         "arguments": arguments,
         "logits": {name: logits.tolist() for name, logits in policy.state_dict().items()},
     }
+    if transform is not None:
+        content["transform"] = dict(transform)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -130,6 +140,18 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit its policy: {error}") from error
     return policy
+
+
+def read_transform(path: str | Path) -> dict[str, Any]:
+    """What :func:`save_policy` was told of the transform; empty if nothing.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    settings = _read(Path(path)).get("transform", {})
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a complete policy file: transform is {settings!r:.40}")
+    return settings
 
 
 def describe_policy(policy: LogitsModule) -> str:

@@ -17,6 +17,7 @@ from ola_augment.draw import LogProbs, Tables, log_prob
 from ola_augment.logits import LogitsModule
 from ola_augment.operation import whole
 from ola_augment.space import SearchSpace, named_space
+from ola_augment.summary import favour, table_of_operations
 
 _MOST_SLOTS = 1000
 
@@ -229,18 +230,61 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         num_ops, magnitude = log_probs.num_ops.exp().cpu(), log_probs.magnitude.exp().cpu()
         bins = (magnitude @ torch.arange(magnitude.shape[1]).to(magnitude)).tolist()
         counts = ", ".join(f"{p:.2f}" for p in num_ops.tolist())
-        learned, verb = log_probs.keep, "kept"
+        favoured = favour(log_probs.keep, log_probs.ops)
         head = [described, f"1 .. {self.max_ops} operations: {counts}"]
-        if log_probs.ops is not None:
-            learned, verb, head = log_probs.ops, "drawn", [described]
+        if favoured.verb == "drawn":
+            head = [described]
         lines = [
-            f"{operation.name}: {verb} {p:.2f}"
+            f"{operation.name}: {favoured.verb} {p:.2f}"
             + f", mean bin {mean:.1f}" * (operation.low is not None)
             for operation, p, mean in zip(
-                self.space.operations, learned.exp().tolist(), bins, strict=True
+                self.space.operations, favoured.probs.tolist(), bins, strict=True
             )
         ]
         return "\n".join((*head, *lines))
+
+    def summary(self, height: int = 32, width: int = 32) -> str:
+        """What the policy does, as text: one line an operation, its favourites first.
+
+        An operation is *kept* with its probability once it is drawn; of a policy that draws some
+        more often than others it says how often each is *drawn*.
+
+        Args:
+            height: of the images, for magnitudes in pixels.
+            width: of the same.
+
+        Example:
+            >>> print(UniformPolicy("rand_augment").summary())  # doctest: +ELLIPSIS
+            UniformPolicy over 'rand_augment' (14 operations)
+            applied to an image on average: 1.00 (drawn: 2)
+            identity: kept 0.50
+            ...
+            rotate: kept 0.50, mean ±15°
+            ...
+        """
+        with torch.no_grad():
+            tables = self._tables()
+            favoured, magnitude = favour(tables.keep, tables.ops), tables.magnitude.exp()
+            lines = table_of_operations(self.space, favoured, magnitude, height, width)
+            applied = f"applied to an image on average: {float(self.applied_ops()):.2f}"
+            probs = tables.num_ops.exp().tolist()
+        drawn = ", ".join(f"{r} with probability {p:.2f}" for r, p in enumerate(probs, 1) if p)
+        if max(probs) == 1:
+            drawn = str(probs.index(1) + 1)
+        title = f"{type(self).__name__} over {self.space.name!r} ({len(self.space)} operations)"
+        return "\n".join((title, f"{applied} (drawn: {drawn})", *lines))
+
+    def applied_ops(self) -> Tensor:
+        """Expected number of applied operations of an image; a scalar, as :meth:`entropy`.
+
+        Example:
+            >>> float(UniformPolicy(num_ops=2, keep_prob=0.5).applied_ops())
+            1.0
+        """
+        num_ops, keep, _, _, ops = self._tables()
+        counts = torch.arange(1, self.max_ops + 1, device=num_ops.device).to(num_ops)
+        kept = keep.exp().mean() if ops is None else ops.exp() @ keep.exp()
+        return (num_ops.exp() @ counts) * kept
 
     def entropy(self) -> Tensor:
         """Entropy of the distribution in nats, differentiable in the logits; a scalar."""

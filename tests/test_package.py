@@ -33,8 +33,8 @@ def _imported(layer):
 
 
 def test_imports_run_one_way():
-    layers = ["kernels", "operation", "space", "actions", "draw", "logits", "policy", "operations"]
-    layers += ["transforms", "training", "plots", "integrations", "kornia"]
+    layers = ["kernels", "operation", "space", "actions", "draw", "summary", "logits", "policy"]
+    layers += ["files", "operations", "transforms", "training", "plots", "integrations", "kornia"]
     for level, layer in enumerate(layers):
         for file, imported in _imported(layer).items():
             assert not imported & set(layers[level + 1 :]), f"{file} imports {imported}"

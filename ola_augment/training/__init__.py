@@ -1,9 +1,10 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
-from ola_augment.training.callbacks import Callback
-from ola_augment.training.fit import accuracy, fit, policy_metrics, scale_to_float
+from ola_augment.training.callbacks import Callback, CSVLogger, TensorBoardLogger
+from ola_augment.training.fit import fit
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
+from ola_augment.training.metrics import accuracy, policy_metrics, scale_to_float
 from ola_augment.training.reward import (
     cosine_reward,
     gradient_alignment_reward,
@@ -15,6 +16,7 @@ from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.training.values import ValueUpdater
 
 __all__ = [
+    "CSVLogger",
     "Callback",
     "GARUpdater",
     "MetaGradientUpdater",
@@ -24,6 +26,7 @@ __all__ = [
     "SplitBatchSampler",
     "SplitPolicy",
     "Step",
+    "TensorBoardLogger",
     "UpdateStats",
     "ValueUpdater",
     "accuracy",

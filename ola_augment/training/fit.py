@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ola_augment.files import write_atomically
-from ola_augment.policy import Policy
 from ola_augment.training.batches import Batch, read_batch
 from ola_augment.training.callbacks import Callback
 from ola_augment.training.checkpoint import (
@@ -29,6 +28,7 @@ from ola_augment.training.checkpoint import (
     set_random_states,
 )
 from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.metrics import hits, policy_metrics, progress_text, scale_to_float
 from ola_augment.training.reward import all_ranks
 from ola_augment.training.signals import Engine
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -107,10 +107,11 @@ def fit(
 
     Returns:
         One dict an epoch: ``epoch`` (from 1), ``steps`` (so far), ``seconds`` (of training,
-        without evaluation), ``augmented_loss`` and ``plain_loss`` (means; None without such a
-        batch), ``skipped_steps``, what ``evaluate`` gave, and with a policy that learns
-        ``reward_mean``, ``reward_std`` (of raw rewards), ``entropy`` (nats), ``num_ops_probs`` (S
-        numbers), ``keep_probs`` (A) and ``mean_magnitude_bins`` (A).
+        without evaluation), ``augmented_loss``, ``plain_loss``, ``augmented_accuracy`` and
+        ``plain_accuracy`` (means over the batches; None without such a batch, and accuracy only
+        where outputs (B, classes) meet whole targets (B,)), ``skipped_steps``, what ``evaluate``
+        gave, and with a policy that learns ``reward_mean``, ``reward_std`` (of raw rewards) and
+        what :func:`policy_metrics` says, by the names of the operations.
 
     Raises:
         ValueError: a number out of range, an updater without ``augment`` or beside a learner, a
@@ -180,9 +181,11 @@ def fit(
 
     write_metrics()
     total = epochs * len(loader) if isinstance(loader, Sized) else None
+    method = "none" if augment is None else type(augment).__name__
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
         for epoch in range(first_epoch, epochs + 1):
             model.train()
+            bar.set_description(f"{method}, epoch {epoch}/{epochs}")
             if paused is not None:
                 # Go through the epoch's order again, as far as it was, without training.
                 set_random_states(paused["epoch_random" if batches_done else "random"], found)
@@ -198,7 +201,8 @@ def fit(
                 loss = run.step(read_batch(batch, run.device))
                 batches_done += 1
                 seconds = before + time.perf_counter() - start
-                bar.update()
+                if bar.update():  # it was drawn
+                    bar.set_postfix_str(progress_text(run.means() | run.policy()), refresh=False)
                 for callback in callbacks:
                     callback.on_step(run.count, loss)
                 due = due or run.count % checkpoint_every == 0
@@ -215,7 +219,7 @@ def fit(
             batches_done, seconds = 0, 0.0
             save(epoch + 1, 0)
             write_metrics()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in record.items() if isinstance(v, float)})
+            bar.set_postfix_str(progress_text(record))
     return history
 
 
@@ -260,7 +264,9 @@ class _Run:
         self.skip = skip
         self.count = 0
         self.skipped = 0
-        self.losses: dict[str, list[float]] = {"augmented_loss": [], "plain_loss": []}
+        self.measured: dict[str, list[float]] = {
+            f"{kind}_{what}": [] for what in ("loss", "accuracy") for kind in ("augmented", "plain")
+        }
         self.rewards: list[list[float]] = []
 
     @property
@@ -278,7 +284,7 @@ class _Run:
             self.optimizer.zero_grad()
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.count += 1
-        loss = self._backward(batch, augmented)
+        loss, right = self._backward(batch, augmented)
         good = math.isfinite(loss) and (not ends or self._gradients_are_finite())
         if not all_ranks(good, self.device):
             self._give_up(buffers, loss)
@@ -286,10 +292,14 @@ class _Run:
         if ends and self._update() and self.scheduler is not None:
             for _ in range(1 + plain_first):  # a schedule counts batches
                 self.scheduler.step()
-        self.losses["augmented_loss" if augmented else "plain_loss"].append(loss)
+        kind = "augmented" if augmented else "plain"
+        self.measured[f"{kind}_loss"].append(loss)
+        if right is not None:
+            self.measured[f"{kind}_accuracy"].append(right)
         return loss
 
-    def _backward(self, batch: Batch, augmented: bool) -> float:
+    def _backward(self, batch: Batch, augmented: bool) -> tuple[float, float | None]:
+        """Loss of a batch, NaN if it is bad, and the share of right predictions, if it has one."""
         learner = self.learner
         scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
         half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
@@ -302,12 +312,14 @@ class _Run:
                 if augmented
                 else learner.plain_step(loss_scale=scale)
             )
-        value = math.nan
+        value, right = math.nan, None
         try:
             with half as step:
                 kind = self.device.type
                 with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-                    loss = self.criterion(self.model(self.preprocess(images)), batch.targets)
+                    outputs = self.model(self.preprocess(images))
+                    loss = self.criterion(outputs, batch.targets)
+                right = hits(outputs, batch.targets)
                 value = float(loss.detach())
                 if step is not None:
                     step.loss = loss.detach()
@@ -319,7 +331,7 @@ class _Run:
             value = math.nan  # the engine refused what the bad loss brought
         if step is not None and step.stats is not None:
             self.rewards.append([step.stats.reward_mean, step.stats.reward_std])
-        return value
+        return value, right
 
     def _gradients_are_finite(self) -> bool:
         if self.scaler is not None:  # it looks itself, and lowers its scale
@@ -360,20 +372,27 @@ class _Run:
 
     def metrics(self) -> dict[str, Any]:
         """Return means since the last call, and the policy as it is now."""
-        metrics: dict[str, Any] = {
-            kind: math.fsum(losses) / len(losses) if losses else None
-            for kind, losses in self.losses.items()
-        }
-        for losses in self.losses.values():
-            losses.clear()
+        metrics: dict[str, Any] = self.means()
+        for entries in self.measured.values():
+            entries.clear()
         metrics["skipped_steps"], self.skipped = self.skipped, 0
         if self.learner is not None:
             columns = list(zip(*self.rewards, strict=True)) or [(), ()]
             for key, values in zip(("reward_mean", "reward_std"), columns, strict=True):
                 metrics[key] = sum(values) / len(values) if values else None
             self.rewards.clear()
-            metrics |= policy_metrics(self.learner.policy)
-        return metrics
+        return metrics | self.policy()
+
+    def means(self) -> dict[str, float | None]:
+        """Return means since the last epoch."""
+        return {
+            name: math.fsum(values) / len(values) if values else None
+            for name, values in self.measured.items()
+        }
+
+    def policy(self) -> dict[str, Any]:
+        """Return the learning policy as it is now."""
+        return {} if self.learner is None else policy_metrics(self.learner.policy)
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -390,7 +409,7 @@ class _Run:
             "parts": {name: part.state_dict() for name, part in self._parts().items()},
             "count": self.count,
             "skipped": self.skipped,
-            "losses": self.losses,
+            "measured": self.measured,
             "rewards": self.rewards,
         }
 
@@ -405,50 +424,5 @@ class _Run:
         for name in sorted(parts, key=lambda name: name != "learner"):
             parts[name].load_state_dict(state["parts"][name])
         self.count, self.skipped = state["count"], state["skipped"]
-        self.losses = {name: list(values) for name, values in state["losses"].items()}
+        self.measured = {name: list(values) for name, values in state["measured"].items()}
         self.rewards = [list(values) for values in state["rewards"]]
-
-
-def policy_metrics(policy: Policy) -> dict[str, Any]:
-    """Probabilities of a policy as plain numbers, for metrics and plots."""
-    with torch.no_grad():
-        log_probs = policy.log_probs()
-        bins = torch.arange(policy.space.num_magnitude_bins, device=log_probs.keep.device)
-        return {
-            "entropy": float(policy.entropy()),
-            "num_ops_probs": log_probs.num_ops.exp().tolist(),
-            "keep_probs": log_probs.keep.exp().tolist(),
-            "mean_magnitude_bins": (log_probs.magnitude.exp() @ bins.float()).tolist(),
-        }
-
-
-def scale_to_float(images: Tensor) -> Tensor:
-    """Uint8 images to float32 in [0, 1]; floating images as they are."""
-    return images if images.is_floating_point() else images.float() / 255
-
-
-def accuracy(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    preprocess: Preprocess = scale_to_float,
-) -> float:
-    """Share of correct predictions in [0, 1], in evaluation mode; the mode is restored.
-
-    Raises:
-        ValueError: no examples.
-    """
-    device = next(model.parameters()).device
-    correct = examples = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for images, targets in batches:
-                outputs = model(preprocess(images.to(device)))
-                correct += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
-                examples += len(targets)
-    finally:
-        model.train(training)
-    if not examples:
-        raise ValueError("batches must hold at least one example, got none")
-    return correct / examples

@@ -145,8 +145,13 @@ class OLALearner:
 
     @property
     def learns(self) -> bool:
-        """Whether the policy learns from the pair that is under way, or comes next."""
-        return self.pairs % self.learn_every == 0
+        """Whether the policy learns from the pair that is under way, or comes next.
+
+        A frozen policy (:meth:`PolicyTransform.freeze`) learns from none.
+        """
+        logits = self.policy.named_logits().values()
+        frozen = bool(logits) and not any(entry.requires_grad for entry in logits)
+        return self.pairs % self.learn_every == 0 and not frozen
 
     @property
     def plain_first(self) -> bool:

@@ -104,6 +104,11 @@ class _PolicyGradient:
 
     def _collect(self, actions: Any, rewards: Tensor) -> tuple[list[Tensor], float, float]:
         """Gradient of the batch mean of r_i log p(a_i), examples, share of clipped weights."""
+        if not all(logits.requires_grad for logits in self._logits):
+            raise RuntimeError(
+                "the policy is frozen, its logits do not learn; policy.requires_grad_() lets them "
+                "learn again, OLALearner passes over a frozen policy"
+            )
         _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and

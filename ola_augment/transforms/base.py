@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -17,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from ola_augment.actions import Actions, check_actions
+from ola_augment.files import load_policy, read_transform, save_policy
 from ola_augment.logits import warn_if_unshared
 from ola_augment.operations.apply import run_actions
 from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
@@ -36,6 +38,10 @@ from ola_augment.transforms.inputs import (
     restore,
     to_tensor,
 )
+from ola_augment.transforms.settings import from_json, to_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
@@ -68,6 +74,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     """
 
     _fixed = frozenset(("interpolation", "fill"))
+    #: The kind of policy that :meth:`load` accepts.
+    _policy_kind: ClassVar[type[Policy]] = Policy  # type: ignore[type-abstract]
 
     def __init__(
         self,
@@ -244,6 +252,64 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             frames = inpt.shape[-4]
             actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
         return self._apply(inpt, actions)
+
+    def freeze(self) -> Self:
+        """Stop learning: the policy stays as it is, and goes on augmenting.
+
+        An :class:`OLALearner` then costs nothing; ``augment.policy.requires_grad_()`` lets the
+        policy learn again.
+
+        Returns:
+            The transform itself.
+        """
+        self.policy.requires_grad_(False)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write policy, interpolation and fill as JSON, atomically; the generator is not written.
+
+        Args:
+            path: of the file, replaced if it is there. :func:`load_policy` reads it as well.
+
+        Raises:
+            TypeError: a policy of a kind that cannot be saved, or a fill for a type of your own.
+            OSError: the file cannot be written; an old one is untouched.
+        """
+        save_policy(self.policy, path, transform=to_json(self.interpolation, self.fill))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        space: SearchSpace | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Read what :meth:`save` wrote, or a file of :func:`save_policy`.
+
+        Args:
+            path: of the JSON file.
+            space: with the operations of the file, for spaces with a user's own kernels.
+            generator: to draw with, as at construction.
+
+        Returns:
+            A transform of this class.
+
+        Raises:
+            ValueError: not such a file, or one with a policy of another kind than this class's.
+        """
+        policy, settings = load_policy(path, space), read_transform(path)
+        if not isinstance(policy, cls._policy_kind):
+            raise ValueError(
+                f"{path} holds a {type(policy).__name__}, {cls.__name__} needs a "
+                f"{cls._policy_kind.__name__}; PolicyTransform.load reads every kind"
+            )
+        transform = cls.__new__(cls)
+        try:
+            PolicyTransform.__init__(transform, policy, generator=generator, **from_json(settings))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a complete policy file: {error}") from error
+        return transform
 
     def extra_repr(self) -> str:
         """Search space, slots, bins and how pixels are resampled."""

@@ -32,6 +32,7 @@ class OLAAugment(PolicyTransform):
     """
 
     policy: OLAPolicy
+    _policy_kind = OLAPolicy
 
     def __init__(
         self,
@@ -63,6 +64,8 @@ class UniformAugment(PolicyTransform):
         generator: see :class:`PolicyTransform`.
     """
 
+    _policy_kind = UniformPolicy
+
     def __init__(
         self,
         space: str | SearchSpace = "wide_long",
@@ -91,6 +94,8 @@ class RandAugment(PolicyTransform):
         space: as for :class:`OLAAugment`.
         generator: see :class:`PolicyTransform`.
     """
+
+    _policy_kind = RandAugmentPolicy
 
     def __init__(
         self,
@@ -121,6 +126,8 @@ class TrivialAugment(PolicyTransform):
         space: as for :class:`OLAAugment`.
         generator: see :class:`PolicyTransform`.
     """
+
+    _policy_kind = UniformPolicy
 
     def __init__(
         self,
