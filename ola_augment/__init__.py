@@ -10,6 +10,7 @@ from ola_augment.space import SearchSpace
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import (
@@ -43,6 +44,7 @@ __all__ = [
     "SplitActions",
     "SplitBatchSampler",
     "SplitPolicy",
+    "Thermostat",
     "TrivialAugment",
     "UniformAugment",
     "UniformPolicy",

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, UniformAugment
+from ola_augment import (
+    GARUpdater,
+    NSLRUpdater,
+    OLAAugment,
+    OLALearner,
+    OLAPolicy,
+    Thermostat,
+    UniformAugment,
+    ValueUpdater,
+)
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.training import cosine_reward
 
@@ -105,11 +114,13 @@ def expected_of_first_pair(reference, cosine):
     images, targets = batch(0)
     augmented, _ = transform().augment(images)
     rows = gradients(model, augmented, targets)
-    g = gradients(model, *batch(1)).mean(0)
-    if reference == "next":
+    g = before = gradients(model, *batch(1)).mean(0)
+    if reference in ("next", "trapezoid"):
         theta = nn.utils.parameters_to_vector(model.parameters()) - 0.1 * rows.mean(0)
         nn.utils.vector_to_parameters(theta.detach(), model.parameters())
         g = gradients(model, *batch(1)).mean(0)
+    if reference == "trapezoid":
+        g = (before + g) / 2
     alignments = rows @ g / B
     return F.cosine_similarity(rows, g[None]) if cosine else alignments
 
@@ -123,15 +134,47 @@ def test_the_reference_is_the_plain_batch_after_the_step(cosine):
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_the_reference_is_held_out_batches_in_turn(cosine):
-    loop = Loop(cosine=cosine, reference=[batch(1), batch(7)])
-    loop.pair(0)
+@pytest.mark.parametrize("trapezoid", [False, True])
+def test_the_reference_is_held_out_batches_in_turn(cosine, trapezoid):
+    loop = Loop(cosine=cosine, reference=[batch(1), batch(7)], trapezoid=trapezoid)
+    assert (loop.pair(0).stats is not None) == trapezoid
     [(_, found)] = loop.updater.seen
-    expected = expected_of_first_pair("held out", cosine)
+    expected = expected_of_first_pair("trapezoid" if trapezoid else "held out", cosine)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     for index in range(1, 4):
         loop.pair(index)
     assert len(loop.updater.seen) == 4
+
+
+def test_trapezoid_alignments_share_out_the_change_of_the_held_out_loss():
+    """To second order: the error falls with the cube of the step."""
+    errors = []
+    for lr in (0.08, 0.04):
+        loop = Loop(reference=[batch(1)])
+        loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=lr)
+        before = float(loss_of(network(), *batch(1)).detach())
+        with loop.learner.augmented_step():
+            images, targets = batch(0)
+            loss_of(loop.model, loop.learner.augment(images), targets).backward()
+        loop.step()
+        change = float(loss_of(loop.model, *batch(1)).detach()) - before
+        with loop.learner.plain_step():
+            loss_of(loop.model, *batch(3)).backward()
+        [(_, found)] = loop.updater.seen
+        errors.append(abs(change + lr * float(found.sum())))
+        assert errors[-1] < 0.05 * abs(change)
+    assert errors[1] < errors[0] / 6
+
+
+def test_learning_ends_after_learn_pairs_and_costs_nothing_then():
+    loop = Loop(reference=[batch(9)], learn_every=2, learn_pairs=4)
+    for index in range(8):
+        loop.pair(index)
+    assert len(loop.updater.seen) == 2
+    assert not loop.learner.learns
+    assert loop.learner.pairs == 8
+    with pytest.raises(ValueError, match="learn_pairs"):
+        Loop(learn_pairs=0)
 
 
 def test_held_out_batches_leave_buffers_and_gradients():
@@ -240,7 +283,8 @@ def test_backpack_carries_the_same_pair():
 @pytest.mark.parametrize("reference", ["next", "held out"])
 def test_stopped_after_every_pair_and_resumed(reference):
     def make():
-        return Loop(reference=[batch(90 + i) for i in range(3)] if reference != "next" else "next")
+        held_out = [batch(90 + i) for i in range(3)]
+        return Loop(reference="next" if reference == "next" else held_out)
 
     whole = make()
     for index in range(6):
@@ -265,7 +309,7 @@ def test_stopped_after_every_pair_and_resumed(reference):
 def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
     def make():
         if "reference" in options:
-            return Loop(reference=[batch(90 + i) for i in range(4)])
+            return Loop(reference=[batch(90 + i) for i in range(4)], trapezoid=False)
         return Loop(**options)
 
     whole = make()
@@ -420,3 +464,77 @@ def test_the_updaters_reward_gets_the_norms_it_takes():
     engine = DirectionalAlignment(model, loss_of)
     with pytest.raises(ValueError, match="norms"):
         OLALearner(model, augment, engine=engine, updater=learner.updater)
+
+
+class Steered:
+    """A loop whose policy has a strength, values and a thermostat."""
+
+    def __init__(self, **options):
+        self.model = network()
+        self.augment = OLAAugment(
+            "rand_augment", generator=torch.Generator().manual_seed(1), strength=1.0
+        )
+        self.thermostat = Thermostat(self.augment.policy, smoothing=0.0, lower_after=2, **options)
+        self.learner = OLALearner(
+            self.model, self.augment, reference=[batch(99)], thermostat=self.thermostat
+        )
+
+    def pair(self, accuracy):
+        with self.learner.augmented_step():
+            images, targets = batch(0)
+            loss_of(self.model, self.learner.augment(images), targets).backward()
+        with self.learner.plain_step() as step:
+            loss_of(self.model, *batch(1)).backward()
+            step.accuracy = accuracy
+        return step
+
+
+def test_a_policy_of_given_strength_learns_by_values_and_a_thermostat_steers_it():
+    loop = Steered(up=0.5, down=0.25, most=2.0)
+    assert isinstance(loop.learner.updater, ValueUpdater)
+    strengths = []
+    for accuracy in (0.1, 0.1, 0.1, 0.7, 0.95, 0.95, 0.95, 0.95, 0.2):
+        assert loop.pair(accuracy).stats.stepped
+        strengths.append(loop.augment.policy.strength)
+    assert strengths == [1.0, 1.0, 0.75, 0.75, 1.25, 1.75, 2.0, 2.0, 1.75]
+    assert loop.augment.policy.keep_logits.any()
+    with pytest.raises(RuntimeError, match="accuracy"):
+        loop.pair(None)
+
+
+def test_the_state_has_the_thermostat():
+    one, other = Steered(), Steered()
+    one.pair(0.7)
+    other.learner.load_state_dict(one.learner.state_dict())
+    assert (other.thermostat.calls, other.thermostat.accuracy) == (1, 0.7)
+    plain = OLALearner(one.model, one.augment, reference=[batch(99)])
+    with pytest.raises(ValueError, match="thermostat"):
+        plain.load_state_dict(one.learner.state_dict())
+    bad = one.learner.state_dict() | {"thermostat": {"accuracy": 7.0, "calls": 1}}
+    with pytest.raises(ValueError, match="accuracy"):
+        other.learner.load_state_dict(bad)
+    assert other.thermostat.accuracy == 0.7
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda policy: Thermostat(OLAPolicy()), ValueError, "strength"),
+        (lambda policy: Thermostat(UniformAugment().policy), TypeError, "OLAPolicy"),
+        (lambda policy: Thermostat(policy, raise_above=0.4), ValueError, "ordered"),
+        (lambda policy: Thermostat(policy, up=-1), ValueError, "up"),
+        (lambda policy: Thermostat(policy, most=5), ValueError, "most"),
+        (lambda policy: Thermostat(policy, smoothing=1), ValueError, "smoothing"),
+        (lambda policy: Thermostat(policy, lower_after=-1), ValueError, "lower_after"),
+        (lambda policy: Thermostat(policy).step(1.5), ValueError, "accuracy"),
+        (lambda policy: Thermostat(policy).step(float("nan")), ValueError, "accuracy"),
+        (
+            lambda policy: OLALearner(network(), transform(), thermostat=Thermostat(policy)),
+            ValueError,
+            "another policy",
+        ),
+    ],
+)
+def test_bad_thermostats_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make(OLAPolicy(strength=1.0))

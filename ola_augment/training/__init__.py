@@ -12,6 +12,7 @@ from ola_augment.training.reward import (
     normalize,
 )
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
+from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.training.values import ValueUpdater
 
@@ -27,6 +28,7 @@ __all__ = [
     "SplitPolicy",
     "Step",
     "TensorBoardLogger",
+    "Thermostat",
     "UpdateStats",
     "ValueUpdater",
     "accuracy",

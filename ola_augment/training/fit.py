@@ -323,6 +323,7 @@ class _Run:
                 value = float(loss.detach())
                 if step is not None:
                     step.loss = loss.detach()
+                    step.accuracy = right
                 scaled: Tensor = loss if self.scaler is None else self.scaler.scale(loss)
                 scaled.backward()  # type: ignore[no-untyped-call]
         except RuntimeError:

@@ -16,10 +16,12 @@ from ola_augment.actions import Actions
 from ola_augment.alignment import GradientAlignment, NotFinite
 from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
-from ola_augment.policy import Policy
+from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.training.reward import all_ranks, mean_over_ranks
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
+from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
 _VERSION = 1
@@ -36,12 +38,14 @@ class Step:
         losses: of :class:`~ola_augment.alignment.DirectionalAlignment` alone: (B,), to run
             backward.
         loss: set it inside the block where the updater needs it (:class:`NSLRUpdater`).
+        accuracy: in [0, 1], set it inside the plain block where a thermostat needs it.
         stats: of the policy's update, after the block; None where there was none.
     """
 
     learns: bool
     losses: Tensor | None = None
     loss: Tensor | None = None
+    accuracy: float | None = None
     stats: UpdateStats | None = None
 
 
@@ -74,7 +78,16 @@ class OLALearner:
         cosine: reward the cosine between the gradients, not their dot product.
         learn_every: learn from every so manyth pair; the others cost nothing.
         micro_batches: steps that make one half of a pair, when gradients are accumulated.
-        updater: instead of ``GARUpdater(augment.policy, lr)``; ``lr`` is then ignored.
+        trapezoid: with held-out batches, g is the mean of their gradient before and after the
+            augmented update, which is what that update changed their loss by, to second order (the
+            rule of that name), so that the alignments share out the change among the examples;
+            False takes the gradient before it, which needs no memory for the capture.
+        learn_pairs: learn only from the first so many pairs; None from all. Held-out batches may
+            join the training after them.
+        thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
+            block.
+        updater: None is ``ValueUpdater(augment.policy)`` for a policy of a given strength, else
+            ``GARUpdater(augment.policy, lr)``; ``lr`` is then ignored.
         engine: instead of ``GradientAlignment(model)``.
         loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of a
             batch (inputs, targets), uint8 inputs scaled to [0, 1].
@@ -100,22 +113,30 @@ class OLALearner:
         learn_every: int = 1,
         *,
         micro_batches: int = 1,
-        updater: GARUpdater | NSLRUpdater | None = None,
+        trapezoid: bool = True,
+        learn_pairs: int | None = None,
+        thermostat: Thermostat | None = None,
+        updater: GARUpdater | NSLRUpdater | ValueUpdater | None = None,
         engine: Engine | None = None,
         loss: BatchLoss | None = None,
     ) -> None:
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
-        for name, value in (("learn_every", learn_every), ("micro_batches", micro_batches)):
+        counts = {"learn_every": learn_every, "micro_batches": micro_batches}
+        if learn_pairs is not None:
+            counts["learn_pairs"] = learn_pairs
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         if isinstance(reference, str) and reference not in ("next", "current"):
             raise ValueError(
                 f'reference must be "next", "current" or held-out batches, got {reference!r}'
             )
-        self.updater = GARUpdater(augment.policy, lr=lr) if updater is None else updater
+        self.updater = _updater(augment.policy, lr) if updater is None else updater
         if self.updater.policy is not augment.policy:
             raise ValueError("updater must be of augment.policy, it updates another policy")
+        if thermostat is not None and thermostat.policy is not augment.policy:
+            raise ValueError("thermostat must be of augment.policy, it steers another policy")
         self._model = unwrapped(model)
         self._signal: Signal
         if self.updater.per_example:
@@ -135,8 +156,11 @@ class OLALearner:
         self.policy: Policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
         self._held_out = None if isinstance(reference, str) else _Cycle(reference)
+        self._trapezoid = trapezoid and self._held_out is not None
         self._loss = loss or _cross_entropy
+        self.thermostat = thermostat
         self.learn_every = learn_every
+        self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
         self.skipped = 0
@@ -149,9 +173,13 @@ class OLALearner:
 
         A frozen policy (:meth:`PolicyTransform.freeze`) learns from none.
         """
+        over = self.learn_pairs is not None and self.pairs >= self.learn_pairs
+        return not over and not self._frozen and self.pairs % self.learn_every == 0
+
+    @property
+    def _frozen(self) -> bool:
         logits = self.policy.named_logits().values()
-        frozen = bool(logits) and not any(entry.requires_grad for entry in logits)
-        return self.pairs % self.learn_every == 0 and not frozen
+        return bool(logits) and not any(entry.requires_grad for entry in logits)
 
     @property
     def plain_first(self) -> bool:
@@ -179,6 +207,7 @@ class OLALearner:
         self._drawn.clear()
         self._actions: list[Actions] = []  # of augmented steps that await their reward
         self._gradients: Mapping[str, Tensor] | None = None
+        self._held_out_batch: tuple[Any, ...] | None = None  # that awaits the augmented update
         self._half: tuple[str, int] = ("", 0)  # under way, and how many of its micro-batches ran
 
     @contextlib.contextmanager
@@ -205,13 +234,16 @@ class OLALearner:
         try:
             count = self._enter("augmented", first)
             if count == 0 and self._held_out is not None and step.learns:
-                self._gradients = self._held_out_gradients(self._held_out)
+                held_out = self._held_out.next()
+                self._gradients = self._held_out_gradients(held_out)
+                self._held_out_batch = held_out if self._trapezoid else None
+            known = None if self._trapezoid else self._gradients
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
             usable = True
             try:
                 with (
-                    self._signal.capture(batch, self._gradients, loss_scale)
+                    self._signal.capture(batch, known, loss_scale)
                     if captures or batch
                     else contextlib.nullcontext()
                 ) as given:
@@ -228,7 +260,7 @@ class OLALearner:
                 )
             self._actions += drawn * (usable and captures)
             self._half = ("augmented", count + 1)
-            if count + 1 == self.micro_batches and self.reference != "next":
+            if count + 1 == self.micro_batches and not self._waits:
                 step.stats = self._reward(step, self._gradients)
         except BaseException:
             self.drop()
@@ -247,12 +279,23 @@ class OLALearner:
             The :class:`Step`; its ``stats`` are filled in after the block.
 
         Raises:
-            RuntimeError: no gradient reached the model, or what the engine refuses.
+            RuntimeError: no gradient reached the model, what the engine refuses, or no
+                ``step.accuracy`` for the thermostat.
         """
         step = Step(self.learns)
         try:
             count = self._enter("plain", self.plain_first)
+            if self._held_out_batch is not None:
+                step.stats = self._reward(step, self._mean_gradients(self._held_out_batch))
+                self._held_out_batch = None
             yield step
+            if self.thermostat is not None and not self._frozen:
+                if step.accuracy is None:
+                    raise RuntimeError(
+                        "the thermostat needs the accuracy of the plain batch: `with "
+                        "learner.plain_step() as step:` step.accuracy = accuracy"
+                    )
+                self.thermostat.step(step.accuracy)
             self._half = ("plain", count + 1)
             if count + 1 == self.micro_batches and step.learns:
                 if self.reference == "next":
@@ -264,6 +307,17 @@ class OLALearner:
             raise
         if count + 1 == self.micro_batches and not self.plain_first:
             self._complete()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the reward of an augmented step awaits what comes after it."""
+        return self.reference == "next" or self._trapezoid
+
+    def _mean_gradients(self, held_out: tuple[Any, ...]) -> dict[str, Tensor]:
+        """G of a held-out batch, mean of before the augmented update and now."""
+        before = self._gradients or {}
+        now = self._held_out_gradients(held_out)
+        return {name: (before[name] + gradient) / 2 for name, gradient in now.items()}
 
     def _enter(self, half: str, first: bool) -> int:
         """How many micro-batches of this half ran; a first half begins a new pair."""
@@ -306,11 +360,11 @@ class OLALearner:
             raise RuntimeError("no gradient reached the model: run backward inside plain_step()")
         return found
 
-    def _held_out_gradients(self, batches: _Cycle) -> dict[str, Tensor]:
-        """G of the next held-out batch; gradients and buffers of the model stay as they are."""
+    def _held_out_gradients(self, held_out: tuple[Any, ...]) -> dict[str, Tensor]:
+        """G of a held-out batch; gradients and buffers of the model stay as they are."""
         parameters = trainable_parameters(self._model)
         device = next(iter(parameters.values())).device
-        batch = [part.to(device) if isinstance(part, Tensor) else part for part in batches.next()]
+        batch = [part.to(device) if isinstance(part, Tensor) else part for part in held_out]
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         try:
             loss = self._loss(self._model, *batch)
@@ -336,7 +390,7 @@ class OLALearner:
             RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
                 saved: save between pairs, or give it up with :meth:`drop`.
         """
-        waits = self.learns and self.reference != "held out"
+        waits = self.learns and (self._waits or self.plain_first)
         if self._half[0] and (waits or self._half[1] < self.micro_batches):
             raise RuntimeError(
                 "a pair is under way and its capture cannot be saved: save after its second step, "
@@ -353,6 +407,7 @@ class OLALearner:
             "skipped": self.skipped,
             "half": self._half[0],
             "held_out": None if self._held_out is None else self._held_out.position,
+            "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -374,10 +429,10 @@ class OLALearner:
             )
         generator = self.transform.generator
         saved = state.get("generator")
-        if (generator is None) != (saved is None) or (self._held_out is None) != (
-            state.get("held_out") is None
-        ):
-            raise ValueError("state is of a learner with another generator or kind of reference")
+        parts = {"generator": generator, "held_out": self._held_out, "thermostat": self.thermostat}
+        for name, part in parts.items():
+            if (part is None) != (state.get(name) is None):
+                raise ValueError(f"state is of a learner with another {name}, or without one")
         half = state.get("half", "")
         if half not in ("", "plain" if self.plain_first else "augmented"):
             raise ValueError(f"state is of a learner with another order of halves: {half!r}")
@@ -390,6 +445,8 @@ class OLALearner:
                 torch.Generator().set_state(saved)  # type: ignore[arg-type]
             self.policy.load_state_dict(state["policy"])
             self.updater.load_state_dict(state["updater"])
+            if self.thermostat is not None:
+                self.thermostat.load_state_dict(state["thermostat"])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             self.policy.load_state_dict(before)
             raise ValueError(f"state does not fit this learner: {error}") from error
@@ -400,6 +457,12 @@ class OLALearner:
         self.pairs, self.skipped = counts[:2]  # type: ignore[assignment]
         self.drop()
         self._half = (half, self.micro_batches if half else 0)
+
+
+def _updater(policy: Policy, lr: float) -> GARUpdater | ValueUpdater:
+    if isinstance(policy, OLAPolicy) and policy.strength is not None:
+        return ValueUpdater(policy)
+    return GARUpdater(policy, lr=lr)
 
 
 class _Cycle:
