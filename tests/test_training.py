@@ -11,8 +11,10 @@ from ola_augment import (
     GradientAlignment,
     NSLRUpdater,
     OLAAugment,
+    OLALearner,
     Operation,
     SearchSpace,
+    Thermostat,
     UniformAugment,
 )
 from ola_augment.plots import augmented_samples, describe, policy_over_time
@@ -207,3 +209,34 @@ def test_labels_name_operations_and_signed_magnitudes():
     assert describe(actions, space, 32, 32) == ["rotate -135°\ninvert"]
     actions.keep[:] = False
     assert describe(actions, space, 32, 32) == ["unchanged"]
+
+
+def test_loaders_and_samplers_are_told_the_epoch():
+    class Announced(list):
+        def set_epoch(self, epoch):
+            seen.append(epoch)
+
+    seen = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = Announced([(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))])
+    fit(model, batches, optimizer, epochs=3, progress=False)
+    assert seen == [0, 1, 2]
+    dataset = torch.utils.data.TensorDataset(torch.zeros(8, 3, 8, 8), torch.zeros(8).long())
+    sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=1, rank=0)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, sampler=sampler)
+    fit(model, loader, optimizer, epochs=2, progress=False)
+    assert sampler.epoch == 1
+
+
+def test_fit_tells_the_thermostat_the_accuracy_of_plain_batches():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    augment = OLAAugment("rand_augment", strength=1.0)
+    thermostat = Thermostat(augment.policy)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    loader = [(images, torch.zeros(4, dtype=torch.long))] * 4
+    learner = OLALearner(model, augment, reference=[loader[0]], thermostat=thermostat)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, loader, optimizer, epochs=2, learner=learner, progress=False)
+    assert thermostat.calls == 4
+    assert thermostat.accuracy > 0

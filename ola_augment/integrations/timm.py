@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ola_augment.draw import LogProbs
 from ola_augment.operation import Operation
-from ola_augment.policy import LogProbs, Policy
+from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
 
 _TOP = 10  # timm's largest level

@@ -51,6 +51,15 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
     return Batch(_move(images, device), _move(targets, device), actions)
 
 
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell a loader and its samplers the epoch, as a ``DistributedSampler`` wants it."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts = (loader, getattr(loader, "sampler", None), batch_sampler)
+    for part in (*parts, getattr(batch_sampler, "sampler", None)):
+        if callable(announce := getattr(part, "set_epoch", None)):
+            announce(epoch)
+
+
 def _describe(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"({', '.join(type(part).__name__ for part in batch)})"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ola_augment.files import write_atomically
-from ola_augment.training.batches import Batch, read_batch
+from ola_augment.training.batches import Batch, read_batch, set_epoch
 from ola_augment.training.callbacks import Callback
 from ola_augment.training.checkpoint import (
     load_checkpoint,
@@ -75,7 +75,8 @@ def fit(
     Args:
         model: trained in place, on its own device.
         loader: batches (images, targets), with the workers' :class:`Actions` where they augment,
-            or mappings with such entries; images as :meth:`PolicyTransform.augment` takes them.
+            or mappings with such entries; images as :meth:`PolicyTransform.augment` takes them. It
+            and its samplers are told the epoch, from 0, where they have a ``set_epoch``.
         optimizer: of the model.
         epochs: passes over the loader.
         augment: applied to every other batch, on the model's device; None augments none, or takes
@@ -185,6 +186,7 @@ def fit(
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
         for epoch in range(first_epoch, epochs + 1):
             model.train()
+            set_epoch(loader, epoch - 1)
             bar.set_description(f"{method}, epoch {epoch}/{epochs}")
             if paused is not None:
                 # Go through the epoch's order again, as far as it was, without training.

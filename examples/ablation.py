@@ -1,6 +1,6 @@
 """What moves the policy, and does that help? One factor at a time, over several seeds.
 
-    python examples/learning_signal.py --train-size 300 --epochs 300 --seeds 5
+    python examples/ablation.py --train-size 300 --epochs 300 --seeds 5
 
 Every variant trains the same network with the same pairs of steps (an augmented one, a plain one).
 ``paper`` is the paper's setting: REINFORCE on normalised rewards, Adam with lr 0.1. Each other
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--batch-size", type=int, default=64)
     add("--lr", type=float, default=0.05)
     add("--seeds", type=int, default=5)
-    add("--out", type=Path, default=Path("runs/learning_signal"))
+    add("--out", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     data = load_data(options.data)
