@@ -1,4 +1,4 @@
-"""Test beds: small problems on which augmentation helps, hurts, or meets other images than it saw."""
+"""Test beds: small problems on which augmentation helps, hurts, or meets other images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learning_signal.py compares: the paper's updater, and one factor changed in each variant.
+"""What ablation.py compares: the paper's updater, and one factor changed in each variant.
 
 All but ``paper`` are beyond the paper. A leave-one-out baseline is no variant of its own: the
 reward less the mean of the batch's other rewards is n / (n - 1) times the reward less the batch's

@@ -166,9 +166,9 @@ def test_train_is_a_command():
     assert "invalid choice: 'magic'" in done.stderr
 
 
-def test_every_variant_of_the_learning_signal(run, tmp_path):
+def test_every_variant_of_the_ablation(run, tmp_path):
     printed = run(
-        "learning_signal.py", "--train-size", 130, "--epochs", 5, "--seeds", 2,
+        "ablation.py", "--train-size", 130, "--epochs", 5, "--seeds", 2,
         "--out", tmp_path,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
