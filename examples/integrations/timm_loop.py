@@ -30,10 +30,6 @@ def data(size=64):
     return TensorDataset(images, labels)
 
 
-def normalize(images):
-    return (images.float() / 255 - 0.5) / 0.25
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=2)
@@ -63,11 +59,11 @@ def main(arguments=None):
         images, labels = next(batches)
         if update % 2 == 0:
             with learner.augmented_step():
-                outputs = model(normalize(learner.augment(images)))
+                outputs = model(learner.augment(images).float() / 255)
                 F.cross_entropy(outputs, labels, label_smoothing=0.1).backward()
         else:
             with learner.plain_step():
-                mixed, targets = mixup(normalize(images), labels)
+                mixed, targets = mixup(images.float() / 255, labels)
                 SoftTargetCrossEntropy()(model(mixed), targets).backward()
         dispatch_clip_grad(model.parameters(), 1.0, mode="norm")
         optimizer.step()

@@ -83,9 +83,13 @@ class Pairs:
         self._plain_next = not self._plain_next
 
     def state_dict(self) -> dict[str, Any]:
-        """The learner's, and which half is next; a pair that is under way loses its reward."""
-        self.learner.drop()
-        return {"learner": self.learner.state_dict(), "plain_next": self._plain_next}
+        """The learner's, and which half is next; a pair that awaits its reward loses it."""
+        try:
+            state = self.learner.state_dict()
+        except RuntimeError:  # a capture cannot be saved
+            self.learner.drop()
+            state = self.learner.state_dict()
+        return {"learner": state, "plain_next": self._plain_next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.

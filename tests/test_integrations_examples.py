@@ -1,0 +1,87 @@
+"""Every script in examples/integrations runs, is short, and learns."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "examples" / "integrations"
+
+# The frameworks' own warnings are not ours.
+pytestmark = [pytest.mark.filterwarnings(which) for which in ("ignore", "error:::ola_augment")]
+
+
+def run(script, *arguments):
+    torch.manual_seed(0)
+    main = runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="example")["main"]
+    return main([str(argument) for argument in arguments])
+
+
+def learned(learner):
+    return bool(torch.cat([v.flatten() for v in learner.policy.named_logits().values()]).any())
+
+
+def test_each_is_at_most_80_lines():
+    for path in SCRIPTS.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path.name
+
+
+def test_lightning():
+    pytest.importorskip("lightning")
+    _, callback = run("lightning_trainer", "--epochs", 1)
+    assert callback.learner.pairs == 4
+    assert learned(callback.learner)
+
+
+def test_huggingface(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("datasets")
+    trainer = run("huggingface_trainer", "--epochs", 1, "--bf16", "--out", tmp_path)
+    assert trainer.learner.pairs == 4
+    assert learned(trainer.learner)
+    assert list(tmp_path.glob("checkpoint-*/ola_learner.pt"))
+
+
+def test_timm():
+    pytest.importorskip("timm")
+    learner = run("timm_loop", "--epochs", 1)
+    assert learner.pairs == 4
+    assert learned(learner)
+
+
+def test_accelerate():
+    pytest.importorskip("accelerate")
+    learner = run("accelerate_loop", "--epochs", 1, "--mixed-precision", "bf16")
+    assert learner.pairs == 8
+    assert learned(learner)
+
+
+@pytest.mark.parametrize("way", [[], ["--fit"]], ids=["loop", "fit"])
+def test_compiled_and_mixed_precision(way):
+    learner = run("compiled_amp", "--epochs", 1, "--device", "cpu", "--backend", "eager", *way)
+    assert learner.pairs + learner.skipped >= 8
+    assert learned(learner)
+
+
+@pytest.mark.parametrize("way", [[], ["--fit"]], ids=["loop", "fit"])
+def test_workers(way):
+    learner = run("workers", "--epochs", 1, *way)
+    assert learner.pairs == 8
+    assert learned(learner)
+
+
+def test_torchrun():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += [str(SCRIPTS / "torchrun_ddp.py"), "--epochs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"rank (\d): (\d+) pairs, logits (\S+)", done.stdout)
+    assert sorted(rank for rank, _, _ in printed) == ["0", "1"]
+    assert {pairs for _, pairs, _ in printed} == {"4"}
+    assert len({logits for _, _, logits in printed}) == 1
+    assert float(printed[0][2]) > 0
