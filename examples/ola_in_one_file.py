@@ -82,14 +82,13 @@ class Policy:
             num_ops = self.num_ops.double().softmax(0).cumsum(0).tolist()
             keep = self.keep.double().sigmoid().tolist()
             magnitude = self.magnitude.double().softmax(1).cumsum(1).tolist()
-        urn = list(range(len(OPERATIONS)))
-        return [self._draw(row, urn, num_ops, keep, magnitude) for row in uniforms]
+        return [self._draw(row, num_ops, keep, magnitude) for row in uniforms]
 
-    def _draw(self, row, urn, num_ops, keep, magnitude):
+    def _draw(self, row, num_ops, keep, magnitude):
         def category(cumulative, u):
             return sum(u >= c for c in cumulative[:-1])
 
-        drawn = []
+        drawn, urn = [], list(range(len(OPERATIONS)))
         for slot in range(1 + category(num_ops, row[0])):
             u = row[1 + 6 * slot : 7 + 6 * slot]
             pick = slot + int(u[0] * (len(urn) - slot))  # without replacement

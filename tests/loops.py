@@ -34,8 +34,8 @@ def learner_of(model, seed=2, **options):
     return OLALearner(model, augment, updater=updater, **options)
 
 
-def optimizer_of(model):
-    return torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+def optimizer_of(model, lr=LR):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
 def loss_of(model, images, targets):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from loops import (
     CLIP,
+    LR,
     dataset,
     learner_of,
     loader,
@@ -43,18 +44,18 @@ def rows(size=48):
     return [{"pixel_values": image, "labels": label} for image, label in dataset(size)]
 
 
-def trainer(folder, accumulate=1, epochs=1, size=48, learner=None, model=None, **options):
+def trainer(folder, accumulate=1, epochs=1, size=48, learner=None, model=None, lr=LR, **options):
     model = model or Model()
     own = {name: options.pop(name) for name in ("data_collator", "preprocess", "eval_dataset",
                                                 "model_init") if name in options}  # fmt: skip
     arguments = transformers.TrainingArguments(
         str(folder), num_train_epochs=epochs, gradient_accumulation_steps=accumulate,
-        per_device_train_batch_size=4, max_grad_norm=CLIP, use_cpu=True, disable_tqdm=True,
+        per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
         report_to="none", dataloader_pin_memory=False, remove_unused_columns=False,
         train_sampling_strategy="sequential",
-        **{"save_strategy": "no", **options},
+        **{"save_strategy": "no", "max_grad_norm": CLIP, **options},
     )  # fmt: skip
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, lr)
     return OLATrainer(
         model=model, args=arguments, train_dataset=rows(size),
         learner=learner or learner_of(model),
@@ -105,6 +106,16 @@ def test_mixed_precision(tmp_path):
     plain_loop(model, expected := learner_of(model), list(loader()))
     assert run.learner.pairs == expected.pairs
     assert torch.corrcoef(torch.stack([logits(run.learner), logits(expected)]))[0, 1] > 0.8
+
+
+def test_a_scaler_does_not_reach_the_rewards(tmp_path):
+    plain = trainer(tmp_path, max_grad_norm=0, lr=0.01)
+    scaled = trainer(tmp_path, max_grad_norm=0, lr=0.01)
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for run in (plain, scaled):
+        run.train()
+    assert scaled.pairs.stats.reward_std == pytest.approx(plain.pairs.stats.reward_std, rel=1e-4)
+    torch.testing.assert_close(logits(scaled.learner), logits(plain.learner))
 
 
 def test_stopped_and_resumed(tmp_path):

@@ -84,10 +84,17 @@ def test_every_second_update_is_plain_and_batches_stay_whole():
     assert "training_step" not in vars(module)
 
 
-def test_mixed_precision():
+def scaled():
+    """float16 with a scaler, on the CPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return {"plugins": lightning.plugins.MixedPrecision("16-mixed", "cpu", scaler)}
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, scaled()], ids=["bf16", "fp16"])
+def test_mixed_precision(options):
     module, model = Module(), network()
     callback, expected = OLACallback(learner_of(module.network)), learner_of(model)
-    trainer(callback, precision="bf16-mixed").fit(module, loader())
+    trainer(callback, **options).fit(module, loader())
     plain_loop(model, expected, list(loader()))
     assert callback.learner.pairs == expected.pairs
     assert torch.corrcoef(torch.stack([logits(callback.learner), logits(expected)]))[0, 1] > 0.8

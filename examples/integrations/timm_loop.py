@@ -1,7 +1,6 @@
-"""timm: the parts of its training script around a learner; mixup stays on the plain batches.
+"""timm: the parts of its training script around a learner; mixup on the plain batches.
 
-A mixed example has two images, and two draws that made it: on augmented batches mixup would
-reward each draw for the other. Learned operations over the magnitudes of a timm string.
+On augmented ones a CreditedMixup would share out each reward. Learned over a timm string's space.
 """
 
 import argparse

@@ -1,0 +1,78 @@
+"""Mixup of timm on augmented batches: each example's reward goes to both its images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from torch import Tensor
+
+from ola_augment.training.reward import Reward, gradient_alignment_reward, takes_norms
+
+
+class CreditedMixup(Mixup):  # type: ignore[misc]
+    """A ``timm.data.Mixup`` for augmented batches.
+
+    A mixed example has two images and the draws of both. Its reward is credited to each of them in
+    proportion to its share of the example; a draw gets the sum of what its two examples earn::
+
+        mixup = CreditedMixup(mixup_alpha=0.2, num_classes=10)
+        updater = GARUpdater(augment.policy, reward=mixup.credited())
+        learner = OLALearner(model, augment, updater=updater)
+        with learner.augmented_step():
+            mixed, targets = mixup(normalize(learner.augment(images)), labels)
+            criterion(model(mixed), targets).backward()
+
+    Mix every augmented batch of the learner, and plain ones by a ``Mixup`` of their own.
+
+    Args:
+        args: as for ``timm.data.Mixup``.
+        kwargs: as for ``timm.data.Mixup``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shares: list[Tensor] = []  # of batches that await their reward
+
+    def _mix_batch(self, x: Tensor) -> Any:
+        return self._remember(x, super()._mix_batch(x))
+
+    def _mix_elem(self, x: Tensor) -> Any:
+        return self._remember(x, super()._mix_elem(x))
+
+    def _mix_pair(self, x: Tensor) -> Any:
+        return self._remember(x, super()._mix_pair(x))
+
+    def _remember(self, x: Tensor, share: Any) -> Any:
+        shares = torch.as_tensor(share, dtype=torch.float64).reshape(-1).cpu().expand(len(x))
+        self._shares.append(shares.clone())
+        return share
+
+    def credited(self, reward: Reward = gradient_alignment_reward) -> Reward:
+        """A reward for an updater, credited to images.
+
+        Args:
+            reward: of the mixed examples.
+        """
+        if takes_norms(reward):
+            return lambda alignments, norms: self._credit(reward(alignments, norms))
+        return lambda alignments: self._credit(reward(alignments))
+
+    def _credit(self, rewards: Tensor) -> Tensor:
+        waiting, self._shares = self._shares, []
+        batches: list[Tensor] = []  # older ones may have missed their reward
+        while waiting and sum(map(len, batches)) < len(rewards):
+            batches.insert(0, waiting.pop())
+        if sum(map(len, batches)) != len(rewards):
+            raise ValueError(
+                f"{len(rewards)} rewards are not those of the latest mixed batches (of "
+                f"{[len(batch) for batch in batches]} examples): mix every augmented batch once, "
+                "and plain ones by a Mixup of their own"
+            )
+        parts = []
+        pairs = zip(rewards.split([len(batch) for batch in batches]), batches, strict=True)
+        for earned, batch in pairs:
+            share = batch.to(earned)
+            parts.append(share * earned + ((1 - share) * earned).flip(0))  # its partner's too
+        return torch.cat(parts)
