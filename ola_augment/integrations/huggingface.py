@@ -11,9 +11,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ola_augment.integrations.pairs import Pairs, read_images, with_images
-from ola_augment.training import scale_to_float
 from ola_augment.training.checkpoint import load_checkpoint, save_checkpoint
 from ola_augment.training.learner import OLALearner
+from ola_augment.training.metrics import scale_to_float
 
 #: Inside a checkpoint's folder, beside the Trainer's own files.
 STATE_NAME = "ola_learner.pt"

@@ -71,8 +71,8 @@ class CreditedMixup(Mixup):  # type: ignore[misc]
                 "and plain ones by a Mixup of their own"
             )
         parts = []
-        pairs = zip(rewards.split([len(batch) for batch in batches]), batches, strict=True)
-        for earned, batch in pairs:
+        split = torch.split(rewards, [len(batch) for batch in batches])
+        for earned, batch in zip(split, batches, strict=True):
             share = batch.to(earned)
             parts.append(share * earned + ((1 - share) * earned).flip(0))  # its partner's too
         return torch.cat(parts)
