@@ -44,6 +44,11 @@ class FixedAttributes:
             raise AttributeError(f"{name} of {kind} cannot be changed; make a new {kind}")
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name in self._fixed:
+            raise AttributeError(f"{name} of {type(self).__name__} cannot be deleted")
+        super().__delattr__(name)
+
 
 class Policy(FixedAttributes, LogitsModule, ABC):
     """A distribution over :class:`Actions`, sampled as in Algorithm 2.
