@@ -135,10 +135,12 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         """Draw for each image and apply.
 
         Args:
-            images: (B, C, H, W) or (C, H, W), B may be 0; uint8 or floating in [0, 1].
+            images: (B, C, H, W) or (C, H, W), B may be 0, or several dimensions; uint8 or floating
+                in [0, 1].
 
         Returns:
-            The augmented images and what was drawn; both without B if the images have none.
+            The augmented images and what was drawn; both without B if the images have none. The
+            actions of several batch dimensions are in the order of the flattened batch.
 
         Raises:
             TypeError: no tensor, or another dtype.
