@@ -420,7 +420,7 @@ def test_what_others_were_built_on_cannot_be_changed():
             before = getattr(made, name)
             with pytest.raises(AttributeError, match=name):
                 setattr(made, name, 7)
-            with pytest.raises(AttributeError, match=f"{name} of {type(made).__name__}"):
+            with pytest.raises(AttributeError, match=name):
                 delattr(made, name)
             assert getattr(made, name) is before
         assert type(made)(SPACE).__dict__.keys() == made.__dict__.keys()

@@ -76,8 +76,10 @@ def uncovered(images):
 )
 def test_fill_in_every_form(fill, expected):
     image = torch.full((3, 8, 20), 200, dtype=torch.uint8)
-    out = always(RIGHT, fill=fill)(image)
-    assert uncovered(out) == [{expected, 200}] * 3
+    move = always(RIGHT, fill=fill)
+    assert uncovered(move(image)) == [{expected, 200}] * 3
+    shown = move.fill.values() if isinstance(fill, dict) else [move.fill]
+    assert {type(value) for value in shown} <= {type(None), int, float, tuple}
 
 
 def test_fill_by_channel_and_by_type():

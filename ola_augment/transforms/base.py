@@ -35,6 +35,7 @@ from ola_augment.transforms.inputs import (
     image_array,
     is_list_of_images,
     layout,
+    plain_fill,
     restore,
     to_tensor,
 )
@@ -94,7 +95,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         self.interpolation = as_interpolation(interpolation)
         self._bilinear = is_bilinear(interpolation)
         self._fills = as_fills(fill)
-        self.fill = tuple(fill) if isinstance(fill, list) else fill
+        self.fill = plain_fill(fill)
         self.generator = generator
         self._drawn = threading.local()
         self._worker_generator: torch.Generator | None = None

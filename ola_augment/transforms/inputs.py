@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,6 +163,19 @@ def as_fills(fill: Fills) -> dict[type | str, tuple[float, ...]]:
     if tv_tensors.Mask in fill:
         fills[tv_tensors.Mask] = _mask_fill(fill[tv_tensors.Mask])
     return {"others": as_fill(None), **fills}
+
+
+def plain_fill(fill: Fills) -> Fills:
+    """The same fill, to look at and to write to a file: of Python's own numbers and tuples."""
+    if isinstance(fill, dict):
+        return {kind: _plain(value) for kind, value in fill.items()}
+    return _plain(fill)
+
+
+def _plain(fill: Fill) -> Fill:
+    if isinstance(fill, Sequence):
+        return tuple(value if isinstance(value, int) else float(value) for value in fill)
+    return fill if fill is None or isinstance(fill, int) else float(fill)
 
 
 def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[float, ...]:
