@@ -59,6 +59,10 @@ class SearchSpace:
     def __len__(self) -> int:
         return len(self.operations)
 
+    def __hash__(self) -> int:
+        # Not over all operations: tables are looked up by space for every image.
+        return hash((self.name, self.num_magnitude_bins, len(self.operations)))
+
     @classmethod
     def rand_augment(cls, num_magnitude_bins: int = 31) -> SearchSpace:
         """RA, the 14 operations of RandAugment (left column of the paper's Table 3)."""

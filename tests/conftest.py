@@ -2,6 +2,16 @@
 
 import random
 
+import pytest
+
+from ola_augment.operations import compile_kernels
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled():
+    """Batches run on the compiled kernels from the first test on."""
+    compile_kernels()
+
 
 def pytest_addoption(parser):
     parser.addoption("--random-order", type=int, metavar="SEED", help="run tests in random order")

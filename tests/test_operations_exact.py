@@ -41,6 +41,15 @@ def single(*operations: Operation) -> tuple[SearchSpace, Actions]:
     )
 
 
+def alone_and_in_a_batch(images: Tensor, space: SearchSpace, actions: Actions, **how) -> Tensor:
+    """One image by Pillow's own functions, and twice by the compiled kernels: the same."""
+    alone = apply_actions(images, space, actions, **how)
+    pair = Actions(*(torch.cat([field, field]) for field in actions))
+    together = apply_actions(torch.cat([images, images]), space, pair, **how)
+    assert torch.equal(together, torch.cat([alone, alone]))
+    return alone
+
+
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize(
     ("space", "op"),
@@ -62,6 +71,9 @@ def test_every_bin_and_sign_equals_pillow(space: SearchSpace, op: int, channels:
                 result = apply_actions(images, space, actions, interpolation=mode)
                 expected = pillow_apply(images, space, actions, mode is MODES[1])
                 assert torch.equal(result, expected), (magnitude_bin, sign, images.shape, mode)
+                i = [magnitude_bin % len(images)]
+                alone = apply_actions(images[i], space, actions.select(i), interpolation=mode)
+                assert torch.equal(alone, expected[i]), (magnitude_bin, sign, images.shape, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -130,7 +142,7 @@ def test_any_chain_on_any_image_equals_pillow(
     space, actions = single(*operations)
     images = make_image(kind, channels, height, width, seed)
     fill = fill[:channels]
-    result = apply_actions(images, space, actions, interpolation=mode, fill=fill)
+    result = alone_and_in_a_batch(images, space, actions, interpolation=mode, fill=fill)
     assert torch.equal(result, pillow_apply(images, space, actions, mode is MODES[1], fill))
 
 
@@ -143,7 +155,8 @@ def test_any_chain_on_any_image_equals_pillow(
 def test_sides_beyond_fixed_point_equal_pillow(name, magnitude, height: int, width: int) -> None:
     space, actions = single(Operation(name, magnitude, magnitude))
     images = make_image("noise", 1, height, width, seed=0)
-    assert torch.equal(apply_actions(images, space, actions), pillow_apply(images, space, actions))
+    result = alone_and_in_a_batch(images, space, actions)
+    assert torch.equal(result, pillow_apply(images, space, actions))
 
 
 @pytest.mark.parametrize(

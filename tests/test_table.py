@@ -14,7 +14,8 @@ from test_operations_exact import MODES
 
 from ola_augment import Operation, SearchSpace
 from ola_augment.kernels import levels
-from ola_augment.kernels.table import TABLE, Affine, Kind, LookUp, Row, tabulate
+from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.table import TABLE, Affine, LookUp, Row, tabulate
 from ola_augment.operations import apply_actions, apply_geometry_to_masks
 from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program

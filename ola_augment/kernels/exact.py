@@ -13,7 +13,14 @@ import math
 import numpy as np
 from numba import njit
 
-from ola_augment.kernels.table import Kind
+from ola_augment.kernels.kind import Kind
+
+#: The one signature of ``run_batch``: one compilation serves all batches.
+SIGNATURE = (
+    "void(uint8[:,:,:,::1], uint8[:,:,:,::1], int64[:,::1], boolean[:,::1], int64[:,::1], "
+    "int8[:,::1], float32[:,:,::1], int64[::1], float64[:,:,:,::1], int64[:,:,:,::1], "
+    "uint8[:,:,::1], uint8[::1], boolean)"
+)
 
 _RED, _GREEN, _BLUE = np.float32(19595), np.float32(38470), np.float32(7471)
 _HALF, _ZERO, _WHITE = np.float32(0.5), np.float32(0), np.float32(255)
@@ -320,8 +327,8 @@ def run_batch(  # type: ignore[no-untyped-def]
     ``Kind.IDENTITY`` and ``Kind.BATCHED`` leave the image as it is.
 
     Args:
-        images: (B, C, H, W) uint8 with any strides.
-        result: (B, C, H, W) uint8, contiguous; written to.
+        images: (B, C, H, W) uint8, contiguous, as all of these.
+        result: (B, C, H, W) uint8; written to.
         ops: (B, S) int64, as the next four a field of ``Actions``.
         keep: (B, S) bool.
         bins: (B, S) int64.
@@ -344,9 +351,9 @@ def run_batch(  # type: ignore[no-untyped-def]
                 slots[active] = s
                 active += 1
         if active == 0:
-            _copy(images[i].ravel(), result[i].ravel())  # ravel copies a strided image only
+            _copy(images[i].ravel(), result[i].ravel())
             continue
-        source = np.ascontiguousarray(images[i])  # no copy where it is contiguous already
+        source = images[i]
         for j in range(active):
             s = slots[j]
             op, k, sign = ops[i, s], bins[i, s], int(signs[i, s] < 0)

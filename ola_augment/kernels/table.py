@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal
 
 import numpy as np
@@ -17,23 +16,8 @@ from numpy.typing import NDArray
 
 from ola_augment.kernels import levels
 from ola_augment.kernels.affine import Matrix, rotation
+from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.levels import LevelsKernel
-
-
-class Kind(IntEnum):
-    """The exact kernels; several operations share one and differ in their parameters only."""
-
-    IDENTITY = 0
-    TABLE = 1  # one value per grey level, known before the image is seen
-    AUTO_CONTRAST = 2
-    EQUALIZE = 3
-    CONTRAST = 4
-    COLOR = 5
-    SHARPNESS = 6
-    BLUR = 7
-    AFFINE = 8
-    CUTOUT = 9
-    BATCHED = 10  # no compiled kernel: the batched one, or a user's own
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.kernels.exact import run_batch
-from ola_augment.kernels.table import Kind
+from ola_augment.kernels.compiled import KERNELS, RunBatch
+from ola_augment.kernels.kind import Kind
 from ola_augment.operations.batched import apply_batched, run_with_magnitudes
 from ola_augment.operations.checks import (
     Fill,
@@ -21,6 +21,7 @@ from ola_augment.operations.checks import (
     is_bilinear,
 )
 from ola_augment.operations.program import Program, program
+from ola_augment.operations.single import run_on_tensor
 from ola_augment.space import SearchSpace
 
 #: At least half a millisecond of work for each thread: starting one takes a tenth of that.
@@ -37,10 +38,11 @@ def apply_actions(
 ) -> Tensor:
     """Apply to every example the operations that were drawn for it, slots from left to right.
 
-    uint8 images on the CPU take the exact kernels, equal to Pillow bit for bit. All others take the
-    batched kernels: uint8 equal to Pillow as well (computed in double precision where Pillow is),
-    floating images without any rounding, so that k / 255 gives the uint8 result to within 1.5 grey
-    levels per operation, and differentiable where the operation is. Autocast is ignored, and
+    uint8 images on the CPU take the exact kernels, equal to Pillow bit for bit: Pillow's own for
+    one image, compiled ones for batches (batched ones until these are compiled). All others take
+    the batched kernels: uint8 equal to Pillow as well (computed in double precision where Pillow
+    is), floating images without any rounding, so that k / 255 gives the uint8 result to within 1.5
+    grey levels per operation, and differentiable where the operation is. Autocast is ignored, and
     ``torch.compile`` leaves the call as it is.
 
     Args:
@@ -65,6 +67,16 @@ def apply_actions(
     """
     result: Tensor = _check_and_run(images, space, actions, interpolation, fill)
     return result
+
+
+def compile_kernels() -> None:
+    """Compile the kernels for uint8 batches now, or load them, and wait for it.
+
+    Without this they are compiled by another process while batched kernels serve, and kept on
+    disk: in ``NUMBA_CACHE_DIR``, the user's cache or among the temporary files. Call it where
+    images of machines are built, and before measuring.
+    """
+    KERNELS.wait()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -99,21 +111,29 @@ def run_actions(
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
     """
     height, width = images.shape[2:]
-    table = program(space, height, width)
+    whole = images.dtype == torch.uint8 and images.device.type == "cpu"
     with torch.autocast(images.device.type, enabled=False):
-        if images.dtype != torch.uint8 or images.device.type != "cpu":
-            result = apply_batched(images, table, actions, fill, bilinear)
-        elif Kind.BATCHED in table.kinds:
-            result = _apply_mixed(images, table, actions, fill, bilinear)
+        if whole and len(images) == 1:
+            result = run_on_tensor(images, space, actions, fill, bilinear)
+        elif whole and (run_batch := KERNELS.ready()):
+            table = program(space, height, width)
+            apply = _apply_mixed if Kind.BATCHED in table.kinds else _apply_exact
+            result = apply(run_batch, images, table, actions, fill, bilinear)
         else:
-            result = _apply_exact(images, table, actions, fill, bilinear)
+            table = program(space, height, width)
+            result = apply_batched(images, table, actions, fill, bilinear)
     if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
         return result
     return result.contiguous(memory_format=torch.channels_last)
 
 
 def _apply_exact(
-    images: Tensor, program: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+    run_batch: RunBatch,
+    images: Tensor,
+    program: Program,
+    actions: Actions,
+    fill: tuple[float, ...],
+    bilinear: bool,
 ) -> Tensor:
     """Apply actions to uint8 images on the CPU, equal to Pillow bit for bit.
 
@@ -121,6 +141,7 @@ def _apply_exact(
     batch is divided among as many Python threads, which the kernels let run at once.
 
     Args:
+        run_batch: compiled.
         images: (B, C, H, W) uint8 on the CPU, in any memory layout; not written to.
         program: of the images' size and the actions' space.
         actions: of B examples.
@@ -132,7 +153,7 @@ def _apply_exact(
     """
     result = torch.empty(images.shape, dtype=torch.uint8)
     arrays = (
-        images.numpy(),
+        images.contiguous().numpy(),
         result.numpy(),
         *(
             np.ascontiguousarray(field.numpy())
@@ -157,7 +178,7 @@ def _apply_exact(
     size = max(1, -(-len(images) // parts))
 
     def run(start: int) -> None:
-        run_batch(*(array[start : start + size] for array in arrays), *constants)  # type: ignore[call-arg]
+        run_batch(*(array[start : start + size] for array in arrays), *constants)
 
     if parts == 1:
         run(0)
@@ -170,14 +191,19 @@ def _apply_exact(
 
 
 def _apply_mixed(
-    images: Tensor, table: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+    run_batch: RunBatch,
+    images: Tensor,
+    table: Program,
+    actions: Actions,
+    fill: tuple[float, ...],
+    bilinear: bool,
 ) -> Tensor:
     """Slot by slot: the compiled kernels, then the operations that have none."""
     drawn = table.look_up(actions)
     magnitudes = torch.from_numpy(drawn.parameters[..., 0])
     for s in range(actions.ops.shape[1]):
         slot = Actions(*(field[:, s : s + 1] if field.ndim > 1 else field for field in actions))
-        images = _apply_exact(images, table, slot, fill, bilinear)
+        images = _apply_exact(run_batch, images, table, slot, fill, bilinear)
         others = np.where(drawn.kinds[:, s] == Kind.BATCHED, actions.ops[:, s].numpy(), -1)
         for op in np.unique(others[others >= 0]):
             chosen = torch.from_numpy(np.flatnonzero(others == op))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ola_augment.actions import Actions
 from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
+from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.levels import run_on_levels, wide_dtype
-from ola_augment.kernels.table import TABLE, Kind
+from ola_augment.kernels.table import TABLE
 from ola_augment.operation import Kernel, Operation
 from ola_augment.operations.program import Program
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.kernels.affine import affine_nearest
-from ola_augment.kernels.table import Kind
+from ola_augment.kernels.kind import Kind
 from ola_augment.operations.checks import check_size
 from ola_augment.operations.program import Drawn, program
 from ola_augment.space import SearchSpace

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ola_augment.actions import Actions
 from ola_augment.kernels.affine import fixed_point, scales
-from ola_augment.kernels.table import TABLE, Affine, Kind, LookUp
+from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.table import TABLE, Affine, LookUp
 from ola_augment.operation import Operation
 from ola_augment.space import SearchSpace
 
@@ -109,7 +110,7 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
         parameters[a, :, :, 0] = signed
         if kinds[a] == Kind.AFFINE:
-            parameters[a] = _matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
+            parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
             fixed[a] = fixed_point(parameters[a])
         elif kinds[a] == Kind.TABLE:
             values = cast(LookUp, TABLE[operation.name].exact).values
@@ -118,10 +119,14 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
     return Program(space, height, width, kinds, parameters, fixed, tables, stretched)
 
 
-def _matrices(
+def matrices(
     operation: Operation, magnitudes: NDArray[np.float64], height: int, width: int
 ) -> NDArray[np.float64]:
-    """(n, 6) matrices of a geometric operation."""
+    """(n, 6) matrices of a geometric operation for signed magnitudes.
+
+    Raises:
+        TypeError, ValueError: what a user's own function returned is not as said.
+    """
     if operation.matrix is None:
         matrix = cast(Affine, TABLE[operation.name].exact).matrix
         return np.array([matrix(m, height, width) for m in magnitudes.tolist()])
@@ -131,14 +136,14 @@ def _matrices(
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
     if result.shape != (n, 2, 3):
         raise ValueError(f"{own} must return the shape {(n, 2, 3)}, got {tuple(result.shape)}")
-    matrices = result.detach().cpu().double().numpy().reshape(n, 6)
-    a, b, _, d, e, _ = matrices.T
-    reached = np.abs(matrices.reshape(n, 2, 3)) @ (width, height, 1)
+    rows = result.detach().cpu().double().numpy().reshape(n, 6)
+    a, b, _, d, e, _ = rows.T
+    reached = np.abs(rows.reshape(n, 2, 3)) @ (width, height, 1)
     bad = ~((np.abs(a * e - b * d) > 1e-9) & (reached < 2**40).all(1))
     if bad.any():
         raise ValueError(
             f"{own} must be finite, invertible and lead to coordinates below 2^40, got "
-            f"{matrices[bad][0].tolist()} for magnitude {magnitudes[bad][0]:g} and images of "
+            f"{rows[bad][0].tolist()} for magnitude {magnitudes[bad][0]:g} and images of "
             f"{height} x {width}"
         )
-    return matrices
+    return rows

@@ -22,6 +22,7 @@ from ola_augment.files import load_policy, read_transform, save_policy
 from ola_augment.logits import warn_if_unshared
 from ola_augment.operations.apply import run_actions
 from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
+from ola_augment.operations.single import run_on_image
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
@@ -354,6 +355,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _apply(self, picture: Any, actions: Actions) -> Any:
         """Apply as many actions to a picture as it has images."""
+        if isinstance(picture, PIL.Image.Image):
+            fill = fill_per_channel(fill_of(self._fills, picture), len(picture.getbands()), True)
+            return run_on_image(picture, self.space, actions, fill, self._bilinear)
         images = to_tensor(picture)
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
         whole = flat.dtype == torch.uint8

@@ -1,0 +1,19 @@
+"""Kinds of exact kernels."""
+
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    """The exact kernels; several operations share one and differ in their parameters only."""
+
+    IDENTITY = 0
+    TABLE = 1  # one value per grey level, known before the image is seen
+    AUTO_CONTRAST = 2
+    EQUALIZE = 3
+    CONTRAST = 4
+    COLOR = 5
+    SHARPNESS = 6
+    BLUR = 7
+    AFFINE = 8
+    CUTOUT = 9
+    BATCHED = 10  # no compiled kernel: the batched one, or a user's own

@@ -1,0 +1,109 @@
+"""Exact kernels for one image: Pillow itself, without compiling anything.
+
+Two of its functions are slow, the 5x5 filter most of all; what stands here instead gives the same
+bits and is held to them by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from ola_augment.kernels.affine import Matrix
+from ola_augment.kernels.kind import Kind
+
+
+def look_up(image: Image.Image, table: bytes) -> Image.Image:
+    """``Image.point`` with the same 256 values for every channel."""
+    return Image.frombytes(image.mode, image.size, image.tobytes().translate(table))
+
+
+def affine(
+    image: Image.Image, matrix: Matrix, bilinear: bool, fill: tuple[int, ...]
+) -> Image.Image:
+    """``Image.transform`` with AFFINE; ``fill`` holds a value for each channel."""
+    resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.NEAREST
+    color = fill if len(fill) > 1 else fill[0]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=color)
+
+
+def cutout(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Blacken the (left, top, right, bottom) of an image, clipped at its border."""
+    image = image.copy()
+    image.paste(0 if image.mode == "L" else (0, 0, 0), box)
+    return image
+
+
+def smooth(image: Image.Image) -> Image.Image:
+    """``filter(ImageFilter.SMOOTH)``: 3x3, the centre five times, rounded; the border stays."""
+    rows, step = _rows(image)
+    total = _box_sum(rows, 3, step) + 4 * rows[1:-1, step:-step]
+    # total / 13 rounded: no multiple of 1 / 13 lies half way.
+    return _with_inside(image, (2 * total + 13) // 26, 1)
+
+
+def blur(image: Image.Image) -> Image.Image:
+    """``filter(ImageFilter.BLUR)``: mean of the outer 16 of 5x5, rounded; the border stays."""
+    rows, step = _rows(image)
+    ring = _box_sum(rows, 5, step)
+    ring -= _box_sum(rows[1:-1, step:-step], 3, step)
+    return _with_inside(image, (ring + 8) >> 4, 2)
+
+
+def _sharpness(image: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(smooth(image), image, factor)
+
+
+#: The kinds that need nothing but a magnitude.
+FUNCTIONS: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
+    Kind.IDENTITY: lambda image, _: image,
+    Kind.AUTO_CONTRAST: lambda image, _: ImageOps.autocontrast(image),
+    Kind.EQUALIZE: lambda image, _: ImageOps.equalize(image),
+    Kind.CONTRAST: lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    Kind.COLOR: lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    Kind.SHARPNESS: _sharpness,
+    Kind.BLUR: lambda image, _: blur(image),
+}
+
+
+def from_array(array: NDArray[np.uint8]) -> Image.Image:
+    """(C, H, W) with 1 or 3 channels to mode L or RGB; a copy."""
+    height, width = array.shape[1:]
+    planes = [Image.frombytes("L", (width, height), plane.tobytes()) for plane in array]
+    return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Mode L or RGB to (C, H, W), contiguous; a copy."""
+    array: NDArray[np.uint8] = np.array(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _rows(image: Image.Image) -> tuple[NDArray[np.uint16], int]:
+    """(H, W C) with the channels of a pixel side by side, and C."""
+    array = np.asarray(image)
+    return array.reshape(image.height, -1).astype(np.uint16), len(image.getbands())
+
+
+def _box_sum(rows: NDArray[np.uint16], size: int, step: int) -> NDArray[np.uint16]:
+    """Sums over the size x size windows that fit."""
+    height, width = max(len(rows) - size + 1, 0), max(rows.shape[1] - (size - 1) * step, 0)
+    down = rows[:height].copy()
+    for offset in range(1, size):
+        down += rows[offset : offset + height]
+    total = down[:, :width].copy()
+    for offset in range(step, size * step, step):
+        total += down[:, offset : offset + width]
+    return total
+
+
+def _with_inside(image: Image.Image, inside: NDArray[np.integer[Any]], border: int) -> Image.Image:
+    result = np.array(image)
+    if inside.size:
+        hole = result[border:-border, border:-border]
+        hole[:] = inside.reshape(hole.shape)
+    return Image.fromarray(result)

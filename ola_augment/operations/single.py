@@ -1,0 +1,130 @@
+"""One uint8 image on the CPU: an operation at a time through Pillow, only what was drawn.
+
+Tables for every bin of a space, and the call of a compiled kernel, would cost more than the
+operations of one small image do.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ola_augment.actions import Actions
+from ola_augment.kernels import pillow
+from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.table import TABLE, LookUp
+from ola_augment.operation import inside
+from ola_augment.operations.batched import run_with_magnitudes
+from ola_augment.operations.program import kind_of, matrices
+from ola_augment.space import SearchSpace
+
+
+class _Step(NamedTuple):
+    """One applied operation: its index, bin, sign -1 or +1, and centre (y, x)."""
+
+    op: int
+    magnitude_bin: int
+    sign: int
+    center: tuple[float, float]
+
+
+def run_on_tensor(
+    images: Tensor, space: SearchSpace, actions: Actions, fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    """Apply the actions of one example to images (1, C, H, W) uint8; a new tensor."""
+    image = pillow.from_array(images[0].numpy())
+    result = pillow.to_array(run_on_image(image, space, actions, fill, bilinear))
+    return torch.from_numpy(result)[None]
+
+
+def run_on_image(
+    image: Image.Image,
+    space: SearchSpace,
+    actions: Actions,
+    fill: tuple[float, ...],
+    bilinear: bool,
+) -> Image.Image:
+    """Apply the actions of one example to an image of mode L or RGB.
+
+    Args:
+        image: not written to; returned itself where nothing changes it.
+        space: that the actions were drawn from.
+        actions: of a batch of one.
+        fill: a value for each channel in 0 .. 255, truncated.
+        bilinear: interpolate bilinearly instead of taking the nearest pixel.
+
+    Raises:
+        ValueError, TypeError: as of :func:`~ola_augment.operations.apply_actions`.
+    """
+    _check_reach(space, image.height, image.width)
+    for step in _steps(actions):
+        image = _run(image, space, step, fill, bilinear)
+    return image
+
+
+def _steps(actions: Actions) -> list[_Step]:
+    """The slots that are kept."""
+    _, ops, keep, bins, signs, centers, _ = actions
+    return [
+        _Step(op, k, sign, (y, x))
+        for op, kept, k, sign, (y, x) in zip(
+            ops[0].tolist(),
+            keep[0].tolist(),
+            bins[0].tolist(),
+            signs[0].tolist(),
+            centers[0].tolist(),
+            strict=True,
+        )
+        if kept
+    ]
+
+
+def _run(
+    image: Image.Image, space: SearchSpace, step: _Step, fill: tuple[float, ...], bilinear: bool
+) -> Image.Image:
+    operation, (width, height) = space.operations[step.op], image.size
+    kind = kind_of(operation)
+    m = operation.magnitude(step.magnitude_bin, space.num_magnitude_bins, height, width)
+    if operation.signed:
+        m *= step.sign
+    if kind == Kind.TABLE:
+        return pillow.look_up(image, _table(operation.name, m))
+    if kind == Kind.AFFINE:
+        matrix = matrices(operation, np.array([m]), height, width)[0].tolist()
+        whole = tuple(int(value) for value in fill)
+        return pillow.affine(image, tuple(matrix), bilinear, whole)
+    if kind == Kind.CUTOUT:
+        side = int(m)
+        top = math.floor(step.center[0] * height) - side // 2
+        left = math.floor(step.center[1] * width) - side // 2
+        return pillow.cutout(image, (left, top, left + side, top + side))
+    if kind == Kind.BATCHED:
+        images = torch.from_numpy(pillow.to_array(image))[None]
+        magnitudes, centers = torch.tensor([m], dtype=torch.float64), torch.tensor([step.center])
+        images = run_with_magnitudes(operation, images, magnitudes, centers)
+        return pillow.from_array(images[0].numpy())
+    return pillow.FUNCTIONS[kind](image, m)
+
+
+@lru_cache(maxsize=4096)
+def _table(name: str, magnitude: float) -> bytes:
+    return cast(LookUp, TABLE[name].exact).values(magnitude).astype(np.uint8).tobytes()
+
+
+@lru_cache(maxsize=4096)
+def _check_reach(space: SearchSpace, height: int, width: int) -> None:
+    """Refuse a size at which some magnitude leaves what its operation accepts."""
+    last = space.num_magnitude_bins - 1
+    for operation in space.operations:
+        domain = operation.domain
+        if operation.side is None or domain is None:
+            continue
+        ends = tuple(operation.magnitude(k, last + 1, height, width) for k in (0, last))
+        if not inside(domain, (ends[0], ends[1]), operation.signed):
+            space.magnitudes(height, width)  # says which, and why
