@@ -72,7 +72,7 @@ class Tables:
             n, 1 + 6 * len(self.num_ops_cdf), dtype=torch.float64, generator=generator
         )
         if n == 1 and self.log_probs.keep.dtype in (torch.float32, torch.float64):
-            return draw_one(uniforms[0].tolist(), self.scalars)
+            return draw_one(uniforms.tolist()[0], self.scalars)
         drawn = (*draw_batch(uniforms.numpy(), self), np.empty(0))
         actions = Actions(*map(torch.from_numpy, drawn))
         return actions._replace(log_prob=log_prob(actions, self.log_probs, self.log_choices))

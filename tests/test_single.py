@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 from images import assorted, crops, patterns
-from PIL import ImageFilter
+from PIL import ImageFilter, ImageOps
 from pillow_reference import draw, pillow_chains, to_pil
 
 from ola_augment import OLAAugment, Operation, RandAugment, SearchSpace, TrivialAugment
@@ -21,16 +21,20 @@ def sizes():
     return [(h, w) for h in range(1, 8) for w in range(1, 8)] + [(32, 32), (33, 100)]
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_filters_are_pillows(mode):
+def test_what_stands_for_pillows_functions_equals_them(mode, small, monkeypatch):
+    monkeypatch.setattr(pillow, "_is_small", lambda image: small)
     for height, width in sizes():
         for image in patterns(height, width, seed=height)[::3].numpy():
             picture = to_pil(image).convert(mode)
             for ours, theirs in (
-                (pillow.smooth, ImageFilter.SMOOTH),
-                (pillow.blur, ImageFilter.BLUR),
+                (pillow.smooth, lambda picture: picture.filter(ImageFilter.SMOOTH)),
+                (pillow.blur, lambda picture: picture.filter(ImageFilter.BLUR)),
+                (pillow.auto_contrast, ImageOps.autocontrast),
+                (pillow.equalize, ImageOps.equalize),
             ):
-                assert ours(picture).tobytes() == picture.filter(theirs).tobytes(), picture.size
+                assert ours(picture).tobytes() == theirs(picture).tobytes(), picture.size
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,25 +1,56 @@
 """Exact kernels for one image: Pillow itself, without compiling anything.
 
-Two of its functions are slow, the 5x5 filter most of all; what stands here instead gives the same
-bits and is held to them by the tests.
+Its filters are slow on large images, its histograms and tables on small ones; what stands here
+instead gives the same bits and is held to them by the tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ola_augment.kernels.affine import Matrix
 from ola_augment.kernels.kind import Kind
+
+#: Up to this many pixels Pillow's filters are faster than NumPy's sums, and its tables slower.
+_SMALL = 64 * 64
+_GREY = np.arange(256)
+_IDENTITY = _GREY.astype(np.uint8)
 
 
 def look_up(image: Image.Image, table: bytes) -> Image.Image:
     """``Image.point`` with the same 256 values for every channel."""
     return Image.frombytes(image.mode, image.size, image.tobytes().translate(table))
+
+
+def auto_contrast(image: Image.Image) -> Image.Image:
+    """``ImageOps.autocontrast``: stretch each channel to [0, 255]; a constant one stays."""
+    if not _is_small(image):
+        return ImageOps.autocontrast(image)
+    tables = []
+    for band in image.split():
+        low, high = cast(tuple[int, int], band.getextrema())
+        scale = 255.0 / (high - low) if high > low else 1.0
+        offset = -low * scale if high > low else 0.0
+        tables.append((_GREY * scale + offset).clip(0, 255).astype(np.uint8))
+    return _look_up_bands(image, tables)
+
+
+def equalize(image: Image.Image) -> Image.Image:
+    """``ImageOps.equalize`` of each channel."""
+    if not _is_small(image):
+        return ImageOps.equalize(image)
+    histograms = np.array(image.histogram()).reshape(-1, 256)
+    tables = []
+    for counts in histograms:
+        step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+        below = step // 2 + counts.cumsum() - counts
+        tables.append((below // step).clip(0, 255).astype(np.uint8) if step else _IDENTITY)
+    return _look_up_bands(image, tables)
 
 
 def affine(
@@ -40,6 +71,8 @@ def cutout(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 def smooth(image: Image.Image) -> Image.Image:
     """``filter(ImageFilter.SMOOTH)``: 3x3, the centre five times, rounded; the border stays."""
+    if _is_small(image):
+        return image.filter(ImageFilter.SMOOTH)
     rows, step = _rows(image)
     total = _box_sum(rows, 3, step) + 4 * rows[1:-1, step:-step]
     # total / 13 rounded: no multiple of 1 / 13 lies half way.
@@ -48,6 +81,8 @@ def smooth(image: Image.Image) -> Image.Image:
 
 def blur(image: Image.Image) -> Image.Image:
     """``filter(ImageFilter.BLUR)``: mean of the outer 16 of 5x5, rounded; the border stays."""
+    if _is_small(image):
+        return image.filter(ImageFilter.BLUR)
     rows, step = _rows(image)
     ring = _box_sum(rows, 5, step)
     ring -= _box_sum(rows[1:-1, step:-step], 3, step)
@@ -61,8 +96,8 @@ def _sharpness(image: Image.Image, factor: float) -> Image.Image:
 #: The kinds that need nothing but a magnitude.
 FUNCTIONS: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
     Kind.IDENTITY: lambda image, _: image,
-    Kind.AUTO_CONTRAST: lambda image, _: ImageOps.autocontrast(image),
-    Kind.EQUALIZE: lambda image, _: ImageOps.equalize(image),
+    Kind.AUTO_CONTRAST: lambda image, _: auto_contrast(image),
+    Kind.EQUALIZE: lambda image, _: equalize(image),
     Kind.CONTRAST: lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
     Kind.COLOR: lambda image, factor: ImageEnhance.Color(image).enhance(factor),
     Kind.SHARPNESS: _sharpness,
@@ -81,6 +116,16 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
     """Mode L or RGB to (C, H, W), contiguous; a copy."""
     array: NDArray[np.uint8] = np.array(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _is_small(image: Image.Image) -> bool:
+    return image.width * image.height <= _SMALL
+
+
+def _look_up_bands(image: Image.Image, tables: list[NDArray[np.uint8]]) -> Image.Image:
+    """``Image.point`` with a table for each channel."""
+    bands = [look_up(b, t.tobytes()) for b, t in zip(image.split(), tables, strict=True)]
+    return bands[0] if len(bands) == 1 else Image.merge(image.mode, bands)
 
 
 def _rows(image: Image.Image) -> tuple[NDArray[np.uint16], int]:
