@@ -68,14 +68,19 @@ class Tables:
 
     def draw(self, n: int, generator: torch.Generator | None) -> Actions:
         """Draw the augmentations of n images; each depends on its own random numbers alone."""
-        uniforms = torch.rand(
-            n, 1 + 6 * len(self.num_ops_cdf), dtype=torch.float64, generator=generator
-        )
         if n == 1 and self.log_probs.keep.dtype in (torch.float32, torch.float64):
-            return draw_one(uniforms.tolist()[0], self.scalars)
-        drawn = (*draw_batch(uniforms.numpy(), self), np.empty(0))
+            return self.draw_one(generator).actions()
+        drawn = (*draw_batch(self._uniforms(n, generator).numpy(), self), np.empty(0))
         actions = Actions(*map(torch.from_numpy, drawn))
         return actions._replace(log_prob=log_prob(actions, self.log_probs, self.log_choices))
+
+    def draw_one(self, generator: torch.Generator | None) -> Draw:
+        """Draw the augmentation of one image."""
+        return draw_one(self._uniforms(1, generator).tolist()[0], self.scalars)
+
+    def _uniforms(self, n: int, generator: torch.Generator | None) -> Tensor:
+        numbers = 1 + 6 * len(self.num_ops_cdf)
+        return torch.rand(n, numbers, dtype=torch.float64, generator=generator)
 
 
 class _Scalars:
@@ -145,13 +150,51 @@ def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[n
     return num_ops, np.where(used, ops, -1), keep, bins, signs, centers
 
 
-def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
-    """The same for one image, in plain Python: arrays of one cost more than they bring."""
-    slots, size, dtype = len(tables.num_ops_cdf), len(tables.keep), tables.dtype
+class Draw(NamedTuple):
+    """What was drawn for one image, as plain numbers; tensors only when somebody wants them.
+
+    Attributes:
+        num_ops: how many operations.
+        slots: each one's index, whether it is kept, its bin, sign -1 or +1, and centre (y, x).
+        tables: what they were drawn from.
+    """
+
+    num_ops: int
+    slots: list[tuple[int, bool, int, int, tuple[float, float]]]
+    tables: _Scalars
+
+    def actions(self) -> Actions:
+        """The same as :class:`Actions` of a batch of one, with its log-probability."""
+        tables = self.tables
+        dtype, unused = tables.dtype, len(tables.num_ops_cdf) - self.num_ops
+        slots = self.slots + [(-1, False, 0, 1, (0.0, 0.0))] * unused
+        ops, keep, bins, signs, centers = zip(*slots, strict=True)
+        log_probs = [0.0] * len(slots)
+        for s, (op, kept, k, _, _) in enumerate(self.slots):
+            value = dtype(tables.log_drop[op])
+            if kept:
+                value = dtype(tables.log_keep[op]) + dtype(tables.log_magnitude[op][k])
+            if tables.log_ops is not None:
+                value += dtype(tables.log_ops[op])
+            log_probs[s] = float(value)
+        # torch adds up the slots, as for a batch: the same bits.
+        total = torch.from_numpy(np.array([log_probs], dtype)).sum(1)
+        return Actions(
+            torch.from_numpy(np.array([self.num_ops])),
+            torch.from_numpy(np.array([ops])),
+            torch.from_numpy(np.array([keep])),
+            torch.from_numpy(np.array([bins])),
+            torch.from_numpy(np.array([signs], np.int8)),
+            torch.from_numpy(np.array([centers], np.float32)),
+            total.add_(tables.log_num_ops[self.num_ops - 1]),
+        )
+
+
+def draw_one(uniforms: list[float], tables: _Scalars) -> Draw:
+    """Algorithm 2 for one image, in plain Python: arrays of one cost more than they bring."""
+    size, slots = len(tables.keep), []
     num_ops = bisect_right(tables.num_ops_cdf, uniforms[0]) + 1
-    urn = list(range(size))
-    ops, keep, bins = [-1] * slots, [False] * slots, [0] * slots
-    signs, centers, log_probs = [1] * slots, [0.0] * (2 * slots), [0.0] * slots
+    urn = [] if tables.replacement else list(range(size))
     for s in range(num_ops):
         choice, kept, magnitude, sign, y, x = uniforms[1 + 6 * s : 7 + 6 * s]
         if tables.ops_cdf is not None:
@@ -161,29 +204,14 @@ def draw_one(uniforms: list[float], tables: _Scalars) -> Actions:
         else:
             pick = s + int(choice * (size - s))
             op, urn[pick] = urn[pick], urn[s]
-        ops[s] = op
-        if kept < tables.keep[op]:
-            keep[s] = True
-            bins[s] = k = bisect_right(tables.magnitude_cdf[op], magnitude)
-            if sign < 0.5 and tables.signed[op]:
-                signs[s] = -1
-            centers[2 * s : 2 * s + 2] = int(y * 2**24) / 2**24, int(x * 2**24) / 2**24
-            log_probs[s] = float(dtype(tables.log_keep[op]) + dtype(tables.log_magnitude[op][k]))
-        else:
-            log_probs[s] = tables.log_drop[op]
-        if tables.log_ops is not None:
-            log_probs[s] = float(dtype(log_probs[s]) + dtype(tables.log_ops[op]))
-    # torch adds up the slots, as for a batch: the same bits.
-    total = torch.from_numpy(np.array([log_probs], dtype)).sum(1)
-    return Actions(
-        torch.from_numpy(np.array([num_ops])),
-        torch.from_numpy(np.array([ops])),
-        torch.from_numpy(np.array([keep])),
-        torch.from_numpy(np.array([bins])),
-        torch.from_numpy(np.array([signs], np.int8)),
-        torch.from_numpy(np.array(centers, np.float32).reshape(1, slots, 2)),
-        total.add_(tables.log_num_ops[num_ops - 1]),
-    )
+        if kept >= tables.keep[op]:
+            slots.append((op, False, 0, 1, (0.0, 0.0)))
+            continue
+        k = bisect_right(tables.magnitude_cdf[op], magnitude)
+        negative = sign < 0.5 and tables.signed[op]
+        center = int(y * 2**24) / 2**24, int(x * 2**24) / 2**24
+        slots.append((op, True, k, -1 if negative else 1, center))
+    return Draw(num_ops, slots, tables)
 
 
 def _cumulative(log_probs: Tensor) -> NDArray[np.float64]:

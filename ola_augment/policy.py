@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.draw import LogProbs, Tables, log_prob
+from ola_augment.draw import Draw, LogProbs, Tables, log_prob
 from ola_augment.logits import LogitsModule
 from ola_augment.operation import whole
 from ola_augment.space import SearchSpace, named_space
@@ -127,6 +127,10 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         if n < 0:
             raise ValueError(f"n must be 0 or more, got {n}")
         return self._drawn_from().draw(n, generator)
+
+    def sample_one(self, generator: torch.Generator | None = None) -> Draw:
+        """As ``sample(1)``, in plain numbers: for one image, tensors cost more than the draw."""
+        return self._drawn_from().draw_one(generator)
 
     def log_prob(self, actions: Actions) -> Tensor:
         """Log-probability of actions under today's logits.

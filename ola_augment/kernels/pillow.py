@@ -107,7 +107,10 @@ FUNCTIONS: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
     """(C, H, W) with 1 or 3 channels to mode L or RGB; a copy."""
-    height, width = array.shape[1:]
+    channels, height, width = array.shape
+    if channels == 3 and height * width <= _SMALL:
+        pixels = array.transpose(1, 2, 0).tobytes()
+        return Image.frombytes("RGB", (width, height), pixels)
     planes = [Image.frombytes("L", (width, height), plane.tobytes()) for plane in array]
     return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
 

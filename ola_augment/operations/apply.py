@@ -21,7 +21,7 @@ from ola_augment.operations.checks import (
     is_bilinear,
 )
 from ola_augment.operations.program import Program, program
-from ola_augment.operations.single import run_on_tensor
+from ola_augment.operations.single import Step, run_on_tensor, steps_of
 from ola_augment.space import SearchSpace
 
 #: At least half a millisecond of work for each thread: starting one takes a tenth of that.
@@ -114,7 +114,7 @@ def run_actions(
     whole = images.dtype == torch.uint8 and images.device.type == "cpu"
     with torch.autocast(images.device.type, enabled=False):
         if whole and len(images) == 1:
-            result = run_on_tensor(images, space, actions, fill, bilinear)
+            result = run_on_tensor(images, space, steps_of(actions), fill, bilinear)
         elif whole and (run_batch := KERNELS.ready()):
             table = program(space, height, width)
             apply = _apply_mixed if Kind.BATCHED in table.kinds else _apply_exact
@@ -122,6 +122,18 @@ def run_actions(
         else:
             table = program(space, height, width)
             result = apply_batched(images, table, actions, fill, bilinear)
+    return _laid_out_as(images, result)
+
+
+def run_one(
+    image: Tensor, space: SearchSpace, steps: list[Step], fill: tuple[float, ...], bilinear: bool
+) -> Tensor:
+    """:func:`run_actions` for one image (C, H, W) uint8 on the CPU."""
+    images = image[None]
+    return _laid_out_as(images, run_on_tensor(images, space, steps, fill, bilinear))[0]
+
+
+def _laid_out_as(images: Tensor, result: Tensor) -> Tensor:
     if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
         return result
     return result.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,38 +24,39 @@ from ola_augment.operations.batched import run_with_magnitudes
 from ola_augment.operations.program import kind_of, matrices
 from ola_augment.space import SearchSpace
 
+#: One applied operation: its index, bin, sign -1 or +1, and centre (y, x).
+Step = tuple[int, int, int, tuple[float, float]]
 
-class _Step(NamedTuple):
-    """One applied operation: its index, bin, sign -1 or +1, and centre (y, x)."""
 
-    op: int
-    magnitude_bin: int
-    sign: int
-    center: tuple[float, float]
+def steps_of(actions: Actions) -> list[Step]:
+    """The kept slots of actions of a batch of one."""
+    _, ops, keep, bins, signs, centers, _ = (field[0].tolist() for field in actions)
+    slots = zip(ops, keep, bins, signs, map(tuple, centers), strict=True)
+    return [(op, k, sign, center) for op, kept, k, sign, center in slots if kept]
 
 
 def run_on_tensor(
-    images: Tensor, space: SearchSpace, actions: Actions, fill: tuple[float, ...], bilinear: bool
+    images: Tensor, space: SearchSpace, steps: list[Step], fill: tuple[float, ...], bilinear: bool
 ) -> Tensor:
-    """Apply the actions of one example to images (1, C, H, W) uint8; a new tensor."""
+    """Apply operations to images (1, C, H, W) uint8 in any layout; a new contiguous tensor."""
     image = pillow.from_array(images[0].numpy())
-    result = pillow.to_array(run_on_image(image, space, actions, fill, bilinear))
+    result = pillow.to_array(run_on_image(image, space, steps, fill, bilinear))
     return torch.from_numpy(result)[None]
 
 
 def run_on_image(
     image: Image.Image,
     space: SearchSpace,
-    actions: Actions,
+    steps: list[Step],
     fill: tuple[float, ...],
     bilinear: bool,
 ) -> Image.Image:
-    """Apply the actions of one example to an image of mode L or RGB.
+    """Apply operations to an image of mode L or RGB.
 
     Args:
         image: not written to; returned itself where nothing changes it.
-        space: that the actions were drawn from.
-        actions: of a batch of one.
+        space: that the operations were drawn from.
+        steps: what to apply, in this order.
         fill: a value for each channel in 0 .. 255, truncated.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
 
@@ -63,36 +64,20 @@ def run_on_image(
         ValueError, TypeError: as of :func:`~ola_augment.operations.apply_actions`.
     """
     _check_reach(space, image.height, image.width)
-    for step in _steps(actions):
+    for step in steps:
         image = _run(image, space, step, fill, bilinear)
     return image
 
 
-def _steps(actions: Actions) -> list[_Step]:
-    """The slots that are kept."""
-    _, ops, keep, bins, signs, centers, _ = actions
-    return [
-        _Step(op, k, sign, (y, x))
-        for op, kept, k, sign, (y, x) in zip(
-            ops[0].tolist(),
-            keep[0].tolist(),
-            bins[0].tolist(),
-            signs[0].tolist(),
-            centers[0].tolist(),
-            strict=True,
-        )
-        if kept
-    ]
-
-
 def _run(
-    image: Image.Image, space: SearchSpace, step: _Step, fill: tuple[float, ...], bilinear: bool
+    image: Image.Image, space: SearchSpace, step: Step, fill: tuple[float, ...], bilinear: bool
 ) -> Image.Image:
-    operation, (width, height) = space.operations[step.op], image.size
+    op, magnitude_bin, sign, center = step
+    operation, (width, height) = space.operations[op], image.size
     kind = kind_of(operation)
-    m = operation.magnitude(step.magnitude_bin, space.num_magnitude_bins, height, width)
+    m = operation.magnitude(magnitude_bin, space.num_magnitude_bins, height, width)
     if operation.signed:
-        m *= step.sign
+        m *= sign
     if kind == Kind.TABLE:
         return pillow.look_up(image, _table(operation.name, m))
     if kind == Kind.AFFINE:
@@ -101,13 +86,14 @@ def _run(
         return pillow.affine(image, tuple(matrix), bilinear, whole)
     if kind == Kind.CUTOUT:
         side = int(m)
-        top = math.floor(step.center[0] * height) - side // 2
-        left = math.floor(step.center[1] * width) - side // 2
+        top = math.floor(center[0] * height) - side // 2
+        left = math.floor(center[1] * width) - side // 2
         return pillow.cutout(image, (left, top, left + side, top + side))
     if kind == Kind.BATCHED:
         images = torch.from_numpy(pillow.to_array(image))[None]
-        magnitudes, centers = torch.tensor([m], dtype=torch.float64), torch.tensor([step.center])
-        images = run_with_magnitudes(operation, images, magnitudes, centers)
+        magnitudes, centers = torch.tensor([m], dtype=torch.float64), torch.tensor([center])
+        with torch.autocast("cpu", enabled=False):
+            images = run_with_magnitudes(operation, images, magnitudes, centers)
         return pillow.from_array(images[0].numpy())
     return pillow.FUNCTIONS[kind](image, m)
 

@@ -18,11 +18,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from ola_augment.actions import Actions, check_actions
+from ola_augment.draw import Draw
 from ola_augment.files import load_policy, read_transform, save_policy
 from ola_augment.logits import warn_if_unshared
-from ola_augment.operations.apply import run_actions
+from ola_augment.operations.apply import run_actions, run_one
 from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
-from ola_augment.operations.single import run_on_image
+from ola_augment.operations.single import Step, run_on_image, steps_of
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
@@ -35,6 +36,7 @@ from ola_augment.transforms.inputs import (
     fill_of,
     image_array,
     is_list_of_images,
+    is_one_of_bytes,
     layout,
     plain_fill,
     restore,
@@ -131,7 +133,10 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         Without a batch dimension if the images had none; in the order of the flattened batch if
         they had several, and of the list if it was one.
         """
-        return getattr(self._drawn, "actions", None)
+        drawn = getattr(self._drawn, "actions", None)
+        if isinstance(drawn, Draw):
+            drawn = self._drawn.actions = drawn.actions().select(0)
+        return drawn
 
     def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
         """Draw for each image and apply.
@@ -203,12 +208,43 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
+            if self._hooks_are_ours and is_one_of_bytes(sample):
+                return self._augment_one(sample)
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
             return super().forward(*inputs)
         params = [self.make_params([picture]) for picture in sample]
         self._drawn.actions = Actions.cat([drawn["actions"] for drawn in params])
         return [self.transform(*pair) for pair in zip(sample, params, strict=True)]
+
+    @property
+    def _hooks_are_ours(self) -> bool:
+        """Whether nobody has put anything else in the place of what :meth:`_augment_one` does."""
+        kind = type(self)
+        return (
+            kind.make_params is PolicyTransform.make_params
+            and kind.transform is PolicyTransform.transform
+            and getattr(self.policy.sample, "__func__", None) is Policy.sample
+        )
+
+    def _augment_one(self, picture: Any) -> Any:
+        """Draw for and augment one uint8 image, without making a tensor of what was drawn."""
+        refuse_unseen_annotations(self)
+        self._check(picture)
+        self._look_around_in_worker()
+        self._drawn.actions = drawn = self.policy.sample_one(self._generator_here())
+        steps = [(op, k, sign, at) for op, kept, k, sign, at in drawn.slots if kept]
+        return self._run_steps(picture, steps)
+
+    def _run_steps(self, picture: Any, steps: list[Step]) -> Any:
+        pil = isinstance(picture, PIL.Image.Image)
+        channels = len(picture.getbands()) if pil else picture.shape[0]
+        fill = fill_per_channel(fill_of(self._fills, picture), channels, True)
+        if pil:
+            return run_on_image(picture, self.space, steps, fill, self._bilinear)
+        return restore(
+            run_one(to_tensor(picture), self.space, steps, fill, self._bilinear), picture
+        )
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Check a sample and draw for it (torchvision's hook).
@@ -343,10 +379,13 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             return needed
         return [i == array or isinstance(x, ANNOTATIONS) for i, x in enumerate(flat_inputs)]
 
-    def _sample(self, n: int) -> Actions:
+    def _look_around_in_worker(self) -> None:
         if get_worker_info() is not None and not self._checked_in_worker:
             warn_if_unshared(self.policy)
             self._checked_in_worker = True
+
+    def _sample(self, n: int) -> Actions:
+        self._look_around_in_worker()
         actions = self.policy.sample(n, self._generator_here())
         # What our own sampler draws is right; anything may come from a user's.
         if getattr(self.policy.sample, "__func__", None) is not Policy.sample:
@@ -356,8 +395,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     def _apply(self, picture: Any, actions: Actions) -> Any:
         """Apply as many actions to a picture as it has images."""
         if isinstance(picture, PIL.Image.Image):
-            fill = fill_per_channel(fill_of(self._fills, picture), len(picture.getbands()), True)
-            return run_on_image(picture, self.space, actions, fill, self._bilinear)
+            return self._run_steps(picture, steps_of(actions))
         images = to_tensor(picture)
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
         whole = flat.dtype == torch.uint8

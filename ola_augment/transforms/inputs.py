@@ -60,6 +60,18 @@ def _is_image_array(entry: Any) -> bool:
     )
 
 
+def is_one_of_bytes(sample: Any) -> bool:
+    """Whether a sample is one PIL image, or one uint8 tensor (C, H, W) on the CPU."""
+    if isinstance(sample, PIL.Image.Image):
+        return True
+    return (
+        isinstance(sample, Tensor)
+        and sample.ndim == 3
+        and sample.dtype == torch.uint8
+        and sample.device.type == "cpu"
+    )
+
+
 def is_list_of_images(sample: Any) -> bool:
     """Whether every entry of a list is an image, or a clip, of its own.
 
