@@ -69,7 +69,7 @@ class Tables:
     def draw(self, n: int, generator: torch.Generator | None) -> Actions:
         """Draw the augmentations of n images; each depends on its own random numbers alone."""
         if n == 1 and self.log_probs.keep.dtype in (torch.float32, torch.float64):
-            return self.draw_one(generator).actions()
+            return Actions(*(field[None] for field in self.draw_one(generator).actions()))
         drawn = (*draw_batch(self._uniforms(n, generator).numpy(), self), np.empty(0))
         actions = Actions(*map(torch.from_numpy, drawn))
         return actions._replace(log_prob=log_prob(actions, self.log_probs, self.log_choices))
@@ -98,6 +98,14 @@ class _Scalars:
         self.replacement = tables.replacement
         single = log_probs.keep.dtype == torch.float32
         self.dtype: type[np.floating[Any]] = np.float32 if single else np.float64
+
+    def log_prob(self, op: int, kept: bool, magnitude_bin: int) -> np.floating[Any]:
+        """Of one slot, rounded as torch rounds it."""
+        dtype = self.dtype
+        value = dtype(self.log_drop[op])
+        if kept:
+            value = dtype(self.log_keep[op]) + dtype(self.log_magnitude[op][magnitude_bin])
+        return value if self.log_ops is None else value + dtype(self.log_ops[op])
 
 
 def log_prob(actions: Actions, log_probs: LogProbs, log_choices: Tensor) -> Tensor:
@@ -164,29 +172,27 @@ class Draw(NamedTuple):
     tables: _Scalars
 
     def actions(self) -> Actions:
-        """The same as :class:`Actions` of a batch of one, with its log-probability."""
+        """The same as :class:`Actions` without a batch dimension, with its log-probability."""
         tables = self.tables
         dtype, unused = tables.dtype, len(tables.num_ops_cdf) - self.num_ops
         slots = self.slots + [(-1, False, 0, 1, (0.0, 0.0))] * unused
         ops, keep, bins, signs, centers = zip(*slots, strict=True)
-        log_probs = [0.0] * len(slots)
-        for s, (op, kept, k, _, _) in enumerate(self.slots):
-            value = dtype(tables.log_drop[op])
-            if kept:
-                value = dtype(tables.log_keep[op]) + dtype(tables.log_magnitude[op][k])
-            if tables.log_ops is not None:
-                value += dtype(tables.log_ops[op])
-            log_probs[s] = float(value)
-        # torch adds up the slots, as for a batch: the same bits.
-        total = torch.from_numpy(np.array([log_probs], dtype)).sum(1)
+        log_probs = [tables.log_prob(op, kept, k) for op, kept, k, _, _ in self.slots]
+        if len(slots) > 2:
+            # torch adds them up, in the order in which it adds up those of a batch: the same bits.
+            row = np.array([log_probs + [0.0] * unused], dtype)
+            total = torch.from_numpy(row).sum(1).numpy()[0]
+        else:
+            total = sum(log_probs, dtype(0.0))
+        total = total + dtype(tables.log_num_ops[self.num_ops - 1])
         return Actions(
-            torch.from_numpy(np.array([self.num_ops])),
-            torch.from_numpy(np.array([ops])),
-            torch.from_numpy(np.array([keep])),
-            torch.from_numpy(np.array([bins])),
-            torch.from_numpy(np.array([signs], np.int8)),
-            torch.from_numpy(np.array([centers], np.float32)),
-            total.add_(tables.log_num_ops[self.num_ops - 1]),
+            torch.from_numpy(np.array(self.num_ops)),
+            torch.from_numpy(np.array(ops)),
+            torch.from_numpy(np.array(keep)),
+            torch.from_numpy(np.array(bins)),
+            torch.from_numpy(np.array(signs, np.int8)),
+            torch.from_numpy(np.array(centers, np.float32)),
+            torch.from_numpy(np.array(total, dtype)),
         )
 
 

@@ -47,7 +47,7 @@ def test_one_image_is_drawn_as_in_a_batch(name):
     )
     scalars = policy._drawn_from().scalars
     for i, row in enumerate(uniforms.tolist()):
-        one, expected = draw_one(row, scalars).actions(), drawn.select([i])
+        one, expected = draw_one(row, scalars).actions(), drawn.select(i)
         for field, value, same in zip(drawn._fields, one, expected, strict=True):
             assert torch.equal(value, same), (field, i)
             assert value.dtype == same.dtype

@@ -7,7 +7,7 @@ instead gives the same bits and is held to them by the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,26 +31,33 @@ def auto_contrast(image: Image.Image) -> Image.Image:
     """``ImageOps.autocontrast``: stretch each channel to [0, 255]; a constant one stays."""
     if not _is_small(image):
         return ImageOps.autocontrast(image)
-    tables = []
-    for band in image.split():
-        low, high = cast(tuple[int, int], band.getextrema())
-        scale = 255.0 / (high - low) if high > low else 1.0
-        offset = -low * scale if high > low else 0.0
-        tables.append((_GREY * scale + offset).clip(0, 255).astype(np.uint8))
-    return _look_up_bands(image, tables)
+    return _look_up_bands(image, _stretch_table)
 
 
 def equalize(image: Image.Image) -> Image.Image:
     """``ImageOps.equalize`` of each channel."""
     if not _is_small(image):
         return ImageOps.equalize(image)
-    histograms = np.array(image.histogram()).reshape(-1, 256)
-    tables = []
-    for counts in histograms:
-        step = int(counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
-        below = step // 2 + counts.cumsum() - counts
-        tables.append((below // step).clip(0, 255).astype(np.uint8) if step else _IDENTITY)
-    return _look_up_bands(image, tables)
+    return _look_up_bands(image, _equalize_table)
+
+
+def _stretch_table(band: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    low, high = int(band.min()), int(band.max())
+    if high == low:
+        return _IDENTITY
+    scale = 255.0 / (high - low)
+    stretched = _GREY * scale + -low * scale
+    table: NDArray[np.uint8] = np.minimum(np.maximum(stretched, 0.0), 255.0).astype(np.uint8)
+    return table
+
+
+def _equalize_table(band: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    counts = np.bincount(band, minlength=256)
+    step = int(len(band) - counts[band.max()]) // 255
+    if step == 0:
+        return _IDENTITY
+    below = step // 2 + counts.cumsum() - counts
+    return np.minimum(below // step, 255).astype(np.uint8)
 
 
 def affine(
@@ -125,10 +132,14 @@ def _is_small(image: Image.Image) -> bool:
     return image.width * image.height <= _SMALL
 
 
-def _look_up_bands(image: Image.Image, tables: list[NDArray[np.uint8]]) -> Image.Image:
-    """``Image.point`` with a table for each channel."""
-    bands = [look_up(b, t.tobytes()) for b, t in zip(image.split(), tables, strict=True)]
-    return bands[0] if len(bands) == 1 else Image.merge(image.mode, bands)
+def _look_up_bands(
+    image: Image.Image, table: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> Image.Image:
+    """``Image.point`` with a table for each channel, made from its levels."""
+    result = np.array(image)
+    for band in result.reshape(image.width * image.height, -1).T:
+        band[:] = table(band)[band]
+    return Image.fromarray(result)
 
 
 def _rows(image: Image.Image) -> tuple[NDArray[np.uint16], int]:

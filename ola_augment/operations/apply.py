@@ -114,7 +114,7 @@ def run_actions(
     whole = images.dtype == torch.uint8 and images.device.type == "cpu"
     with torch.autocast(images.device.type, enabled=False):
         if whole and len(images) == 1:
-            result = run_on_tensor(images, space, steps_of(actions), fill, bilinear)
+            result = run_on_tensor(images[0], space, steps_of(actions), fill, bilinear)[None]
         elif whole and (run_batch := KERNELS.ready()):
             table = program(space, height, width)
             apply = _apply_mixed if Kind.BATCHED in table.kinds else _apply_exact
@@ -129,8 +129,8 @@ def run_one(
     image: Tensor, space: SearchSpace, steps: list[Step], fill: tuple[float, ...], bilinear: bool
 ) -> Tensor:
     """:func:`run_actions` for one image (C, H, W) uint8 on the CPU."""
-    images = image[None]
-    return _laid_out_as(images, run_on_tensor(images, space, steps, fill, bilinear))[0]
+    result = run_on_tensor(image, space, steps, fill, bilinear)
+    return result if image.is_contiguous() else _laid_out_as(image[None], result[None])[0]
 
 
 def _laid_out_as(images: Tensor, result: Tensor) -> Tensor:

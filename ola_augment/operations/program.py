@@ -113,10 +113,16 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
             parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
             fixed[a] = fixed_point(parameters[a])
         elif kinds[a] == Kind.TABLE:
-            values = cast(LookUp, TABLE[operation.name].exact).values
-            tables[a] = [values(m).astype(np.uint8) for m in magnitudes[a]]
+            rows = [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
+            tables[a] = np.frombuffer(b"".join(rows), np.uint8).reshape(bins, 256)
     stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
     return Program(space, height, width, kinds, parameters, fixed, tables, stretched)
+
+
+@lru_cache(maxsize=4096)
+def look_up_table(name: str, magnitude: float) -> bytes:
+    """256 new values of a built-in operation of kind ``TABLE``."""
+    return cast(LookUp, TABLE[name].exact).values(magnitude).astype(np.uint8).tobytes()
 
 
 def matrices(

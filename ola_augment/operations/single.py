@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor
 from ola_augment.actions import Actions
 from ola_augment.kernels import pillow
 from ola_augment.kernels.kind import Kind
-from ola_augment.kernels.table import TABLE, LookUp
 from ola_augment.operation import inside
 from ola_augment.operations.batched import run_with_magnitudes
-from ola_augment.operations.program import kind_of, matrices
+from ola_augment.operations.program import kind_of, look_up_table, matrices
 from ola_augment.space import SearchSpace
 
 #: One applied operation: its index, bin, sign -1 or +1, and centre (y, x).
@@ -36,12 +34,12 @@ def steps_of(actions: Actions) -> list[Step]:
 
 
 def run_on_tensor(
-    images: Tensor, space: SearchSpace, steps: list[Step], fill: tuple[float, ...], bilinear: bool
+    image: Tensor, space: SearchSpace, steps: list[Step], fill: tuple[float, ...], bilinear: bool
 ) -> Tensor:
-    """Apply operations to images (1, C, H, W) uint8 in any layout; a new contiguous tensor."""
-    image = pillow.from_array(images[0].numpy())
-    result = pillow.to_array(run_on_image(image, space, steps, fill, bilinear))
-    return torch.from_numpy(result)[None]
+    """Apply operations to an image (C, H, W) uint8 in any layout; a new contiguous tensor."""
+    picture = pillow.from_array(image.numpy())
+    result = run_on_image(picture, space, steps, fill, bilinear)
+    return torch.from_numpy(pillow.to_array(result))
 
 
 def run_on_image(
@@ -79,7 +77,7 @@ def _run(
     if operation.signed:
         m *= sign
     if kind == Kind.TABLE:
-        return pillow.look_up(image, _table(operation.name, m))
+        return pillow.look_up(image, look_up_table(operation.name, m))
     if kind == Kind.AFFINE:
         matrix = matrices(operation, np.array([m]), height, width)[0].tolist()
         whole = tuple(int(value) for value in fill)
@@ -96,11 +94,6 @@ def _run(
             images = run_with_magnitudes(operation, images, magnitudes, centers)
         return pillow.from_array(images[0].numpy())
     return pillow.FUNCTIONS[kind](image, m)
-
-
-@lru_cache(maxsize=4096)
-def _table(name: str, magnitude: float) -> bytes:
-    return cast(LookUp, TABLE[name].exact).values(magnitude).astype(np.uint8).tobytes()
 
 
 @lru_cache(maxsize=4096)

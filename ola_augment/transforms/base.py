@@ -135,7 +135,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         """
         drawn = getattr(self._drawn, "actions", None)
         if isinstance(drawn, Draw):
-            drawn = self._drawn.actions = drawn.actions().select(0)
+            drawn = self._drawn.actions = drawn.actions()
         return drawn
 
     def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
