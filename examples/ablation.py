@@ -53,10 +53,13 @@ def run(name: str, seed: int, data: ImageData, options: argparse.Namespace) -> d
         model.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     steps = options.epochs * len(batches)
-    method = "ola" if variant.updater else name
-    augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    augment: Any = None
     learner = None
-    if variant.updater and isinstance(augment, OLAAugment):
+    if not variant.updater:
+        augment = METHODS[name](options.space, generator)
+    else:
+        augment = OLAAugment(options.space, generator=generator)
         augment.policy = variant.policy(options.space)
         updater = variant.updater(augment.policy, steps // 2)
         learner = OLALearner(model, augment, cosine=variant.cosine, updater=updater)

@@ -223,19 +223,39 @@ class Batches:
     """Shuffled batches of tensors in memory, another order on every pass.
 
     The last, smaller batch is left out unless it is the only one.
+
+    Args:
+        late: images and labels that join at epoch ``late_from``; the number of batches of a pass is
+            that of all images from the start.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
-        self.images, self.labels = images, labels
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        late: tuple[Tensor, Tensor] | None = None,
+        late_from: int = 0,
+    ) -> None:
+        self.early, self.late, self.late_from = len(images), late, late_from
+        self.images = images if late is None else torch.cat((images, late[0]))
+        self.labels = labels if late is None else torch.cat((labels, late[1]))
         self.batch_size = min(batch_size, len(images))
         self.generator = torch.Generator().manual_seed(seed)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.images), generator=self.generator)
-        for index in order.split(self.batch_size)[: len(self)]:
+        size = self.early if self.epoch < self.late_from else len(self.images)
+        needed = len(self) * self.batch_size
+        orders = [torch.randperm(size, generator=self.generator) for _ in range(-(-needed // size))]
+        for index in torch.cat(orders)[:needed].split(self.batch_size):
             yield self.images[index], self.labels[index]
 
 

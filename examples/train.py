@@ -13,19 +13,19 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from data import Batches, ImageData, Preprocess, load_data
+from data import ImageData, Preprocess, load_data
 from networks import make_network
+from recipe import add_options, described, fill_in, make_augment, make_batches, make_learner
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ola_augment import (
-    GARUpdater,
     OLAAugment,
-    OLALearner,
     PolicyTransform,
     RandAugment,
     TrivialAugment,
@@ -47,6 +47,7 @@ class TorchvisionLoop:
         return torch.stack([self.transform(image) for image in images]), None
 
 
+#: The comparison methods.
 METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
     "none": lambda space, generator: None,
     "randaugment": lambda space, generator: RandAugment(space=space, generator=generator),
@@ -56,11 +57,7 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
         v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
-    "ola": lambda space, generator: OLAAugment(space, generator=generator),
 }
-
-#: Of the policy's Adam; docs/results.md has the comparison that the recommendation rests on.
-META_LR = {"recommended": 0.03, "paper": 0.1}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="digits", help="digits, cifar10, cifar100 or imagefolder:PATH")
     add("--train-size", type=int, help="train on this many random images (default: all)")
     add("--image-size", type=int, default=32, help="pixels a side for imagefolder")
-    add("--method", nargs="+", choices=METHODS, default=["uniform", "ola"])
+    add("--method", nargs="+", choices=[*METHODS, "ola"], default=["uniform", "ola"])
     add("--space", choices=["wide_long", "rand_augment"], default="wide_long")
     add("--model", default="small_cnn", help="small_cnn, wrn-DEPTH-WIDTH or torchvision's names")
     add("--epochs", type=int, default=100)
@@ -79,18 +76,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
     add("--weight-decay", type=float, default=5e-4)
     add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
-    add("--settings", choices=META_LR, default="recommended", help="meta lr: 0.03, or the paper's")
-    add("--meta-lr", type=float, help="of the policy's Adam, instead of that of --settings")
-    add("--entropy-weight", type=float, default=0.0, help="beyond the paper, which has none")
+    add("--no-mirror", action="store_true", help="no horizontal flips in the pre-processing")
     add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
     add("--device", default="cpu")
     add("--out", type=Path, default=Path("runs/train"))
     add("--resume", action="store_true", help="go on with runs that were stopped, from --out")
     add("--checkpoint-every", type=int, default=500, help="batches between checkpoints")
     add("--quiet", action="store_true", help="no progress bars")
+    add_options(parser)
     options = parser.parse_args(arguments)
-    if options.meta_lr is None:
-        options.meta_lr = META_LR[options.settings]
+    fill_in(options)
     return options
 
 
@@ -107,7 +102,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         data = data.subset(options.train_size, seed)
     channels = data.train_images.shape[1]
     model = make_network(options.model, data.num_classes, channels).to(options.device)
-    batches = Batches(data.train_images, data.train_labels, options.batch_size, seed)
+    batches = make_batches(data, options, seed, learns=method == "ola")
     preprocess = Preprocess(data, seed, cutout=options.cutout)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -118,13 +113,13 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     )
     steps = options.epochs * len(batches)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    augment = METHODS[method](options.space, torch.Generator().manual_seed(seed))
-    learner = None
-    if isinstance(augment, OLAAugment):
-        updater = GARUpdater(
-            augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
-        )
-        learner = OLALearner(model, augment, updater=updater)
+    generator = torch.Generator().manual_seed(seed)
+    learner, augment = None, None
+    if method == "ola":
+        augment = make_augment(options.space, options, generator)
+        learner = make_learner(model, augment, batches, preprocess, options, seed)
+    else:
+        augment = METHODS[method](options.space, generator)
     checkpoint = out / "checkpoint.pt"
     history = fit(
         model,
@@ -211,6 +206,8 @@ def interval(scores: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     data = load_data(options.data, options.image_size)
+    if options.no_mirror:
+        data = replace(data, mirror=False)
     results: dict[str, list[dict[str, float]]] = {method: [] for method in options.method}
     # Seeds outside, methods inside: a slow minute of the machine then slows all methods alike.
     for seed in range(options.seeds):
@@ -221,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
         f"{options.epochs} epochs, {options.seeds} seeds, "
-        f"meta lr {options.meta_lr}, entropy weight {options.entropy_weight}\n"
+        f"{described(options)}\n"
     )
     print(table(results))
     print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")

@@ -43,7 +43,7 @@ class PulledToUniform(OLAPolicy):
     """Minus the KL divergence from the uniform policy takes the entropy's place."""
 
     def entropy(self) -> Tensor:
-        num_ops, keep, drop, magnitude = self.log_probs()
+        num_ops, keep, drop, magnitude, _ = self.log_probs()
 
         def divergence(log_probs: Tensor) -> Tensor:
             size = log_probs.shape[-1]

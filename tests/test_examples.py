@@ -230,3 +230,27 @@ def test_train_goes_on_where_it_was(run, tmp_path):
     run("train.py", *options, "--out", stopped, "--resume")
     with pytest.raises(ValueError, match="needs the options"):
         run("train.py", *options, "--lr", 0.1, "--out", stopped, "--resume")
+
+
+def test_train_learns_by_values_from_held_out_images(run, tmp_path):
+    printed = run(
+        "train.py", "--data", "digits-rotated", "--train-size", 130, "--epochs", 6, "--method",
+        "uniform", "ola", "--reference", "held-out", "--strength", "steered", "--learn-every", 2,
+        "--learn-until", 0.5, "--quiet", "--out", tmp_path,
+    )  # fmt: skip
+    assert "| ola |" in printed
+    assert "reference held-out, strength steered, learning from every 2. pair" in printed
+    records = [json.loads(line) for line in (tmp_path / "ola-seed0/metrics.jsonl").open()]
+    uniform = [json.loads(line) for line in (tmp_path / "uniform-seed0/metrics.jsonl").open()]
+    assert [r["steps"] for r in records] == [r["steps"] for r in uniform]
+    assert records[-1]["entropy"] == records[3]["entropy"] != records[0]["entropy"]
+
+
+def test_yardstick(run, tmp_path):
+    common = ("--bed", "rotated", "--epochs", 2, "--oracles", tmp_path / "oracles.json")
+    run("learning_signal.py", "oracle", "--seeds", 1, *common)
+    known = json.loads((tmp_path / "oracles.json").read_text())
+    assert len(known["rotated"]) == 19
+    printed = run("learning_signal.py", "signal", "--seeds", 1, "--every", 1, *common)
+    assert printed.count("| dot, ") == 6
+    assert printed.count("| cosine, ") == 6

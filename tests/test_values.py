@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from ola_augment import GARUpdater, OLAPolicy, Operation, SearchSpace, UniformPolicy
-from ola_augment.training import ValueUpdater, cosine_reward, normalize
+from ola_augment.training import ValueUpdater, cosine_reward, gradient_alignment_reward, normalize
 
 SPACE = SearchSpace(
     (Operation("identity"), Operation("rotate", 0, 30, signed=True), Operation("color", 0, 2)), 5
 )
+
+
+def by_alignments(policy, **options):
+    return ValueUpdater(policy, reward=gradient_alignment_reward, **options)
 
 
 def draws(policy, steps, n=64):
@@ -32,7 +36,7 @@ def worth(actions, values):
 
 def test_the_estimates_are_those_of_ridge_regression_over_all_examples():
     policy = OLAPolicy(SPACE, max_ops=2, strength=1.2)
-    updater = ValueUpdater(policy, decay=0.9, prior=3.0)
+    updater = by_alignments(policy, decay=0.9, prior=3.0)
     drawn = draws(policy, 6)
     rewards = [torch.randn(64, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     for actions, values in zip(drawn, rewards, strict=True):
@@ -69,7 +73,7 @@ def test_the_estimates_are_those_of_ridge_regression_over_all_examples():
 
 def test_good_operations_and_magnitudes_are_drawn_more_and_none_dies():
     policy = OLAPolicy(SPACE, max_ops=2, strength=1.0)
-    updater = ValueUpdater(policy)
+    updater = by_alignments(policy)
     values = [[0.0] * 5, [0.0, 0.5, 1.0, 0.5, 0.0], [-0.5] * 5]
     noise = torch.Generator().manual_seed(1)
     for _ in range(100):
@@ -85,14 +89,14 @@ def test_good_operations_and_magnitudes_are_drawn_more_and_none_dies():
 
 def test_the_start_and_equal_rewards_leave_the_policy_uniform():
     policy = OLAPolicy(SPACE, strength=1.0, max_ops=3)
-    ValueUpdater(policy).step(*draws(policy, 1), torch.ones(64))
+    by_alignments(policy).step(*draws(policy, 1), torch.ones(64))
     torch.testing.assert_close(policy.log_probs().ops.exp(), torch.full((3,), 1 / 3))
     torch.testing.assert_close(policy.keep_logits.detach(), torch.zeros(3))
 
 
 def test_the_most_and_the_least_probable_differ_by_the_limit():
     policy = OLAPolicy(SPACE, max_ops=2, strength=2)
-    updater = ValueUpdater(policy, scale=0.5, limit=3.0)
+    updater = by_alignments(policy, scale=0.5, limit=3.0)
     for actions in draws(policy, 200):
         updater.step(actions, worth(actions, [[-1.0] * 5, [1.0] * 5, [-1.0] * 5]).float())
     probs = policy.log_probs().ops.detach().exp()
@@ -111,8 +115,10 @@ def test_rewards_may_take_norms():
 
 
 def test_state_comes_back_and_others_are_refused():
-    one = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
-    other = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    one = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    other = ValueUpdater(
+        OLAPolicy(SPACE, max_ops=2, strength=1.0), reward=gradient_alignment_reward
+    )
     first, second = draws(one.policy, 2)
     signal = torch.randn(64)
     one.step(first, signal)
@@ -132,7 +138,9 @@ def test_state_comes_back_and_others_are_refused():
 
 
 def test_bad_steps_change_nothing():
-    updater = ValueUpdater(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    updater = ValueUpdater(
+        OLAPolicy(SPACE, max_ops=2, strength=1.0), reward=gradient_alignment_reward
+    )
     [actions] = draws(updater.policy, 1)
     updater.step(actions, torch.randn(64))
     before = updater.state_dict(), updater.policy.keep_logits.clone()

@@ -12,7 +12,7 @@ from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy
 from ola_augment.training.reward import (
     Reward,
-    gradient_alignment_reward,
+    cosine_reward,
     sum_over_ranks,
     takes_norms,
 )
@@ -63,7 +63,7 @@ class ValueUpdater:
         scale: float = 0.5,
         limit: float = 4.0,
         prior: float = 10.0,
-        reward: Reward = gradient_alignment_reward,
+        reward: Reward = cosine_reward,
     ) -> None:
         if not isinstance(policy, OLAPolicy):
             raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")

@@ -1,0 +1,152 @@
+"""How the examples set OLA up: the recommended settings, the paper's, and each one by itself."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from data import Batches, ImageData, Preprocess
+from torch import Tensor, nn
+
+from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat
+
+#: docs/results.md has the comparisons that the recommendation rests on.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "recommended": {"meta_lr": 0.03, "reference": "next", "strength": "learned"},
+    "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned"},
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--settings", choices=SETTINGS, default="recommended", help="what is not given below")
+    add("--meta-lr", type=float, help="of the policy's Adam: 0.03, or the paper's 0.1")
+    add("--entropy-weight", type=float, default=0.0, help="beyond the paper, which has none")
+    add(
+        "--reference",
+        choices=["next", "current", "held-out"],
+        help="gradient that is aligned with: of the plain batch after the augmented update (the "
+        "paper) or before it, or of images held out: the data's reference images, or --held-out",
+    )
+    add(
+        "--strength",
+        type=strength,
+        help="applied operations an image: a number, 'steered' by a thermostat from 1, or "
+        "'learned' (the paper); with the first two the policy learns which operations, by values",
+    )
+    add("--learn-every", type=int, default=1, help="learn from every so manyth pair of steps")
+    add(
+        "--learn-until",
+        type=float,
+        default=1.0,
+        help="share of the epochs; held-out images join the training after it",
+    )
+    add("--held-out", type=int, default=64, help="training images held out if the data has none")
+
+
+def strength(text: str) -> str | float:
+    return text if text in ("learned", "steered") else float(text)
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Take from --settings what was not given."""
+    for name, value in SETTINGS[options.settings].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if not 0 < options.learn_until <= 1:
+        raise ValueError(f"--learn-until must lie in (0, 1], got {options.learn_until}")
+
+
+def described(options: argparse.Namespace) -> str:
+    """The settings of a run of OLA, for the line above a table."""
+    learns = f"learning from every {options.learn_every}. pair" if options.learn_every > 1 else ""
+    until = f"until {options.learn_until:g} of the epochs" if options.learn_until < 1 else ""
+    parts = (
+        f"reference {options.reference}",
+        f"strength {options.strength}",
+        f"meta lr {options.meta_lr}" * (options.strength == "learned"),
+        f"entropy weight {options.entropy_weight}" * bool(options.entropy_weight),
+        learns,
+        until,
+    )
+    return "ola: " + ", ".join(part for part in parts if part)
+
+
+def make_augment(space: str, options: argparse.Namespace, generator: torch.Generator) -> OLAAugment:
+    start = {"learned": None, "steered": 1.0}.get(options.strength, options.strength)
+    return OLAAugment(space, generator=generator, strength=start)
+
+
+def hold_out(data: ImageData, options: argparse.Namespace, seed: int) -> ImageData:
+    """Training images, without those that are held out as the reference; that one is set."""
+    if data.reference is not None:
+        return data
+    if not 0 < options.held_out < len(data.train_images):
+        raise ValueError(
+            f"--held-out must leave some of {len(data.train_images)} training images, got "
+            f"{options.held_out}"
+        )
+    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
+    held, kept = order[: options.held_out], order[options.held_out :]
+    return replace(
+        data,
+        reference=(data.train_images[held], data.train_labels[held]),
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+    )
+
+
+def make_batches(data: ImageData, options: argparse.Namespace, seed: int, learns: bool) -> Batches:
+    """Batches for a method: all images, or those of the reference only after the learning."""
+    if not (learns and options.reference == "held-out"):
+        data = data.with_reference()
+        return Batches(data.train_images, data.train_labels, options.batch_size, seed)
+    data = hold_out(data, options, seed)
+    return Batches(
+        data.train_images,
+        data.train_labels,
+        options.batch_size,
+        seed,
+        late=data.reference,
+        late_from=math.ceil(options.learn_until * options.epochs),
+    )
+
+
+def make_learner(
+    model: nn.Module,
+    augment: OLAAugment,
+    batches: Batches,
+    preprocess: Preprocess,
+    options: argparse.Namespace,
+    seed: int,
+) -> OLALearner:
+    pairs = options.epochs * len(batches) // 2
+    learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
+    reference: Any = options.reference
+    if reference == "held-out":
+        reference = Batches(*batches.late, options.batch_size, seed + 1)
+    thermostat = updater = None
+    if options.strength == "steered":
+        thermostat = Thermostat(augment.policy, lower_after=3 * pairs // 10)
+    elif options.strength == "learned":
+        updater = GARUpdater(
+            augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
+        )
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(preprocess.test(images)), labels)
+
+    return OLALearner(
+        model,
+        augment,
+        reference=reference,
+        learn_every=options.learn_every,
+        learn_pairs=None if options.learn_until == 1 else max(1, learned),
+        thermostat=thermostat,
+        updater=updater,
+        loss=loss,
+    )
