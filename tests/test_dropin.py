@@ -88,7 +88,7 @@ def test_fill_by_channel_and_by_type():
         tv_tensors.Image: [4, 5, 6],
         tv_tensors.Video: 7,
         np.ndarray: 8,
-        tv_tensors.Mask: 255,
+        tv_tensors.Mask: np.int64(255),
         "others": 9,
     }
     given = torch.full((3, 8, 20), 200, dtype=torch.uint8)
@@ -129,6 +129,7 @@ def test_masks_are_filled_with_zero_by_default():
         ({tv_tensors.Image: (1, 2)}, ValueError, "one per channel"),
         ({tv_tensors.Mask: (1, 2)}, TypeError, "fill of a Mask must be one number"),
         ({tv_tensors.Mask: "void"}, TypeError, "fill of a Mask must be one number"),
+        ({tv_tensors.Mask: 10**400}, ValueError, "fill of a Mask must fit into 64 bits"),
         (torch.tensor(3), TypeError, "fill must be a number"),
         (True, TypeError, "fill"),
         ([], ValueError, "fill must hold one value"),

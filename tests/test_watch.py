@@ -242,9 +242,7 @@ def test_the_file_of_a_policy_alone_makes_a_transform(tmp_path):
 def test_a_fill_by_type_comes_back(tmp_path):
     fill = {tv_tensors.Mask: 255, tv_tensors.Image: (1, 2, 3), "others": 4}
     OLAAugment(SPACE, fill=fill).save(tmp_path / "policy.json")
-    assert repr(OLAAugment.load(tmp_path / "policy.json").fill) == repr(
-        {key: list(value) if isinstance(value, tuple) else value for key, value in fill.items()}
-    )
+    assert OLAAugment.load(tmp_path / "policy.json").fill == fill
 
     class Own(torch.Tensor):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,6 +199,9 @@ def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[f
 
 def _mask_fill(fill: Fill) -> tuple[float, ...]:
     values = fill if isinstance(fill, (tuple, list)) else (0 if fill is None else fill,)
-    if len(values) != 1 or isinstance(values[0], bool) or not isinstance(values[0], int | float):
+    if len(values) != 1 or isinstance(values[0], bool) or not isinstance(values[0], Real):
         raise TypeError(f"fill of a Mask must be one number, got {fill!r}")
-    return (values[0],)
+    value = values[0]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("fill of a Mask must fit into 64 bits, got a larger integer")
+    return (value if isinstance(value, int) else float(value),)
