@@ -602,3 +602,12 @@ def test_num_ops_0_gives_every_kind_of_image_back():
     for num_ops in (-1, 1.1, None, True):
         with pytest.raises((TypeError, ValueError), match="num_ops"):
             RandAugment(num_ops)
+
+
+def test_torch_compile_leaves_a_call_as_it_is():
+    images = RGB / 255
+    for sample in (RGB, RGB[0], images, tv_tensors.Image(RGB), [RGB[0], RGB[1]]):
+        compiled = torch.compile(augment(), backend="eager")
+        out, expected = compiled(sample), augment()(sample)
+        for one, other in zip(out, expected, strict=True):
+            assert torch.equal(one, other)

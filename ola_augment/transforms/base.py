@@ -203,8 +203,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         ]
         return with_actions(tree_unflatten(done, spec), params["actions"])
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *inputs: Any) -> Any:
-        """Augment a sample."""
+        """Augment a sample; ``torch.compile`` leaves the call as it is."""
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
