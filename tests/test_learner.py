@@ -337,6 +337,38 @@ def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
     assert refused == ([] if "reference" in options else [1, 7])  # a capture waits
 
 
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("reference", ["next", "current", "held out"])
+def test_a_loss_scale_that_is_forgotten_changes_no_update(reference, cosine):
+    """Normalised rewards lose every factor, also one that differs between halves and pairs."""
+
+    def train(scales, told):
+        loop = Loop(reference=[batch(1)] if reference == "held out" else reference, cosine=cosine)
+        names = ["plain", "augmented"] if loop.learner.plain_first else ["augmented", "plain"]
+        for index, (name, scale) in enumerate(zip(names * 3, scales, strict=True)):
+            options = {"loss_scale": scale} if told else {}
+            images, targets = batch(index)
+            with getattr(loop.learner, f"{name}_step")(**options) as step:
+                if name == "augmented":
+                    images = loop.learner.augment(images)
+                (scale * loss_of(loop.model, images, targets)).backward()
+            if index % 2 or reference != "current":
+                for parameter in loop.model.parameters():
+                    parameter.grad /= scale
+                loop.step()
+            if step.stats is not None:
+                last = step.stats
+        assert loop.learner.pairs == 3
+        return loop.logits(), last
+
+    scales = [2.0**10, 2.0**10 if reference == "current" else 2.0**12, *[2.0**14] * 2, *[4.0] * 2]
+    plain, stats = train([1.0] * 6, told=False)
+    for told in (True, False):
+        logits, scaled = train(scales, told)
+        assert all(map(torch.equal, plain, logits))
+        assert (scaled.reward_std == stats.reward_std) == (told or cosine)  # as it is reported
+
+
 def test_half_a_pair_is_not_saved():
     loop = Loop()
     loop.augmented(0)

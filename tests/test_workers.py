@@ -1,7 +1,10 @@
 """Augmentation inside DataLoader workers."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ola_augment import (
@@ -140,6 +143,27 @@ def test_learning_through_workers_reaches_the_policy_of_the_loop():
         keeps.append(learn(batches, augment))
     assert all(keep[1] < 0.05 for keep in keeps)
     assert (keeps[0] - keeps[1]).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_that_draw_from_a_copy_repeat_from_a_seed(persistent):
+    """The copy follows the policy between epochs, when no worker draws."""
+
+    def learn():
+        augment = OLAAugment("rand_augment")
+        drawing = copy.deepcopy(augment)
+        torch.manual_seed(0)
+        collate = {"collate_fn": drawing.collate}
+        batches = loader(images_and_labels(), 2, "fork", persistent, **collate)
+        updater = GARUpdater(augment.policy, lr=0.1)
+        for _ in range(3):
+            drawing.policy.load_state_dict(augment.policy.state_dict())
+            for _, _, actions in batches:
+                torch.testing.assert_close(drawing.policy.log_prob(actions), actions.log_prob)
+                updater.step(actions, actions.ops[:, 0].float())
+        return nn.utils.parameters_to_vector(augment.policy.named_logits().values())
+
+    assert torch.equal(learn(), learn())
 
 
 def test_policies_share_their_logits_and_copies_do_not():

@@ -296,7 +296,7 @@ def file(chance: random.Random, images: Tensor) -> None:
         data = path.read_bytes()
         content = json.loads(data)
         known = list(places(content))
-        for _ in range(30):
+        for _ in range(8):
             path.write_bytes(mutate(data, content, known, chance))
             with contextlib.suppress(ValueError):
                 transforms(chance, load_policy(path), images).augment(images)
