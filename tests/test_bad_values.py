@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ola_augment import (
     load_policy,
     save_policy,
 )
+from ola_augment.actions import check_actions
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
 from ola_augment.policy import LogProbs
 
@@ -96,6 +98,27 @@ def test_what_policies_draw_is_accepted_everywhere():
             PolicyTransform(policy).replay(IMAGES[:n], actions)
             policy.log_prob(actions)
             apply_geometry_to_masks(IMAGES[:n], SPACE, actions)
+
+
+@pytest.mark.parametrize(
+    ("field", "where", "value", "quoted"),
+    [
+        ("centers", (2, 1, 0), -0.25, r"-0\.25"),
+        ("centers", (2, 1, 0), 1.0, r"got 1\.0"),
+        ("centers", (2, 1, 0), math.nan, "nan"),
+        ("log_prob", 2, 3.0, r"got 3\.0"),
+        ("log_prob", 2, 2e-3, r"got 0\.00"),
+        ("log_prob", 2, -math.inf, "-inf"),
+        ("signs", (2, 1), 7, "got 7"),
+        ("ops", (2, 1), 19, r"-1 \.\. 18 .* \.\. 19"),
+        ("magnitude_bins", (2, 1), 31, r"0 \.\. 30, got 0 \.\. 31"),
+    ],
+)
+def test_refusals_quote_the_bad_value(field, where, value, quoted):
+    good = drawn()
+    check_actions(good._replace(log_prob=torch.full((4,), 1e-3)), SPACE)
+    with pytest.raises(ValueError, match=quoted):
+        check_actions(changed(field, where, value), SPACE)
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -270,10 +293,12 @@ def test_numpy_numbers_are_plain_numbers():
 )
 def test_magnitudes_that_outgrow_their_domain_are_refused_at_that_size(operation, side):
     space = SearchSpace((operation,))
+    low, high = operation.domain
+    message = rf"{operation.name}.*\[{re.escape(f'{low:g}, {high:g}')}\], for images of 2 x {side}"
     images = torch.zeros(1, 1, 2, side, dtype=torch.uint8)
     for given in (images, images / 255):
         apply_actions(given[..., :1], space, one_operation(1, 0, 30))
-        with pytest.raises(ValueError, match=f"{operation.name}.* for images of 2 x {side}"):
+        with pytest.raises(ValueError, match=message):
             apply_actions(given, space, one_operation(1, 0, 30))
 
 

@@ -245,3 +245,14 @@ def test_the_papers_settings_have_a_name():
     assert updater.optimizer.param_groups[0]["lr"] == 0.1
     assert updater.reward is gradient_alignment_reward
     assert GARUpdater(OLAPolicy()).optimizer.param_groups[0]["lr"] == 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1024.0, 2.0**-20])
+def test_values_that_differ_by_rounding_alone_earn_nothing(dtype, size):
+    """Up to four units of the last place of their size: here half of seven, half of nine."""
+    eps = torch.finfo(dtype).eps
+    near, apart = (size * torch.tensor([1.0, 1 + k * eps], dtype=dtype) for k in (7, 9))
+    assert not gradient_alignment_reward(near).any()
+    first, second = gradient_alignment_reward(apart).tolist()
+    assert first < 0 < second

@@ -67,11 +67,11 @@ class _PolicyGradient:
     def __init__(
         self,
         policy: LearnablePolicy[Any],
-        lr: float = 0.1,
-        accumulate: int = 1,
+        lr: float,
+        accumulate: int,
         *,
-        optimizer: torch.optim.Optimizer | None = None,
-        entropy_weight: float = 0.0,
+        optimizer: torch.optim.Optimizer | None,
+        entropy_weight: float,
     ) -> None:
         named = policy.named_logits() if hasattr(policy, "named_logits") else None
         candidates = policy.parameters() if named is None else named.values()
