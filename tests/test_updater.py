@@ -1,11 +1,13 @@
 """Rewards and updaters against equation 3 written out."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAPolicy, SplitPolicy, UniformPolicy
 from ola_augment.training import cosine_reward, gradient_alignment_reward, next_step_loss_reward
@@ -256,3 +258,27 @@ def test_values_that_differ_by_rounding_alone_earn_nothing(dtype, size):
     assert not gradient_alignment_reward(near).any()
     first, second = gradient_alignment_reward(apart).tolist()
     assert first < 0 < second
+
+
+class HalfUsed(nn.Module):
+    """A user's policy with logits that no draw reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+
+    def log_prob(self, actions):
+        return self.used.log_softmax(0)[actions.choices]
+
+    def entropy(self):
+        log_probs = self.used.log_softmax(0)
+        return -(log_probs.exp() * log_probs).sum()
+
+
+def test_logits_that_no_draw_reads_stay():
+    policy = HalfUsed()
+    actions = SimpleNamespace(choices=torch.tensor([0, 1, 2]), log_prob=torch.full((3,), -1.0986))
+    updater = GARUpdater(policy, entropy_weight=0.1)
+    assert updater.step(actions, torch.tensor([3.0, 0.0, -3.0])).stepped
+    assert not policy.unused.any()
+    assert policy.used[0] > policy.used[2]

@@ -45,7 +45,7 @@ from ola_augment import (
     load_policy,
     save_policy,
 )
-from ola_augment.kernels.exact import run_batch
+from ola_augment.kernels.compiled import KERNELS
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
 
@@ -74,7 +74,7 @@ def rarely(chance: random.Random, one_in: int = 6) -> bool:
 
 def shaped_images(chance: random.Random) -> Tensor:
     """uint8 images in some memory layout; some are of another shape or dtype."""
-    batch, channels = chance.choice((0, 1, 2, 3)), chance.choice((1, 3))
+    batch, channels = chance.choice((0, 1, 2, 3, 4)), chance.choice((1, 3))
     shape = [batch, channels, chance.choice(SIDES), chance.choice(SIDES)]
     if rarely(chance, 12):
         shape[chance.randrange(4)] = chance.choice((0, 2, 4))
@@ -311,7 +311,7 @@ def indices_are_checked() -> bool:
         return False
     image, field = np.zeros((1, 1, 1, 1), np.uint8), np.full((1, 1), 9, np.int64)
     try:
-        run_batch(
+        KERNELS.wait()(
             image, image.copy(), field, field > 0, field, field.astype(np.int8),
             np.zeros((1, 1, 2), np.float32), np.zeros(1, np.int64), np.zeros((1, 2, 2, 6)),
             np.zeros((1, 2, 2, 6), np.int64), np.zeros((1, 2, 256), np.uint8),

@@ -52,6 +52,7 @@ OTHER = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn,
     ast.NotIn: ast.In,
 }  # fmt: skip
+QUIET = ("-q", "--no-header", "-p", "no:cacheprovider")
 #: Seconds of processor time after which a mutant counts as noticed: it runs for ever.
 LIMIT = 120
 
@@ -145,7 +146,7 @@ def reached(module: str, tests: list[str], folder: Path) -> dict[int, list[str]]
         recorder.set_option("run:dynamic_context", "test_function")
         seconds = Seconds()
         with recorder.collect():
-            failed = pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *tests], [seconds])
+            failed = pytest.main([*QUIET, "-k", "not every_bin", *tests], [seconds])
         lines = recorder.get_data().contexts_by_lineno(watched)
         quick_first = sorted(seconds.of, key=seconds.of.__getitem__)
         with found.open("w") as file:
@@ -196,7 +197,7 @@ def main() -> int:
                 path.write_text(ast.unparse(mutant))
                 names = [lines[near] for near in statement(tree, line) if near in lines]
                 selected = list(dict.fromkeys(name for group in names for name in group))
-                arguments = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *selected]
+                arguments = [*QUIET, "-x", *selected]
                 noticed = bool(selected) and bool(forked(lambda a=arguments: pytest.main(a)))
                 own += noticed
                 if not noticed:
