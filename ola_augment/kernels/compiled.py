@@ -85,10 +85,12 @@ class CompiledKernels:
         elif fcntl is None or not sys.executable:
             _log.warning("compiling the kernels for uint8 batches, once: about 15 s")
             self._load(directory)
+        elif self._compiling is not None and self._compiling.poll() is None:
+            return
         elif self._starts >= _MOST_STARTS:
             _log.warning("compiling the kernels failed: those that need no compiling serve")
             self._next_look = float("inf")
-        elif self._compiling is None or self._compiling.poll() is not None:
+        else:
             self._start(directory)
 
     def _start(self, directory: Path) -> None:
