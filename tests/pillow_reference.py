@@ -103,6 +103,8 @@ def pillow_apply(
     fill: Sequence[int] | None = None,
 ) -> Tensor:
     """What ``apply_actions`` must return for (B, C, H, W) uint8 images."""
+    if not len(images):
+        return images.clone()
     resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.NEAREST
     color = None if fill is None else tuple(fill) if len(fill) > 1 else fill[0]
     chains = pillow_chains(

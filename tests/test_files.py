@@ -1,9 +1,11 @@
 """Policies as JSON files."""
 
 import json
+import tempfile
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from ola_augment import (
     OLAPolicy,
@@ -15,6 +17,7 @@ from ola_augment import (
     UniformPolicy,
     load_policy,
     save_policy,
+    testing,
 )
 
 
@@ -26,16 +29,16 @@ def changed_policy(space="wide_long"):
     return policy
 
 
-def test_round_trip_is_exact(tmp_path):
-    policy = changed_policy()
-    save_policy(policy, tmp_path / "policy.json")
-    again = load_policy(tmp_path / "policy.json")
-    assert again.space == policy.space
-    assert again.max_ops == 2
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(policy.named_logits().values(), again.named_logits().values(), strict=True)
-    )
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(testing.policies())
+def test_round_trip_is_exact(policy):
+    with tempfile.TemporaryDirectory() as folder:
+        save_policy(policy, f"{folder}/policy.json")
+        again = load_policy(f"{folder}/policy.json")
+    assert (again.space, again.max_ops) == (policy.space, policy.max_ops)
+    assert repr(again) == repr(policy)
+    for name, logits in policy.named_logits().items():
+        assert torch.equal(again.named_logits()[name], logits)
 
 
 POLICIES = [

@@ -1,15 +1,14 @@
 """The uint8 kernels equal Pillow bit for bit."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import assorted, crops, patterns
+from images import assorted, crops
 from pillow_reference import draw, one_operation, pillow_apply
-from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ola_augment import testing
 from ola_augment.actions import Actions
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
@@ -91,59 +90,25 @@ def test_chains_of_four_equal_pillow(space: SearchSpace, mode: InterpolationMode
         assert result.is_contiguous()
 
 
-contents = st.sampled_from(["noise", "flat", "two values", "ramp"])
-
-
-def make_image(kind: str, channels: int, height: int, width: int, seed: int) -> Tensor:
-    generator = np.random.default_rng(seed)
-    shape = (1, channels, height, width)
-    low, high = sorted(generator.integers(0, 256, 2))
-    array = {
-        "noise": generator.integers(0, 256, shape),
-        "flat": np.full(shape, low),
-        "two values": np.where(generator.random(shape) < 0.1, low, high),
-        "ramp": np.arange(np.prod(shape)).reshape(shape) * int(generator.integers(1, 9)),
-    }[kind]
-    return torch.from_numpy(array.astype(np.uint8))
-
-
-#: How far the magnitudes of each unit are tried, where a domain reaches further.
-REACH = {"degrees": 400, "px": 60, "": 4, "bits": 8}
-
-
-def any_magnitude(row):
-    """Any magnitude that an operation accepts, not only those of the two spaces."""
-    if row.domain is None:
-        return st.just(Operation(row.name))
-    reach = REACH[row.unit] if row.domain[1] > 256 else row.domain[1]
-    magnitudes = st.floats(max(row.domain[0], -reach), reach)
-    if row.unit == "degrees":
-        magnitudes |= st.sampled_from([-90, 0, 90, 180, 270, 450])
-    return st.builds(lambda m: Operation(row.name, m, m), magnitudes)
-
-
-custom_operations = st.one_of(*map(any_magnitude, TABLE.values()))
-
-
 @settings(derandomize=True, max_examples=400, deadline=None)
 @given(
-    operations=st.lists(custom_operations, min_size=1, max_size=4, unique_by=lambda o: o.name),
-    kind=contents,
-    channels=st.sampled_from([1, 3]),
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    seed=st.integers(0, 2**32),
+    images=testing.images(dtypes=[torch.uint8], batch=True),
+    space=testing.spaces(),
+    data=st.data(),
     fill=st.lists(st.integers(0, 255), min_size=3, max_size=3),
     mode=st.sampled_from(MODES),
 )
-def test_any_chain_on_any_image_equals_pillow(
-    operations, kind, channels, height, width, seed, fill, mode
-) -> None:
-    space, actions = single(*operations)
-    images = make_image(kind, channels, height, width, seed)
-    fill = fill[:channels]
-    result = alone_and_in_a_batch(images, space, actions, interpolation=mode, fill=fill)
-    assert torch.equal(result, pillow_apply(images, space, actions, mode is MODES[1], fill))
+def test_any_actions_on_any_images_equal_pillow(images, space, data, fill, mode) -> None:
+    drawn = data.draw(testing.actions(space, batch_size=len(images)))
+    before = images.clone()
+    fill = fill[: images.shape[1]]
+    result = apply_actions(images, space, drawn, interpolation=mode, fill=fill)
+    assert torch.equal(result, pillow_apply(images, space, drawn, mode is MODES[1], fill))
+    assert torch.equal(images, before)
+    for i in range(len(images)):
+        one = images[i : i + 1], space, drawn.select([i])
+        alone = apply_actions(*one, interpolation=mode, fill=fill)
+        assert torch.equal(alone, result[i : i + 1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 33000), (33000, 1), (300, 33000)])
@@ -154,30 +119,9 @@ def test_any_chain_on_any_image_equals_pillow(
 )
 def test_sides_beyond_fixed_point_equal_pillow(name, magnitude, height: int, width: int) -> None:
     space, actions = single(Operation(name, magnitude, magnitude))
-    images = make_image("noise", 1, height, width, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (1, 1, height, width), generator=generator, dtype=torch.uint8)
     result = alone_and_in_a_batch(images, space, actions)
-    assert torch.equal(result, pillow_apply(images, space, actions))
-
-
-@pytest.mark.parametrize(
-    "strided",
-    [
-        lambda x: x.to(memory_format=torch.channels_last),
-        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        lambda x: x.repeat_interleave(2, 0)[::2],
-        lambda x: x.repeat_interleave(3, 3)[..., ::3],
-        lambda x: torch.nn.functional.pad(x, (2, 3, 1, 0))[..., 1:, 2:-3],
-        lambda x: x[:, :1].expand(-1, 3, -1, -1),
-    ],
-    ids=["channels_last", "transposed", "every other", "every third", "window", "expanded"],
-)
-def test_strides_do_not_matter(strided) -> None:
-    images = strided(torch.cat([crops(30, 20, 24), patterns(20, 24)]))
-    assert not images.is_contiguous()
-    space = SPACES[1]
-    actions = draw(space, len(images), 3, seed=1)
-    result = apply_actions(images, space, actions)
-    assert torch.equal(result, apply_actions(images.contiguous(), space, actions))
     assert torch.equal(result, pillow_apply(images, space, actions))
 
 
@@ -204,14 +148,6 @@ def test_nothing_drawn_is_a_copy() -> None:
     result = apply_actions(images, space, unused)
     assert torch.equal(result, images)
     assert result.data_ptr() != images.data_ptr()
-
-
-def test_empty_batch() -> None:
-    result = apply_actions(
-        torch.empty(0, 3, 8, 8, dtype=torch.uint8), SPACES[0], draw(SPACES[0], 0, 2)
-    )
-    assert result.shape == (0, 3, 8, 8)
-    assert result.dtype == torch.uint8
 
 
 def test_signs_of_unsigned_operations_are_ignored() -> None:

@@ -34,7 +34,16 @@ def _imported(layer):
 
 def test_imports_run_one_way():
     layers = ["kernels", "operation", "space", "actions", "draw", "summary", "logits", "policy"]
-    layers += ["files", "operations", "transforms", "training", "plots", "integrations", "kornia"]
+    layers += [
+        "files",
+        "operations",
+        "transforms",
+        "training",
+        "plots",
+        "testing",
+        "integrations",
+        "kornia",
+    ]
     for level, layer in enumerate(layers):
         for file, imported in _imported(layer).items():
             assert not imported & set(layers[level + 1 :]), f"{file} imports {imported}"
