@@ -72,19 +72,27 @@ def equalize(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
     """``ImageOps.equalize``, by the histogram of the nearest whole levels; no gradient."""
     planes, pixels = levels.shape[0] * levels.shape[1], levels.shape[2] * levels.shape[3]
     grey = torch.arange(256, device=levels.device)
-    # One histogram per plane in one flat tensor: there scatter_add_ can be deterministic.
-    offset = 256 * torch.arange(planes, device=levels.device)[:, None]
     # On a device values are not looked at before: NaN must not become an index.
-    nearest = _nearest_level(levels.detach()).nan_to_num().clamp(0, _HIGH).long()
-    index = (nearest.reshape(planes, pixels) + offset).flatten()
-    histogram = torch.zeros(256 * planes, dtype=torch.int64, device=levels.device)
-    histogram = histogram.scatter_add_(0, index, torch.ones_like(index)).view(planes, 256)
+    nearest = _nearest_level(levels.detach()).nan_to_num_().clamp_(0, _HIGH)
+    index = nearest.reshape(planes, pixels).long()
+    histogram = _histograms(index)
     last = (grey * (histogram > 0)).amax(1, keepdim=True)
     step = (pixels - histogram.gather(1, last)) // 255
     seen = step // 2 + histogram.cumsum(1) - histogram
-    table = (seen // step.clamp(min=1)).clamp(max=_HIGH).flatten()
-    equalized = table[index].view_as(levels).to(levels.dtype)
+    table = (seen // step.clamp(min=1)).clamp(max=_HIGH).to(levels.dtype)
+    equalized = table.gather(1, index).view_as(levels)
     return torch.where(step.view(*levels.shape[:2], 1, 1) > 0, equalized, levels)
+
+
+def _histograms(index: Tensor) -> Tensor:
+    """How often each of 256 levels occurs in each row: (N, P) int64 to (N, 256) integers."""
+    planes, one = len(index), torch.ones((), dtype=torch.int32, device=index.device)
+    histograms = torch.zeros(planes, 256, dtype=torch.int32, device=index.device)
+    if index.device.type == "cpu":
+        return histograms.scatter_add_(1, index, one.expand_as(index))
+    # All in one flat tensor: there scatter_add_ can be deterministic.
+    index = (index + 256 * torch.arange(planes, device=index.device)[:, None]).flatten()
+    return histograms.view(-1).scatter_add_(0, index, one.expand_as(index)).view(planes, 256)
 
 
 def solarize(levels: Tensor, threshold: Tensor, whole: bool) -> Tensor:
