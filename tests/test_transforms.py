@@ -23,6 +23,7 @@ from ola_augment import (
     TrivialAugment,
     UniformAugment,
     UniformPolicy,
+    testing,
 )
 
 TRANSFORMS = {
@@ -47,22 +48,17 @@ def always(*operations):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("shape", [(8, 3, 32, 32), (8, 1, 17, 23), (3, 32, 32), (1, 20, 20)])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_every_transform_keeps_shape_and_type_and_replays(name, shape, dtype):
-    images = noise(*shape)
-    images = images if dtype == torch.uint8 else images.float() / 255
+def test_every_transform_keeps_what_any_must(name):
     augment = TRANSFORMS[name](generator=generator())
-    before = images.clone()
-    out, actions = augment.augment(images)
-    assert (out.shape, out.dtype) == (images.shape, dtype)
-    assert torch.equal(images, before)
+    testing.check_transform(augment, images=testing.images(sides=(1, 7)), max_examples=40)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 32, 32), (8, 1, 17, 23), (3, 32, 32), (1, 20, 20)])
+def test_augment_returns_and_remembers_what_it_drew(shape):
+    augment = OLAAugment(generator=generator())
+    _, actions = augment.augment(noise(*shape))
     assert actions.num_ops.shape == shape[:-3]
-    assert torch.equal(augment.replay(images, actions), out)
     assert augment.last_actions is actions
-    if dtype.is_floating_point:
-        assert out.min() >= 0
-        assert out.max() <= 1
 
 
 def test_examples_of_a_batch_get_their_own_operations():
@@ -70,14 +66,6 @@ def test_examples_of_a_batch_get_their_own_operations():
     out, actions = OLAAugment(generator=generator()).augment(image)
     assert len({tuple(row) for row in actions.ops.tolist()}) > 50
     assert len(torch.unique(out.flatten(1), dim=0)) > 40
-
-
-def test_an_example_does_not_depend_on_its_batch():
-    images = noise(16, 3, 32, 32)
-    augment = OLAAugment(generator=generator())
-    out, actions = augment.augment(images)
-    for i in range(16):
-        assert torch.equal(augment.replay(images[i], actions.select(i)), out[i])
 
 
 def test_rand_augment_matches_its_arguments():
