@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import assorted, crops
 from pillow_reference import draw, one_operation, pillow_apply
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment import testing
