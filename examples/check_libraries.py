@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -258,7 +259,10 @@ def findings(case: Case, examples: int) -> tuple[int, list[str]]:
         except AssertionError as error:
             message = str(error).split("\n")[1].removeprefix(f"{check}: ")
             failed.setdefault(message, []).append(label)
-    return len(plan), [f"{', '.join(labels)}: {message}" for message, labels in failed.items()]
+    return len(plan), [
+        f"{', '.join(labels)}: `{shorten(message, 150, placeholder=' ...')}`"
+        for message, labels in failed.items()
+    ]
 
 
 def main() -> None:
