@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import random
 import traceback
 from collections.abc import Callable
@@ -194,6 +195,8 @@ def _judge(run: _Run, batches: list[Any]) -> Verdict:
             truth = _oracle(copy.deepcopy(model), run.call, args, kwargs)
         except Exception as error:
             return Verdict("broken", cause=_first_line(error))
+        if not math.isfinite(truth.sum):
+            return Verdict("broken", cause="its gradients are not finite")
         try:
             engine = engine or GradientAlignment(model, storage="exact", fallback=run.fallback)
             with engine.capture():

@@ -129,10 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(results: list[tuple[str, str, Verdicts]]) -> str:
-    lines = ["| | models | exact | refused | wrong | crashed |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| | models | exact | refused | wrong | crashed | broken |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for kind in KINDS:
         counts = Counter(_worst(v) for k, _, v in results if k == kind)
-        columns = [counts[s] for s in ("exact", "refused", "wrong", "crashed")]
+        columns = [counts[s] for s in ("exact", "refused", "wrong", "crashed", "broken")]
         total = sum(counts.values())
         if total:
             lines.append(f"| {kind} | {total} | " + " | ".join(map(str, columns)) + " |")

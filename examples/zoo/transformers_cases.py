@@ -74,7 +74,9 @@ ARCHITECTURES: dict[str, tuple[Any, ...]] = {
         "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64],
     }),
     "MobileNetV2": ("pixels", {"depth_multiplier": 0.25, "image_size": SIDE}),
-    "EfficientNet": ("pixels", {"width_coefficient": 0.25, "depth_coefficient": 0.3}),
+    "EfficientNet": ("pixels", {
+        "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320,
+    }),
     "PoolFormer": ("pixels", {
         "hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 1],
     }),
@@ -209,6 +211,7 @@ def _make(name: str, kind: str, configuration: dict[str, Any]) -> Case:
     torch.manual_seed(0)
     chosen = getattr(transformers, f"{name}Config")(**configuration)
     chosen.use_cache = False
+    chosen._experts_implementation = "eager"  # the fused products have no double precision
     model = getattr(transformers, f"{name}Model")(chosen)
     return Case(
         model, lambda generator: ((), _INPUTS[kind](configuration, generator)), call=_embeddings

@@ -26,9 +26,9 @@ class GradientAlignment:
     and 3 of the OLA paper). No per-example gradient is ever formed.
 
     A model is either aligned exactly or refused. On the first batch of each new shape the engine
-    verifies where the examples lie in every activation (three forward passes: on the batch, and
-    with its first and its last example changed) and that each parameter's alignments sum to the
-    gradient it received.
+    verifies where the examples lie in every activation (four forward passes or more: on the batch,
+    rolled, and with some examples changed), that the loss keeps them apart, and that each
+    parameter's alignments sum to the gradient it received.
 
     Args:
         model: called inside `capture`, with the examples along dimension 0 of its first tensor

@@ -92,8 +92,11 @@ class Fingerprints(Watch[bool]):
         if chosen is None or not isinstance(layout, Layout) or not output.is_floating_point():
             return output
         rows = chosen.repeat_interleave(layout.inner).repeat(layout.outer).to(output.device)
+        if output.shape[layout.dim] != len(rows):  # what was moved before led to another path
+            return output
         rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1))
         scale = 0.01 * output.detach().nan_to_num(0, 0, 0).abs().mean()
+        scale = torch.where(scale > 0, scale, 0.01)
         moved = output * 1.1 + torch.where(output < 0, -scale, scale)
         return torch.where(rows, moved, output)
 
@@ -175,14 +178,10 @@ def _decide(
     # The same rows go through the same sums: what does not follow is the same to the last bit, or
     # differs by rounding where memory lies otherwise.
     for relative in (0.0, precision):
-        rounding = {dim: relative * float(plain[dim].abs().max()) for dim in plain}
         agreeing = [
             layout
             for layout in candidates(shape, range(min(leading, len(shape))), batch)
-            if all(
-                _alone(layout, *one, rounding, follows=1e-5 if relative else 0.0)
-                for one in zip(moves, sets, strict=True)
-            )
+            if all(_alone(layout, plain, *one, relative) for one in zip(moves, sets, strict=True))
         ]
         if len(agreeing) == 1:
             return agreeing[0]
@@ -191,21 +190,21 @@ def _decide(
 
 def _alone(
     layout: Layout,
+    plain: dict[int, Tensor],
     move: dict[int, Tensor],
     own: Tensor,
-    rounding: dict[int, float],
-    follows: float = 1e-5,
+    precision: float,
 ) -> bool:
-    """Whether no row but those of a run's changed examples moved.
+    """Whether no row but those of a run's changed examples moved, up to rounding.
 
-    Others may move by ``rounding``, and by the part ``follows`` of the largest move.
+    That of the sums themselves, and of what is large in them after the change.
     """
     if layout.dim not in move:
         return False
     moved = move[layout.dim]
     rows = own.repeat_interleave(layout.inner).repeat(layout.outer)
-    limit = follows * float(moved[rows].max()) + rounding[layout.dim]
-    return float(moved[~rows].max()) <= limit
+    size = float(plain[layout.dim].abs().max()) + 10 * float(moved[rows].max())
+    return float(moved[~rows].max()) <= precision * size
 
 
 def _follows(layout: Layout, plain: Tensor, rolled: Tensor) -> bool:
@@ -239,29 +238,43 @@ def compare(
 
 
 def judged_again(
-    plain: Fingerprints, run: Fingerprints, chosen: Tensor, decisions: Mapping[Step, Decision]
+    plain: Fingerprints,
+    runs: list[Fingerprints],
+    sets: list[Tensor],
+    decisions: Mapping[Step, Decision],
 ) -> dict[Step, Decision]:
-    """Decisions that a run with the chosen examples' rows moved everywhere shows to be others."""
-    if run.end_path() != plain.end_path():
-        return {}
+    """Decisions that runs with the chosen examples' rows moved everywhere show to be others."""
+    kept = [
+        (run, chosen)
+        for run, chosen in zip(runs, sets, strict=True)
+        if run.end_path() == plain.end_path()
+    ]
     others: dict[Step, Decision] = {}
     for step, decision in decisions.items():
-        before, after = plain.seen.get(step), run.seen.get(step)
-        if before is None or after is None or before.keys() != after.keys():
+        before = plain.seen.get(step)
+        if before is None or decision is Unrelated.UNCLEAR:
             continue
-        move = {dim: (after[dim] - before[dim]).abs() for dim in before}
-        rounding = {dim: plain.rounding[step] * float(before[dim].abs().max()) for dim in before}
+        moves = [
+            ({dim: (after[dim] - before[dim]).abs() for dim in before}, chosen)
+            for run, chosen in kept
+            if (after := run.seen.get(step)) is not None and after.keys() == before.keys()
+        ]
+
+        def agrees(
+            layout: Layout,
+            before: dict[int, Tensor] = before,
+            moves: list[tuple[dict[int, Tensor], Tensor]] = moves,
+            precision: float = plain.rounding[step],
+        ) -> bool:
+            return all(_alone(layout, before, *one, precision) for one in moves)
+
         if isinstance(decision, Layout):
-            if not _alone(decision, move, chosen, rounding):
+            if not agrees(decision):
                 others[step] = Unrelated.UNCLEAR
-        elif decision is Unrelated.CONSTANT and any(bool(one.any()) for one in move.values()):
-            # It only looked like one: its examples had come to be equal.
+        elif any(bool(one.any()) for move, _ in moves for one in move.values()):
+            # It only looked like a constant: its examples had come to be equal.
             shape, leading = plain.shapes[step]
-            possible = [
-                layout
-                for layout in candidates(shape, range(min(leading, len(shape))), len(chosen))
-                if _alone(layout, move, chosen, rounding)
-            ]
-            if len(possible) < 2:
-                others[step] = possible[0] if possible else Unrelated.UNCLEAR
+            dims = range(min(leading, len(shape)))
+            possible = list(filter(agrees, candidates(shape, dims, plain.batch)))
+            others[step] = possible[0] if len(possible) == 1 else Unrelated.UNCLEAR
     return others

@@ -28,7 +28,7 @@ from ola_augment.alignment.snapshot import undisturbed
 
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000
-#: Examples of which four runs tell any two apart: four choose two.
+#: Up to so many examples all sets are looked at from the start: they are four at most.
 _TOLD_APART = 6
 
 
@@ -39,11 +39,13 @@ class Verified:
     Attributes:
         decisions: where the examples lie in each use, wherever a path led to it.
         paths: numbers of whole passes, and of the rows looked up, that were verified.
+        endings: what lies between the last uses of parameters and losses that keep examples apart.
         passes: how many there were.
     """
 
     decisions: OrderedDict[Step, Decision] = field(default_factory=OrderedDict)
     paths: set[tuple[int, int]] = field(default_factory=set)
+    endings: set[tuple[str, ...]] = field(default_factory=set)
     passes: int = 0
 
 
@@ -61,7 +63,7 @@ def verify(
     same random states and without a trace in the model. A layout is accepted where it is the only
     one in which no row but those of the changed examples follows. One run has the batch rolled by
     one: where the rows are rolled with it, all examples are treated alike, so that those of one set
-    speak for all; where they are not (dropout), more sets are changed. In the last run the rows of
+    speak for all; where they are not (dropout), all sets are changed. In the last run the rows of
     a set are moved in what comes out of each use too, lest mixing hides behind equal values.
 
     Args:
@@ -80,17 +82,32 @@ def verify(
     """
     if batch == 1:
         return 0, 0
-    sets = _sets(batch, known.passes)
+    sets = sets_of(batch, known.passes)
     rolled = torch.arange(batch).roll(-1)
-    unfollowed: Fingerprints | None = None
     first = 1 if batch > _TOLD_APART else len(sets)
+    disturbed = sets[-1:] if batch > _TOLD_APART else sets
     inputs = [[(args, kwargs)], [_reordered(args, kwargs, rolled)]]
     inputs += [_changes(args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
     while True:
         plain, moved, *changed = _run(model, nodes, inputs, batch, constants)
-        unfollowed = unfollowed or plain
         decisions = compare(plain, changed, sets[: len(changed)])
+        others = decisions
+        while others:  # what is known of more uses tells of those behind them
+            runs = [
+                _run(
+                    model,
+                    nodes,
+                    [_changes(args, kwargs, chosen)],
+                    batch,
+                    constants,
+                    plain,
+                    (chosen, decisions),
+                )[0]
+                for chosen in disturbed
+            ]
+            others = judged_again(plain, runs, disturbed, decisions)
+            decisions |= others
         # What follows from a new constant was not looked at: look again.
         found = {
             step for step, one in decisions.items() if one is Unrelated.CONSTANT and step[0] != -1
@@ -105,10 +122,6 @@ def verify(
             break
         inputs += [_changes(args, kwargs, chosen) for chosen in sets[first:]]
     decisions |= dict.fromkeys(constants, Unrelated.CONSTANT)
-    for chosen in sets[-1:] if batch > _TOLD_APART else sets:
-        change = [_changes(args, kwargs, chosen)]
-        (run,) = _run(model, nodes, change, batch, set(), unfollowed, (chosen, decisions))
-        decisions |= judged_again(unfollowed, run, chosen, decisions)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
     outputs = set() if any(step[0] != -1 for step in unclear) else unclear
@@ -191,29 +204,31 @@ def _graph(saving: bool) -> contextlib.AbstractContextManager[object]:
     return torch.autograd.graph.saved_tensors_hooks(lambda _: None, needed)
 
 
-def _sets(batch: int, seed: int) -> list[Tensor]:
+def sets_of(batch: int, seed: int = 0) -> list[Tensor]:
     """Which examples to change in each run, (batch,) bool.
 
-    Up to six examples each is told from each other, both ways, by two to four runs. Of more, four
-    runs tell any two apart with probability 15/16, and others when the verification is repeated.
-    No shift of the batch maps the first set to itself: what treats all examples alike, and mixes
-    each with another, is seen in it.
+    Every example is changed in half of the runs, up to six in an order of their own, more in one
+    drawn from the seed. Up to 70 examples any two differ, so that a run changes the one and not
+    the other, both ways; of more, two are the same with probability 1/70, and others when the
+    verification is repeated. No shift of the batch maps the first set to itself: what treats all
+    examples alike, and mixes each with another, is seen in it.
     """
-    runs = next((n for n in (2, 3, 4) if math.comb(n, n // 2) >= batch), 4)
+    runs = next((n for n in range(2, 8) if math.comb(n, n // 2) >= batch), 8)
+    codes = [code for code in range(2**runs) if code.bit_count() == runs // 2]
     if batch <= _TOLD_APART:
-        codes = [c for c in range(2**runs) if c.bit_count() == runs // 2][:batch]
+        chosen = codes[:batch]
     else:
-        runs = min(runs, (batch - 1).bit_length())  # none of them empty
         generator = torch.Generator().manual_seed(seed)
-        codes = (torch.randperm(batch, generator=generator) % 2**runs).tolist()
-        while _repeats([code & 1 for code in codes]):
-            codes = (torch.randperm(batch, generator=generator) % 2**runs).tolist()
-    return [torch.tensor([bool(code >> run & 1) for code in codes]) for run in range(runs)]
+        chosen = [0]
+        while _repeats([code & 1 for code in chosen]):
+            order = torch.randperm(-(-batch // len(codes)) * len(codes), generator=generator)
+            chosen = [codes[i % len(codes)] for i in order[:batch].tolist()]
+    return [torch.tensor([bool(code >> run & 1) for code in chosen]) for run in range(runs)]
 
 
 def _repeats(values: list[int]) -> bool:
-    """Whether a shift by less than their number maps the values to themselves."""
-    return any(
+    """Whether a shift by less than their number maps the values to themselves, or all are equal."""
+    return len(set(values)) < 2 or any(
         values == values[shift:] + values[:shift]
         for shift in range(1, len(values) // 2 + 1)
         if len(values) % shift == 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import Node as GraphNode
 
 from ola_augment.alignment._torch import SET_GRAD
 from ola_augment.alignment.expressions import (
@@ -22,7 +23,9 @@ from ola_augment.alignment.expressions import (
 from ola_augment.alignment.fingerprints import Decision, Unrelated
 from ola_augment.alignment.layout import Layout, candidates
 from ola_augment.alignment.norms import ExampleNorms
+from ola_augment.alignment.probe import Verified, sets_of
 from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
+from ola_augment.alignment.separation import Located, Separation
 from ola_augment.alignment.storage import Storage
 from ola_augment.alignment.sums import RandomDirection, SumCheck
 from ola_augment.alignment.tape import Tape
@@ -47,23 +50,21 @@ Step = tuple[int, int]
 SEVERAL = Tape(0)
 
 
-class _Use:
+class _Use(Located):
     """One output of a call that reads parameters and data.
 
-    ``layout`` is None until it is known; ``constant``: the same whatever the examples are.
+    ``constant``: the same whatever the examples are.
     """
 
-    def __init__(self, function: Function, names: frozenset[str], shape: torch.Size) -> None:
-        self.function = function
+    def __init__(self, function: Function, names: frozenset[str], output: Tensor) -> None:
+        super().__init__(output, name_of(function))
         self.names = names
-        self.shape = shape
-        self.layout: Layout | None = None
         self.constant = False
 
     def settle(self, decision: Decision, batch: int) -> None:
         if not isinstance(decision, Layout):
             raise RuntimeError(
-                f"{name_of(self.function)} reads parameter {_listed(self.names)} and gives a "
+                f"{self.name} reads parameter {_listed(self.names)} and gives a "
                 f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
                 "could not be told apart: changing one example does not change its own rows alone. "
                 "Keep examples along one dimension, do not mix them, or freeze the parameter"
@@ -75,7 +76,8 @@ class Recorder(Watch[Tape]):
     """Hooks the output of every call that meets parameters with data.
 
     Args:
-        parameters: trainable parameters by name.
+        model: whose forward passes are recorded.
+        parameters: its trainable parameters by name.
         storage: format of the pairs.
         fallback: differentiate functions without a rule instead of refusing them.
         direction: the reference gradient, if it is known: terms are contracted with it at once.
@@ -85,6 +87,7 @@ class Recorder(Watch[Tape]):
 
     def __init__(
         self,
+        model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         storage: Storage,
         fallback: bool,
@@ -104,6 +107,7 @@ class Recorder(Watch[Tape]):
         self.paused = False
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
+        self._model = model
         self._parameters = parameters
         self._norms = norms
         self._check = check
@@ -114,18 +118,33 @@ class Recorder(Watch[Tape]):
         # Of the forward pass under way: what is known of its path, and uses off it.
         self._decisions: Mapping[Step, Decision] = {}
         self._uses_of_pass: dict[Step, _Use] = {}
+        # Outputs in the graph, what ends with a loss was found to keep examples apart, and what
+        # the user asked of tensors.
+        self._located: dict[tuple[GraphNode, int], _Use] = {}
+        self._endings: set[tuple[str, ...]] = set()
+        self._hooks = False
+        self._retaining: list[Tensor] = []
         # Weak on both sides: what autograd frees during backward must go.
         self._detached: dict[int, tuple[_WeakTensor, _WeakTensor]] = {}
 
-    def start_pass(
-        self, batch: int, data: Iterable[Tensor], decisions: Mapping[Step, Decision]
-    ) -> None:
+    def start_pass(self, batch: int, data: Iterable[Tensor], known: Verified) -> None:
         """A forward pass begins, on a batch, with what is known of the paths it may take."""
         self.tapes.append(Tape(batch, norms=ExampleNorms() if self._norms else None))
         self.mark(data, self.tapes[-1])
-        self._decisions = decisions
+        self._decisions, self._endings = known.decisions, known.endings
         self._uses_of_pass = {}
         self.start_path()
+
+    def release(self) -> None:
+        """The capture is over. The graph's hooks lead here, and from here no longer to the graph.
+
+        Such a cycle goes through autograd, where the garbage collector does not look.
+        """
+        self.paused = True
+        for use in self._located.values():
+            del use.edge
+        self._located.clear()
+        self._retaining.clear()
 
     def settle(self, decisions: Mapping[Step, Decision]) -> None:
         """The pass ended on a path that was not known when it began.
@@ -137,7 +156,7 @@ class Recorder(Watch[Tape]):
             decision = decisions.get(step, Unrelated.UNCLEAR)
             if (decision is Unrelated.CONSTANT) != use.constant:
                 raise RuntimeError(
-                    f"{name_of(use.function)} reads parameter {_listed(use.names)} on a path "
+                    f"{use.name} reads parameter {_listed(use.names)} on a path "
                     "through the model that was not met before, with values that are the same "
                     "whatever the examples are; it is known now: run the step again"
                 )
@@ -159,7 +178,11 @@ class Recorder(Watch[Tape]):
         """Watch for backward passes and losses."""
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
-        if function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
+        if function in _HOOKS:
+            self._hooks = True
+        elif function is Tensor.retain_grad:
+            self._retaining.append(args[0])
+        elif function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
             self.loss_reductions.add(kwargs["reduction"])
         return function(*args, **kwargs)
 
@@ -190,8 +213,10 @@ class Recorder(Watch[Tape]):
             return result
         constant = {}
         for index, output in enumerate(outputs):
-            use = _Use(function, names, output.shape)
-            if not origin or not self._locate(use, (path, index), origin, args, kwargs, output):
+            use = _Use(function, names, output)
+            if not origin or not self._locate(
+                use, function, (path, index), origin, args, kwargs, output
+            ):
                 constant[index] = output
             elif output.requires_grad:
                 if writes:
@@ -205,12 +230,19 @@ class Recorder(Watch[Tape]):
         return result
 
     def _locate(
-        self, use: _Use, step: Step, origin: Tape, args: Any, kwargs: Any, output: Tensor
+        self,
+        use: _Use,
+        function: Function,
+        step: Step,
+        origin: Tape,
+        args: Any,
+        kwargs: Any,
+        output: Tensor,
     ) -> bool:
         """Find out where the examples lie, now or at the end of the pass; False: nowhere."""
         if origin is SEVERAL:
             raise RuntimeError(
-                f"{name_of(use.function)} reads parameter {_listed(use.names)} and data of several "
+                f"{use.name} reads parameter {_listed(use.names)} and data of several "
                 "forward passes: which examples they are cannot be told; call it for each of them"
             )
         if origin.batch == 1:
@@ -224,7 +256,8 @@ class Recorder(Watch[Tape]):
                 use.settle(decision, origin.batch)
             return not use.constant
         # Outside of the forward pass (a head, the loss): by contract, where that is clear.
-        rule = RULES.get(use.function)
+        use.outside = True
+        rule = RULES.get(function)
         leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
         possible = list(candidates(output.shape, range(leading), origin.batch))
         first = [Layout(0, 1, origin.batch, 1)]
@@ -256,6 +289,7 @@ class Recorder(Watch[Tape]):
         uses = list(uses)
         if tape.norms is not None:
             tape.norms.expect(node for node, _, _ in uses)
+        self._located[use.place(output)] = use
 
         def receive(delta: Tensor) -> None:
             if self.paused:
@@ -304,6 +338,7 @@ class Recorder(Watch[Tape]):
                     "backward(inputs=...) inside capture() cannot be aligned; use "
                     "torch.autograd.grad for gradients that are not the training step's"
                 )
+            self._keeps_apart(*args[:2], kwargs.get("gradient"))
             self._retain_graph = bool(kwargs.get("retain_graph"))
             try:
                 return function(*args, **kwargs)
@@ -314,6 +349,28 @@ class Recorder(Watch[Tape]):
             return function(*args, **kwargs)
         finally:
             self.paused = before
+
+    def _keeps_apart(self, loss: Tensor, *gradient: Tensor | None) -> None:
+        """Refuse a loss that mixes examples, where it ends in a way not met before."""
+        if self._on_path or loss.grad_fn is None:
+            return
+        weight = next((one for one in gradient if one is not None), None)
+        separation = Separation(loss, weight, self._located)
+        if separation.ending in self._endings and not self.verifying:
+            return
+        sizes = {tape.batch for tape in self.tapes if tape.batch > 1}
+        sets = [
+            dict(zip(sizes, one, strict=True)) for one in zip(*map(sets_of, sizes), strict=False)
+        ]
+        retained = [(tensor, tensor.grad) for tensor in self._retaining]
+        before, self.paused = self.paused, True
+        try:
+            separation.check(sets, self._model, self._hooks)
+        finally:
+            self.paused = before
+            for tensor, known in retained:
+                tensor.grad = known
+        self._endings.add(separation.ending)
 
     def _keep_values(self, names: Iterable[str]) -> None:
         """Expressions are differentiated at today's parameters, which the optimizer overwrites."""
@@ -356,6 +413,8 @@ def _gone() -> None:
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
 
+
+_HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
 
 _LOSSES = {
     getattr(F, name)

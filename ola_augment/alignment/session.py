@@ -83,7 +83,9 @@ class Session:
         self._layouts = layouts
         self.parameters = trainable_parameters(model)
         self.check = SumCheck(storage.rounding if direction is None else 0.0, direction)
-        self.recorder = Recorder(self.parameters, storage, fallback, direction, norms, self.check)
+        self.recorder = Recorder(
+            model, self.parameters, storage, fallback, direction, norms, self.check
+        )
         self.received: set[str] = set()
         self._depth = 0
         self._restore_random: Restore | None = None
@@ -123,7 +125,7 @@ class Session:
 
     def _detach(self) -> None:
         # A graph that outlives the capture may be run backward again: that is none of it.
-        self.recorder.paused = True
+        self.recorder.release()
         for handle in self._handles:
             handle.remove()
 
@@ -153,7 +155,7 @@ class Session:
             self._verify(known, args, kwargs, batch)
         self._pass = (signature, known)
         self._restore_random = random_states(tensors[0].device) if batch > 1 else None
-        self.recorder.start_pass(batch, tensors, known.decisions)
+        self.recorder.start_pass(batch, tensors, known)
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The pass ends: verify its path if it is a new one."""

@@ -171,9 +171,11 @@ def _groups(names: list[str], joint: list[frozenset[str]]) -> dict[str, str]:
     return {name: root(name) for name in names}
 
 
-def unexplained(names: object) -> str:
+def unexplained(names: Iterable[str]) -> str:
     """The message for parameters with a gradient from elsewhere."""
-    listed = ", ".join(map(repr, sorted(names)))  # type: ignore[call-overload]
+    first, *rest = sorted(names)
+    listed = ", ".join(map(repr, (first, *rest[:4])))
+    listed += f" and {len(rest) - 4} others" if len(rest) > 4 else ""
     return (
         f"parameter {listed} received a gradient that its recorded "
         "uses do not explain: it is also used where the engine cannot see it (a custom "

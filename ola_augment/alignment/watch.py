@@ -85,6 +85,8 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         #: where they were the same.
         self.path = 0
         self.rows = 0
+        # Whether what gates other values is open: branches that are no control flow.
+        self._gates: list[Tensor] = []
         self._on_path = False
 
     def start_path(self) -> None:
@@ -94,6 +96,11 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     def end_path(self) -> tuple[int, int]:
         """The numbers of the path walked since `start_path`, and of the rows."""
         self._on_path = False
+        if self._gates:  # one transfer for all
+            device = self._gates[0].device
+            gates = torch.stack([gate.to(device) for gate in self._gates]).tolist()
+            self.rows = hash((self.rows, *gates))
+            self._gates.clear()
         return self.path, self.rows
 
     def node(self, tensor: object) -> Node | None:
@@ -172,6 +179,10 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         if data and function in _LOOK_UPS:
             for index in args[1:]:
                 self.rows = hash((self.rows, _looked_up(index)))
+        if data and (looks := _GATES.get(function)) is not None:
+            for tensor in tensors_in((*args, *kwargs.values())):
+                if id(tensor) not in self._nodes:
+                    self._gates += looks(tensor.detach())
 
     def merged(self, one: OriginT, other: OriginT) -> OriginT:
         """The origin of what is computed from two."""
@@ -289,6 +300,20 @@ def _content(tensor: object) -> Any:
     return tensor.shape, tensor.detach().cpu().numpy().tobytes()
 
 
+def _open(factor: Tensor) -> list[Tensor]:
+    """Of a mask, whether some and whether all is let through; of a few factors, whether any is."""
+    if factor.dtype == torch.bool:
+        return [factor.any(), factor.all()]
+    return [factor.any()] if factor.numel() <= _FEW and not factor.is_complex() else []
+
+
+def _crosses(matrix: Tensor) -> list[Tensor]:
+    """Whether a square matrix, the batch's size perhaps, mixes rows."""
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.requires_grad:
+        return []
+    return [matrix.triu(1).any() | matrix.tril(-1).any()]
+
+
 def _counts_up(indices: Tensor) -> bool:
     """Whether an index along dimension 0 is `arange`: each example looks up its own row."""
     if indices.dtype == torch.bool or indices.dim() != 1:
@@ -316,6 +341,29 @@ _LOOK_UPS = {
     Tensor.index_copy_, torch.index_put, Tensor.index_put, Tensor.index_put_, torch.scatter,
     Tensor.scatter, Tensor.scatter_, torch.scatter_add, Tensor.scatter_add, Tensor.scatter_add_,
     torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_, F.embedding,
+}  # fmt: skip
+
+#: Of so many factors it is asked whether all are zero.
+_FEW = 1024
+# Where a factor of zero, or a mask, shuts off what it meets: opened it makes another path.
+_GATES: dict[Function, Callable[[Tensor], list[Tensor]]] = {
+    **dict.fromkeys(
+        (
+            torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.multiply, Tensor.__mul__,
+            Tensor.__rmul__, Tensor.__imul__, torch.where, Tensor.where, torch.lerp, Tensor.lerp,
+            Tensor.lerp_, torch.addcmul, Tensor.addcmul, Tensor.addcmul_, torch.masked_fill,
+            Tensor.masked_fill, Tensor.masked_fill_, torch.masked_scatter, Tensor.masked_scatter,
+            Tensor.masked_scatter_,
+        ),
+        _open,
+    ),
+    **dict.fromkeys(
+        (
+            torch.matmul, torch.mm, torch.einsum, Tensor.matmul, Tensor.mm, Tensor.__matmul__,
+            Tensor.__rmatmul__,
+        ),
+        _crosses,
+    ),
 }  # fmt: skip
 _PERMUTATIONS = {torch.randperm, torch.multinomial, Tensor.multinomial}
 
