@@ -188,7 +188,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             samples: an image each, or a tuple, list, named tuple or dictionary with one or more.
 
         Returns:
-            (images, actions), (*sample, actions), or the dictionary with an entry ``"actions"``.
+            ``(images, actions)``, ``(*sample, actions)``, or the dictionary with an entry
+            ``"actions"``.
 
         Raises:
             TypeError, ValueError: samples that differ in structure or in the size of their images,
