@@ -80,7 +80,7 @@ def test_torchrun():
     command += [str(SCRIPTS / "torchrun_ddp.py"), "--epochs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    printed = re.findall(r"rank (\d): (\d+) pairs, logits (\S+)", done.stdout)
+    printed = re.findall(r"rank (\d): (\d+) pairs, logits (\d+\.\d{9})", done.stdout)
     assert sorted(rank for rank, _, _ in printed) == ["0", "1"]
     assert {pairs for _, pairs, _ in printed} == {"4"}
     assert len({logits for _, _, logits in printed}) == 1

@@ -97,6 +97,10 @@ def test_the_epochs_last_update_may_be_smaller(tmp_path):
     run = trainer(tmp_path, accumulate=2, size=28)
     run.train()
     assert (run.learner.pairs, run.learner.skipped) == (2, 0)
+    model = Model()
+    learner = learner_of(model, reference="current")
+    trainer(tmp_path, accumulate=2, size=28, model=model, learner=learner).train()
+    assert (learner.pairs, learner.skipped) == (3, 0)
 
 
 def test_mixed_precision(tmp_path):

@@ -36,6 +36,7 @@ class Pairs:
         self.stats: UpdateStats | None = None
         self._plain_next = False
         self._ran = self._announced = 0  # micro-batches of the update under way
+        self._updated = False
 
     @contextlib.contextmanager
     def batch(self, batch: Any, accumulate: int, loss_scale: float = 1.0) -> Iterator[Any]:
@@ -56,10 +57,14 @@ class Pairs:
         learner = self.learner
         images, actions = read_images(batch)
         if learner.plain_first and accumulate % 2:
-            raise ValueError(
-                'reference="current" makes one update of both halves of a pair: accumulate an even '
-                f"number of batches, got {accumulate}"
-            )
+            if not self._updated:
+                raise ValueError(
+                    'reference="current" makes one update of both halves of a pair: accumulate an '
+                    f"even number of batches, got {accumulate}"
+                )
+            self._ran = self._announced = accumulate  # an epoch's last update, and a smaller one
+            yield with_images(batch, images)
+            return
         learner.micro_batches = accumulate // 2 if learner.plain_first else accumulate
         plain = self._ran < accumulate // 2 if learner.plain_first else self._plain_next
         self._ran, self._announced = self._ran + 1, accumulate
@@ -79,7 +84,7 @@ class Pairs:
         """The optimizer has stepped, or is about to: the half is over."""
         if self._ran != self._announced:
             self.learner.drop()
-        self._ran = 0
+        self._ran, self._updated = 0, True
         self._plain_next = not self._plain_next
 
     def state_dict(self) -> dict[str, Any]:
