@@ -75,9 +75,13 @@ def kernels(monkeypatch):
 
 
 def augmented_as_by_pillow():
-    images, space = crops(40, 24, 24), SearchSpace.wide_long()
-    actions = draw(space, 40, 3)
-    return torch.equal(apply_actions(images, space, actions), pillow_apply(images, space, actions))
+    """Whether small and large batches of small and large images come out as from Pillow."""
+    space = SearchSpace.wide_long()
+    batches = [crops(40, 24, 24), crops(2, 24, 24), crops(2, 70, 65), crops(17, 70, 65)]
+    return all(
+        torch.equal(apply_actions(images, space, actions), pillow_apply(images, space, actions))
+        for images, actions in ((images, draw(space, len(images), 3)) for images in batches)
+    )
 
 
 def test_without_any_directory_others_serve_for_good(kernels, monkeypatch, caplog):

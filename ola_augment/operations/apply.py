@@ -26,6 +26,8 @@ from ola_augment.space import SearchSpace
 
 #: At least half a millisecond of work for each thread: starting one takes a tenth of that.
 _VALUES_PER_THREAD = 2**18
+#: Without compiled kernels fewer images than these, or larger ones, go one by one through Pillow.
+_FEW, _LARGE = 16, 64 * 64
 
 
 def apply_actions(
@@ -112,13 +114,17 @@ def run_actions(
     """
     height, width = images.shape[2:]
     whole = images.dtype == torch.uint8 and images.device.type == "cpu"
+    run_batch = KERNELS.ready() if whole and len(images) > 1 else None
+    few = 0 < len(images) < _FEW or (len(images) > 0 and height * width > _LARGE)
     with torch.autocast(images.device.type, enabled=False):
-        if whole and len(images) == 1:
-            result = run_on_tensor(images[0], space, steps_of(actions), fill, bilinear)[None]
-        elif whole and (run_batch := KERNELS.ready()):
+        if run_batch:
             table = program(space, height, width)
             apply = _apply_mixed if Kind.BATCHED in table.kinds else _apply_exact
             result = apply(run_batch, images, table, actions, fill, bilinear)
+        elif whole and few:
+            pairs = zip(images, steps_of(actions), strict=True)
+            parts = [run_on_tensor(image, space, steps, fill, bilinear) for image, steps in pairs]
+            result = torch.stack(parts)
         else:
             table = program(space, height, width)
             result = apply_batched(images, table, actions, fill, bilinear)

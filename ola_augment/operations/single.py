@@ -26,11 +26,13 @@ from ola_augment.space import SearchSpace
 Step = tuple[int, int, int, tuple[float, float]]
 
 
-def steps_of(actions: Actions) -> list[Step]:
-    """The kept slots of actions of a batch of one."""
-    _, ops, keep, bins, signs, centers, _ = (field[0].tolist() for field in actions)
-    slots = zip(ops, keep, bins, signs, map(tuple, centers), strict=True)
-    return [(op, k, sign, center) for op, kept, k, sign, center in slots if kept]
+def steps_of(actions: Actions) -> list[list[Step]]:
+    """The kept slots of each example."""
+    fields = (field.tolist() for field in actions[1:6])
+    return [
+        [(op, k, sign, (y, x)) for op, kept, k, sign, (y, x) in zip(*example, strict=True) if kept]
+        for example in zip(*fields, strict=True)
+    ]
 
 
 def run_on_tensor(

@@ -397,7 +397,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     def _apply(self, picture: Any, actions: Actions) -> Any:
         """Apply as many actions to a picture as it has images."""
         if isinstance(picture, PIL.Image.Image):
-            return self._run_steps(picture, steps_of(actions))
+            return self._run_steps(picture, steps_of(actions)[0])
         images = to_tensor(picture)
         flat = images.reshape(actions.batch_size, *images.shape[-3:])
         whole = flat.dtype == torch.uint8
