@@ -283,7 +283,7 @@ class GARUpdater(_PolicyGradient):
         Args:
             actions: of B examples, with the ``log_prob`` they were drawn with.
             alignments: (B,), <grad l_i(theta_t), grad L(theta_{t+1})>.
-            norms: (B,), |grad l_i(theta_t)|, for rewards that take them.
+            norms: (B,), ``|grad l_i(theta_t)|``, for rewards that take them.
 
         Raises:
             TypeError: alignments or norms that are no floating-point tensor.
