@@ -42,7 +42,8 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(STAMP) ## build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m pytest tests/test_docs.py
 
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py

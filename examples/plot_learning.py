@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ola_augment import GARUpdater, GradientAlignment, OLAAugment
-from ola_augment.plots import augmented_samples, policy_over_time
+from ola_augment.plots import augmented_samples, policy_over_time, policy_tables
 from ola_augment.training import policy_metrics
 
 torch.manual_seed(0)
@@ -58,8 +58,14 @@ for pair in range(240):
 
 # %%
 # How the policy moved. (The horizontal axis counts pairs of steps.)
-policy_over_time(history, augment.space)
+figure = policy_over_time(history, augment.space)
+
+# %%
+# What it was at the start and what it is now, as pictures and as text.
+figure = policy_tables({"start": OLAAugment().policy, "now": augment.policy})
+print(augment.policy.summary(16, 16))
 
 # %%
 # What it draws now.
-augmented_samples(augment, images[:4])
+names = [str(int(label)) for label in labels[:3]]
+figure = augmented_samples(augment, images[:3], labels=names)

@@ -29,6 +29,12 @@ class Actions(NamedTuple):
             what a user's own random kernel draws from.
         log_prob: (B,) floating point, finite, at most 0: log-probability under the policy that
             drew them (no grad).
+
+    Example:
+        >>> from ola_augment import OLAPolicy
+        >>> actions = OLAPolicy(max_ops=4).sample(8)
+        >>> actions.batch_size, actions.ops.shape
+        (8, torch.Size([8, 4]))
     """
 
     num_ops: Tensor

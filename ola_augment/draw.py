@@ -23,6 +23,12 @@ class LogProbs(NamedTuple):
         magnitude: (A, K), of each magnitude bin of a kept operation.
         ops: (A,), of drawing each operation into a slot; None where all are drawn alike. Only for
             policies that draw with replacement.
+
+    Example:
+        >>> from ola_augment import UniformPolicy
+        >>> tables = UniformPolicy("rand_augment", num_ops=2).log_probs()
+        >>> tables.keep.shape, tables.magnitude.shape
+        (torch.Size([14]), torch.Size([14, 31]))
     """
 
     num_ops: Tensor

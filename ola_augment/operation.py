@@ -56,6 +56,14 @@ class Operation:
             for magnitudes that are no pixels, ``per`` out of range, or ``random`` without a
             ``kernel``.
         TypeError: an argument of another type, or a function that is not callable and hashable.
+
+    Example:
+        >>> Operation("rotate", 0, 135, integer=True, signed=True).magnitude(30, 31, 32, 32)
+        135
+        >>> def gamma(images, magnitudes):
+        ...     return images ** magnitudes.view(-1, 1, 1, 1)
+        >>> Operation("gamma", 0.5, 2.0, kernel=gamma).domain
+        (-1e+30, 1e+30)
     """
 
     name: str

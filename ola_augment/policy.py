@@ -75,6 +75,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         ValueError: ``max_ops`` below 1 or, without replacement, above the number of operations
             (with it, above 1,000); an unknown space name.
         TypeError: ``max_ops`` is not an int, or ``space`` neither a name nor a space.
+
+    Example:
+        >>> policy = UniformPolicy("wide_long")  # one of its kinds
+        >>> policy.sample(8).keep.shape
+        torch.Size([8, 2])
     """
 
     _fixed = frozenset(("space", "max_ops", "replacement", "num_ops", "keep_prob", "magnitude"))
@@ -265,7 +270,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         Example:
             >>> print(UniformPolicy("rand_augment").summary())  # doctest: +ELLIPSIS
             UniformPolicy over 'rand_augment' (14 operations)
-            applied to an image on average: 1.00 (drawn: 2)
+            applied to an image on average: 1.00; drawn: 2
             identity: kept 0.50
             ...
             rotate: kept 0.50, mean ±15°
@@ -277,11 +282,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             lines = table_of_operations(self.space, favoured, magnitude, height, width)
             applied = f"applied to an image on average: {float(self.applied_ops()):.2f}"
             probs = tables.num_ops.exp().tolist()
-        drawn = ", ".join(f"{r} with probability {p:.2f}" for r, p in enumerate(probs, 1) if p)
+        drawn = ", ".join(f"{r} ({p:.2f})" for r, p in enumerate(probs, start=1))
         if max(probs) == 1:
             drawn = str(probs.index(1) + 1)
         title = f"{type(self).__name__} over {self.space.name!r} ({len(self.space)} operations)"
-        return "\n".join((title, f"{applied} (drawn: {drawn})", *lines))
+        return "\n".join((title, f"{applied}; drawn: {drawn}", *lines))
 
     def applied_ops(self) -> Tensor:
         """Expected number of applied operations of an image; a scalar, as :meth:`entropy`.
@@ -331,6 +336,17 @@ class OLAPolicy(Policy):
     Raises:
         ValueError: ``strength`` out of range.
         TypeError: ``strength`` is no number.
+
+    Example:
+        >>> policy = OLAPolicy("wide_long")
+        >>> actions = policy.sample(8)
+        >>> policy.log_prob(actions).shape
+        torch.Size([8])
+        >>> OLAPolicy("wide_long", strength=1.5).strength
+        1.5
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(
@@ -423,6 +439,14 @@ class UniformPolicy(Policy):
 
     Raises:
         ValueError: ``keep_prob`` outside [0, 1].
+
+    Example:
+        >>> int(UniformPolicy("wide_long", num_ops=2).sample(1).num_ops)
+        2
+
+    References:
+        UniformAugment: A Search-free Probabilistic Data Augmentation Approach,
+        https://arxiv.org/abs/2003.14348
     """
 
     def __init__(
@@ -465,6 +489,14 @@ class RandAugmentPolicy(Policy):
 
     Raises:
         ValueError: ``num_ops`` below 0, ``magnitude`` is no bin of the space.
+
+    Example:
+        >>> RandAugmentPolicy(num_ops=2, magnitude=9).sample(1).magnitude_bins
+        tensor([[9, 9]])
+
+    References:
+        RandAugment: Practical automated data augmentation with a reduced search space,
+        https://arxiv.org/abs/1909.13719
     """
 
     def __init__(

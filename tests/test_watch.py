@@ -75,7 +75,7 @@ def test_a_summary_says_what_the_policy_does():
     lines = moved().policy.summary().splitlines()
     assert lines[0] == "OLAPolicy over 'custom' (5 operations)"
     kept = torch.tensor([0.0, 2.3, -3.0, 0.5, 1.0]).sigmoid().mean()
-    assert lines[1].startswith(f"applied to an image on average: {2 * kept:.2f} (drawn: ")
+    assert lines[1].startswith(f"applied to an image on average: {2 * kept:.2f}; drawn: 2")
     assert lines[2:] == [
         "rotate: kept 0.91, mean ±30°",
         "translate_x: kept 0.73, mean 7.55 px",
@@ -95,7 +95,7 @@ def test_every_kind_of_policy_has_a_summary(transform):
     lines = transform.policy.summary(100, 40).splitlines()
     assert len(lines) == 2 + len(transform.space)
     drawn = transform.policy.sample(4000, torch.Generator().manual_seed(0)).keep.sum(1)
-    said = float(lines[1].split(": ")[1].split()[0])
+    said = float(lines[1].split(": ")[1].split(";")[0])
     assert said == pytest.approx(float(drawn.double().mean()), abs=0.1)
 
 
@@ -426,7 +426,7 @@ def test_a_policy_of_given_strength_is_shown_by_what_it_draws(capsys):
     with torch.no_grad():
         augment.policy.keep_logits.copy_(torch.tensor([0.0, 9.0, -9.0, -9.0, -9.0]))
     lines = augment.policy.summary().splitlines()
-    assert lines[1] == "applied to an image on average: 1.50 (drawn: 4)"
+    assert lines[1] == "applied to an image on average: 1.50; drawn: 4"
     assert lines[2].startswith("rotate: drawn 0.67, mean ±")
     history = run(augment, progress=True)
     assert "draws rotate 0." in capsys.readouterr().err

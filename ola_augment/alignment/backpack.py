@@ -122,9 +122,10 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
     >>> model = extend(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     >>> extension = BackPACKAlignment(model)
     >>> with backpack(extension):
-    ...     F.cross_entropy(model(torch.randn(5, 4)), torch.arange(5) % 3).backward()
+    ...     inputs = torch.randn(5, 4, requires_grad=True)  # or torch warns of BackPACK's hooks
+    ...     F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
     >>> model.zero_grad()
-    >>> F.cross_entropy(model(torch.randn(5, 4)), torch.arange(5) % 3).backward()
+    >>> F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
     >>> extension.align().shape
     torch.Size([5])
 
@@ -141,6 +142,9 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         TypeError: ``model`` is not a module.
         ValueError: no trainable parameter; a parameter of an unsupported module; a parameter tied
             between modules, which BackPACK would count wrongly.
+
+    References:
+        `BackPACK: Packing more into backprop <https://arxiv.org/abs/1912.10985>`__
     """
 
     SUPPORTED = tuple(_CALLS)

@@ -47,16 +47,17 @@ class DirectionalAlignment:
     through the batch's statistics too, where `GradientAlignment` gives its share of the
     total's; their sums agree.
 
-    Example::
-
-        def loss(model, images, targets):
-            return F.cross_entropy(model(images), targets, reduction="none")
-
-        engine = DirectionalAlignment(model, loss)
-        with engine.capture(images, targets) as losses:  # step t
-            losses.mean().backward()
-        ...  # optimizer step; next batch forward and backward
-        alignments = engine.align()  # (B,)
+    Example:
+        >>> def loss(model, inputs, targets):
+        ...     return (model(inputs) - targets).square().mean(1)
+        >>> model = torch.nn.Linear(3, 2)
+        >>> engine = DirectionalAlignment(model, loss)
+        >>> with engine.capture(torch.ones(4, 3), torch.zeros(4, 2)) as losses:  # step t
+        ...     losses.mean().backward()
+        >>> model.zero_grad()  # after the optimizer's step; then the next batch
+        >>> model(torch.ones(4, 3)).mean().backward()
+        >>> engine.align().shape
+        torch.Size([4])
 
     Args:
         model: the module that the losses depend on; may be a DistributedDataParallel.

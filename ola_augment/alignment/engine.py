@@ -49,6 +49,19 @@ class GradientAlignment:
         TypeError: ``model`` is not a module.
         ValueError: ``model`` has no trainable parameter or a layer that cannot be aligned;
             ``reduction`` or ``storage`` is unknown.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> engine = GradientAlignment(model)
+        >>> with engine.capture() as captured:
+        ...     model(torch.ones(4, 3)).square().mean().backward()
+        >>> model.zero_grad()
+        >>> model(torch.ones(4, 3)).mean().backward()  # its gradient is the reference
+        >>> captured.align().shape
+        torch.Size([4])
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(

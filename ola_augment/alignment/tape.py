@@ -138,7 +138,12 @@ NOT_ZEROED = (
 
 
 class NotFinite(RuntimeError):
-    """An alignment or norm is NaN or Inf: a bad batch, which a loop may skip."""
+    """An alignment or norm is NaN or Inf: a bad batch, which a loop may skip.
+
+    Example:
+        >>> issubclass(NotFinite, RuntimeError)
+        True
+    """
 
 
 class Captured:
@@ -198,8 +203,8 @@ class Captured:
         """Norms of the examples' gradients over all trainable parameters, for cosine rewards.
 
         Returns:
-            (B,) |grad l_i|, in the order, the precision and with the factor of the alignments:
-            ``align() / norms()`` is |g| times the cosine.
+            (B,) ``|grad l_i|``, in the order, the precision and with the factor of the alignments:
+            ``align() / norms()`` is ``|g|`` times the cosine.
 
         Raises:
             RuntimeError: the capture is not complete, was not asked for norms, or one is not

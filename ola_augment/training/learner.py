@@ -40,6 +40,10 @@ class Step:
         loss: set it inside the block where the updater needs it (:class:`NSLRUpdater`).
         accuracy: in [0, 1], set it inside the plain block where a thermostat needs it.
         stats: of the policy's update, after the block; None where there was none.
+
+    Example:
+        >>> Step(learns=True).stats is None
+        True
     """
 
     learns: bool
@@ -101,6 +105,22 @@ class OLALearner:
         TypeError: ``augment`` is no transform with a policy.
         ValueError: a number out of range, an unknown ``reference``, an updater of another policy,
             an engine of another model, or a combination that has no signal.
+
+    Example:
+        >>> from ola_augment import OLAAugment
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+        >>> learner = OLALearner(model, OLAAugment())
+        >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        >>> with learner.augmented_step():
+        ...     model(learner.augment(images) / 255).square().mean().backward()
+        >>> model.zero_grad()  # after the optimizer's step
+        >>> with learner.plain_step() as step:
+        ...     model(images / 255).square().mean().backward()
+        >>> step.stats.stepped, learner.pairs
+        (True, 1)
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(

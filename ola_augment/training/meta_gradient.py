@@ -48,6 +48,9 @@ class MetaGradientUpdater:
         >>> optimizer.zero_grad()
         >>> (model(x) - y).square().mean().backward()
         >>> meta.step()
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(

@@ -19,6 +19,10 @@ class SplitActions(NamedTuple):
     Attributes:
         splits: (B,) int64.
         log_prob: (B,) log-probability of the split when it was drawn (no grad).
+
+    Example:
+        >>> SplitActions(splits=torch.tensor([0, 2]), log_prob=torch.zeros(2)).splits
+        tensor([0, 2])
     """
 
     splits: Tensor
@@ -40,6 +44,13 @@ class SplitPolicy(LogitsModule):
 
     Raises:
         ValueError: fewer than 2 splits.
+
+    Example:
+        >>> SplitPolicy(num_splits=3).logits.shape
+        torch.Size([3])
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(self, num_splits: int, *, inverted: bool = True) -> None:

@@ -45,6 +45,10 @@ class UpdateStats(NamedTuple):
         entropy: of the policy after the call, in nats.
         stepped: whether the logits moved (every ``accumulate`` calls).
         clipped: share of this rank's examples whose importance weight was cut to 10.
+
+    Example:
+        >>> UpdateStats(reward_mean=0.1, reward_std=1.0, entropy=12.0, stepped=True).clipped
+        0.0
     """
 
     reward_mean: float
@@ -256,6 +260,16 @@ class GARUpdater(_PolicyGradient):
         ValueError: a policy without trainable logits, an optimizer without them, or a number out
             of range.
         TypeError: a reward that cannot be called so.
+
+    Example:
+        >>> from ola_augment import OLAPolicy
+        >>> policy = OLAPolicy()
+        >>> updater = GARUpdater(policy)
+        >>> updater.step(policy.sample(8), torch.randn(8)).stepped
+        True
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(
@@ -312,6 +326,16 @@ class NSLRUpdater(_PolicyGradient):
     Raises:
         ValueError: a policy without trainable logits, an optimizer without them, or a number out
             of range.
+
+    Example:
+        >>> from ola_augment import OLAPolicy
+        >>> policy = OLAPolicy()
+        >>> updater = NSLRUpdater(policy, accumulate=2)
+        >>> [updater.step(policy.sample(8), torch.tensor(loss)).stepped for loss in (0.7, 0.5)]
+        [False, True]
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     per_example = False

@@ -50,6 +50,12 @@ class ValueUpdater:
     Raises:
         TypeError: another kind of policy, or a reward that is no function.
         ValueError: a policy without ``strength``, or a number out of range.
+
+    Example:
+        >>> policy = OLAPolicy(strength=1.5)
+        >>> updater = ValueUpdater(policy)
+        >>> updater.step(policy.sample(8), torch.randn(8)).stepped
+        True
     """
 
     #: Examples are rewarded one by one.
@@ -131,7 +137,7 @@ class ValueUpdater:
         Args:
             actions: of B examples.
             alignments: (B,), <grad l_i, g>.
-            norms: (B,), |grad l_i|, for rewards that take them.
+            norms: (B,), ``|grad l_i|``, for rewards that take them.
 
         Raises:
             TypeError: alignments or norms that are no floating-point tensor.

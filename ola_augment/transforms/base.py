@@ -75,6 +75,12 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     Attributes:
         policy: the :class:`Policy`.
+
+    Example:
+        >>> from ola_augment import UniformPolicy
+        >>> transform = PolicyTransform(UniformPolicy("rand_augment", num_ops=3))
+        >>> transform(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
     """
 
     _fixed = frozenset(("interpolation", "fill"))

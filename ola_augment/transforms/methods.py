@@ -29,6 +29,9 @@ class OLAAugment(PolicyTransform):
         >>> images, actions = augment.augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
         >>> images.shape, actions.ops.shape
         (torch.Size([8, 3, 32, 32]), torch.Size([8, 4]))
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     policy: OLAPolicy
@@ -62,6 +65,14 @@ class UniformAugment(PolicyTransform):
         interpolation: see :class:`PolicyTransform`.
         fill: see :class:`PolicyTransform`.
         generator: see :class:`PolicyTransform`.
+
+    Example:
+        >>> UniformAugment()(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+
+    References:
+        UniformAugment: A Search-free Probabilistic Data Augmentation Approach,
+        https://arxiv.org/abs/2003.14348
     """
 
     _policy_kind = UniformPolicy
@@ -93,6 +104,14 @@ class RandAugment(PolicyTransform):
         fill: see :class:`PolicyTransform`.
         space: as for :class:`OLAAugment`.
         generator: see :class:`PolicyTransform`.
+
+    Example:
+        >>> RandAugment(num_ops=2, magnitude=9)(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+
+    References:
+        RandAugment: Practical automated data augmentation with a reduced search space,
+        https://arxiv.org/abs/1909.13719
     """
 
     _policy_kind = RandAugmentPolicy
@@ -125,6 +144,14 @@ class TrivialAugment(PolicyTransform):
         fill: see :class:`PolicyTransform`.
         space: as for :class:`OLAAugment`.
         generator: see :class:`PolicyTransform`.
+
+    Example:
+        >>> TrivialAugment()(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+
+    References:
+        TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation,
+        https://arxiv.org/abs/2103.10158
     """
 
     _policy_kind = UniformPolicy

@@ -1,0 +1,81 @@
+"""The documentation: nothing public is missing, what it shows runs, and its pages have pictures."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "docs" / "_build" / "html"
+GALLERY = sorted(path.stem for path in (ROOT / "examples").glob("plot_*.py"))
+PUBLIC = ("", ".training", ".alignment", ".operations", ".plots")
+
+
+def documented():
+    """Names of every auto directive."""
+    text = "".join(path.read_text() for path in (ROOT / "docs").glob("**/*.md"))
+    return {name.split(".")[-1] for name in re.findall(r"auto\w+:: ([\w.]+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_has_its_place_in_the_api(module):
+    names = set(importlib.import_module("ola_augment" + module).__all__)
+    assert names <= documented(), f"not in docs/api: {sorted(names - documented())}"
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_class_has_an_example(module):
+    found = importlib.import_module("ola_augment" + module)
+    classes = [getattr(found, name) for name in found.__all__]
+    bare = [c.__name__ for c in classes if inspect.isclass(c) and ">>>" not in (c.__doc__ or "")]
+    assert not bare
+
+
+def test_pages_are_reached_from_the_first():
+    docs = ROOT / "docs"
+    found, todo = set(), ["index"]
+    while todo:
+        page = todo.pop()
+        if page in found:
+            continue
+        found.add(page)
+        path = docs / f"{page}.md"
+        if path.exists():
+            for tree in re.findall(r"```\{toctree\}(.*?)```", path.read_text(), re.DOTALL):
+                entries = [line for line in tree.split() if not line.startswith(":")]
+                todo += [str((path.parent / entry).relative_to(docs)) for entry in entries]
+    pages = {str(path.relative_to(docs))[:-3] for path in docs.glob("**/*.md")}
+    lost = {
+        page for page in pages - found if not re.search(r"(^|/)_|generated|^auto_examples", page)
+    }
+    assert not lost
+
+
+def test_the_loop_of_the_readme_runs_when_it_is_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert names["augment"].policy.keep_logits.abs().max() > 0  # it has learned
+
+
+@pytest.mark.skipif(not HTML.exists(), reason="the documentation is not built (make docs)")
+@pytest.mark.parametrize("script", GALLERY)
+def test_every_page_of_the_gallery_has_a_picture(script):
+    page = (HTML / "auto_examples" / f"{script}.html").read_text()
+    assert re.search(rf'<img[^>]+src="[^"]*sphx_glr_{script}_\d+', page)
+    assert "&lt;Figure size" not in page
+
+
+@pytest.mark.skipif(not HTML.exists(), reason="the documentation is not built (make docs)")
+def test_built_pages_need_no_network():
+    """Scripts, styles and pictures are their own; links may lead out."""
+    for page in HTML.glob("**/*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|link)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text()
+        )
+        assert not loaded, page
