@@ -54,7 +54,7 @@ class ValueUpdater:
     Example:
         >>> policy = OLAPolicy(strength=1.5)
         >>> updater = ValueUpdater(policy)
-        >>> updater.step(policy.sample(8), torch.randn(8)).stepped
+        >>> updater.step(policy.sample(8), torch.randn(8), norms=torch.ones(8)).stepped
         True
     """
 
