@@ -392,3 +392,13 @@ def test_lightning_trains_a_module_that_holds_a_transform(tmp_path):
     assert module.net.augment.policy.keep_logits.dtype == torch.float32
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert "net.augment.policy.keep_logits" in state
+
+
+def test_a_model_that_holds_a_transform_moves_and_changes_its_dtype():
+    """`nn.Module.to` goes through methods of the modules it holds, which ours must not replace."""
+    model = nn.Sequential(OLAAugment("rand_augment"), nn.Linear(2, 2))
+    assert model.double().to("cpu").share_memory()[1].weight.dtype is torch.float64
+    model.to(torch.float32).requires_grad_(False).zero_grad()
+    ours = [kind for kind in type(model[0]).__mro__ if "ola_augment" in kind.__module__]
+    private = {name for kind in ours for name in vars(kind) if name[:2] != "__" and name[0] == "_"}
+    assert not private & set(vars(nn.Module))

@@ -163,7 +163,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         """
         images = _plain(images)
         params = self._draw([images])
-        return self._apply(images, params["actions"]), self._drawn.actions
+        return self._apply_actions(images, params["actions"]), self._drawn.actions
 
     def replay(self, images: Tensor, actions: Actions) -> Tensor:
         """Apply actions drawn before; deterministic.
@@ -180,7 +180,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         batch = images.shape[:-3]
         batched = actions if batch else _batched(actions)
         check_actions(batched, self.space, math.prod(batch))
-        result: Tensor = self._apply(images, batched)
+        result: Tensor = self._apply_actions(images, batched)
         return result
 
     def collate(self, samples: list[Any]) -> Any:
@@ -299,7 +299,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         if isinstance(inpt, tv_tensors.Video):
             frames = inpt.shape[-4]
             actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
-        return self._apply(inpt, actions)
+        return self._apply_actions(inpt, actions)
 
     def freeze(self) -> Self:
         """Stop learning: the policy stays as it is, and goes on augmenting.
@@ -400,7 +400,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             check_actions(actions, self.space, n)
         return actions
 
-    def _apply(self, picture: Any, actions: Actions) -> Any:
+    def _apply_actions(self, picture: Any, actions: Actions) -> Any:
         """Apply as many actions to a picture as it has images."""
         if isinstance(picture, PIL.Image.Image):
             return self._run_steps(picture, steps_of(actions)[0])
