@@ -1,7 +1,9 @@
 """Image augmentation that learns itself while the model trains."""
 
+from typing import TYPE_CHECKING, Any
+
 from ola_augment.actions import Actions
-from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+from ola_augment.alignment import DirectionalAlignment, GradientAlignment
 from ola_augment.draw import LogProbs
 from ola_augment.files import load_policy, save_policy
 from ola_augment.operation import Operation
@@ -20,6 +22,9 @@ from ola_augment.transforms import (
     TrivialAugment,
     UniformAugment,
 )
+
+if TYPE_CHECKING:
+    from ola_augment.alignment import BackPACKAlignment
 
 __version__ = "0.1.0"
 
@@ -53,3 +58,12 @@ __all__ = [
     "load_policy",
     "save_policy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """BackPACK is imported by who uses it, not by who imports the package."""
+    if name == "BackPACKAlignment":
+        from ola_augment.alignment import BackPACKAlignment
+
+        return BackPACKAlignment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

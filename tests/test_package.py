@@ -17,11 +17,16 @@ def test_public_names_exist_and_are_documented():
 
 
 def test_import_leaves_heavy_optional_packages_out():
-    heavy = ["matplotlib", "sklearn", "lightning", "transformers", "timm", "kornia", "hypothesis"]
-    code = "import sys, ola_augment; print([m for m in sys.argv[1:] if m in sys.modules])"
-    command = [sys.executable, "-c", code, *heavy]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    heavy = ["backpack", "matplotlib", "sklearn", "lightning", "transformers", "timm", "kornia"]
+    heavy += ["hypothesis"]
+    code = f"""
+import sys, ola_augment, ola_augment.alignment, ola_augment.training
+print([m for m in {heavy} if m in sys.modules])
+assert ola_augment.BackPACKAlignment is ola_augment.alignment.BackPACKAlignment
+print("backpack" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n")[:2] == ["[]", "True"]
 
 
 def _imported(layer):

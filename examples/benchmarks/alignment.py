@@ -12,6 +12,10 @@ with GroupNorm, against plain steps of that network.
     python examples/benchmarks/alignment.py --model wrn-16-4 --batch 64
     python examples/benchmarks/alignment.py --model small_cnn --pairs 60
     python examples/benchmarks/alignment.py --model wrn-28-10 --batch 256 --device cuda
+    python examples/benchmarks/alignment.py --model small_cnn --pairs 60 --sum-check
+
+The last command prints what the check of sums takes of a plain pair, in both modes. Methods without
+a limit are timed on a few pairs only.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ola_augment import MetaGradientUpdater
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+from ola_augment.alignment.sums import SumCheck
 
 # The two batches and the model to the alignments of the first (None without).
 Batch = tuple[Tensor, Tensor]
@@ -327,6 +332,7 @@ METHODS = {
     "vmap(grad) + dot": Method(vmap_grad, group_norm=True),
 }
 BATCH_SIZE = 0
+FEW_PAIRS = 2  # what methods without a limit get
 # Of the paper, over a plain step: WRN-28-10, batch 256, one P100.
 PAPER = {
     "bfloat16 (default)": "< 1.25 / < 1.8",
@@ -417,7 +423,9 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
     run = method.make(model, optimizer)
     memory = peak_memory(lambda: [run(*batches) for _ in range(2)], device)
     without(*batches)
-    turns = [(seconds(without, batches), seconds(run, batches)) for _ in range(args.pairs)]
+    limited = {name for names, _, _ in LIMITS.get(args.model, ()) for name in names}
+    pairs = args.pairs if args.worker in limited else min(args.pairs, FEW_PAIRS)
+    turns = [(seconds(without, batches), seconds(run, batches)) for _ in range(pairs)]
     plain_seconds, own_seconds = (min(times) for times in zip(*turns, strict=True))
     error = None
     if args.errors and not args.worker.startswith("plain") and args.worker != FIRST_CAPTURE:
@@ -431,6 +439,45 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
     return {
         "time": own_seconds / plain_seconds, "memory": memory, "error": error, "weights": weights
     }  # fmt: skip
+
+
+def sum_check(args: argparse.Namespace) -> None:
+    """Print the share of a plain pair's time that the check of sums takes, by mode.
+
+    The methods of `SumCheck` that a capture calls are timed where they are called, in seconds of
+    this thread.
+    """
+    global BATCH_SIZE
+    BATCH_SIZE = args.batch
+    spent = [0.0]
+
+    def timed(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object, **named: object) -> object:
+            start = time.thread_time()
+            result = function(*given, **named)
+            spent[0] += time.thread_time() - start
+            return result
+
+        return call
+
+    for name in ("receive", "computed", "compare"):
+        setattr(SumCheck, name, timed(getattr(SumCheck, name)))
+    shape = (args.batch, 3, 32, 32)
+    batches = [(torch.randn(shape), torch.randint(0, CLASSES, shape[:1])) for _ in range(2)]
+    network = make_network(args.model, CLASSES)
+    for mode in ("exact", "reference first"):
+        models = copy.deepcopy(network), copy.deepcopy(network)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
+        without = plain(models[0], optimizers[0])
+        run = METHODS[mode].make(models[1], optimizers[1])
+        shares = []
+        for _ in range(args.pairs):
+            start = time.thread_time()
+            without(*batches)
+            whole, spent[0] = time.thread_time() - start, 0.0
+            run(*batches)
+            shares.append(spent[0] / whole)
+        print(f"{mode}: the check of sums takes {statistics.median(shares):.1%} of a plain pair")
 
 
 def seconds(run: Pair, batches: list[Batch]) -> float:
@@ -472,12 +519,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="repeats, whose median counts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--sum-check", action="store_true", help="only the cost of that check")
     parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--errors", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         with worker_settings(args.threads):
             print(json.dumps(measure(args)))
+        return 0
+    if args.sum_check:
+        with worker_settings(args.threads):
+            sum_check(args)
         return 0
     results = collect(args)
     print(table(results))

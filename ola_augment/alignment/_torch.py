@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 # ``tensor.grad = value`` reaches a TorchFunctionMode as this slot wrapper; zero_grad() is made of
 # such calls.
@@ -25,6 +26,23 @@ def in_backward() -> bool:
 def backward_id() -> int:
     """A number for the backward pass under way, -1 outside of one."""
     return torch._C._current_graph_task_id()
+
+
+def unwatched() -> contextlib.AbstractContextManager[None]:
+    """Torch calls skip every mode: looking at a shape through one takes ten times as long."""
+    nothing: contextlib.AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return nothing
+
+
+@contextlib.contextmanager
+def without(mode: TorchFunctionMode) -> Iterator[None]:
+    """Calls skip a mode, where it is the innermost; nothing public takes one off for a while."""
+    depth = torch._C._len_torch_function_stack()
+    if depth and torch._C._get_function_stack_at(depth - 1) is mode:
+        with _pop_mode_temporarily():
+            yield
+    else:
+        yield
 
 
 def _never(*_: object) -> bool:

@@ -26,9 +26,9 @@ from ola_augment.alignment.tape import (
     NOT_ZEROED,
     Content,
     Freshness,
+    NotFinite,
     Tape,
     checked_gradients,
-    checked_result,
     holds_gradient,
 )
 from ola_augment.alignment.validation import trainable_parameters
@@ -279,10 +279,12 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         )
         try:
             alignments = content.align(direction)
+        except NotFinite:
+            raise
         except RuntimeError as error:
             raise RuntimeError(f"{error}; BackPACK sees modules only") from None
         self._forget()
-        return checked_result(alignments, direction)
+        return alignments
 
     def close(self) -> None:
         """Forget what was captured and take the hooks off the parameters."""

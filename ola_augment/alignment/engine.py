@@ -128,13 +128,12 @@ class GradientAlignment:
             raise RuntimeError("capture() needs gradients: it was entered under torch.no_grad()")
         if self._capturing:
             raise RuntimeError("capture() inside capture(): leave the first one before the second")
-        check_model(self._model, self._fallback)
+        parameters = check_model(self._model, self._fallback)
         self._captured = None
-        parameters = trainable_parameters(self._model)
         direction = None if gradients is None else checked_gradients(gradients, parameters)
         captured = Captured(lambda: trainable_parameters(self._model))
         session = Session(
-            self._model, self._storage, self._fallback, self._layouts, direction, norms
+            self._model, parameters, self._storage, self._fallback, self._layouts, direction, norms
         )
         self._capturing = True
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ def functional(function: Callable[..., Any]) -> Callable[..., Any]:
     return written
 
 
+@functools.lru_cache(maxsize=4096)
 def writes_in_place(function: Callable[..., Any]) -> bool:
     """Whether a function changes its first argument."""
     name = getattr(function, "__name__", "")

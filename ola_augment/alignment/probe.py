@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,10 @@ from ola_augment.alignment.fingerprints import (
     judged_again,
 )
 from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.snapshot import undisturbed
+from ola_augment.alignment.snapshot import Undisturbed
 
+#: Arguments of a run, each way to change them in turn.
+Ways = Callable[[], Iterator[Any]]
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000
 #: Up to so many examples all sets are looked at from the start: they are four at most.
@@ -84,21 +87,26 @@ def verify(
         return 0, 0
     sets = sets_of(batch, known.passes)
     rolled = torch.arange(batch).roll(-1)
+    undisturbed = Undisturbed(model)
     first = 1 if batch > _TOLD_APART else len(sets)
     disturbed = sets[-1:] if batch > _TOLD_APART else sets
-    inputs = [[(args, kwargs)], [_reordered(args, kwargs, rolled)]]
-    inputs += [_changes(args, kwargs, chosen) for chosen in sets[:first]]
+    inputs: list[Ways] = [
+        lambda: iter([(args, kwargs)]),
+        lambda: iter([_reordered(args, kwargs, rolled)]),
+    ]
+    inputs += [functools.partial(_changes, args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
     while True:
-        plain, moved, *changed = _run(model, nodes, inputs, batch, constants)
+        plain, moved, *changed = _run(model, undisturbed, nodes, inputs, batch, constants)
         decisions = compare(plain, changed, sets[: len(changed)])
         others = decisions
         while others:  # what is known of more uses tells of those behind them
             runs = [
                 _run(
                     model,
+                    undisturbed,
                     nodes,
-                    [_changes(args, kwargs, chosen)],
+                    [functools.partial(_changes, args, kwargs, chosen)],
                     batch,
                     constants,
                     plain,
@@ -120,7 +128,7 @@ def verify(
             for step, one in decisions.items()
         ):
             break
-        inputs += [_changes(args, kwargs, chosen) for chosen in sets[first:]]
+        inputs += [functools.partial(_changes, args, kwargs, chosen) for chosen in sets[first:]]
     decisions |= dict.fromkeys(constants, Unrelated.CONSTANT)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
@@ -144,8 +152,9 @@ def verify(
 
 def _run(
     model: nn.Module,
+    undisturbed: Undisturbed,
     nodes: Mapping[int, tuple[Tensor, Node]],
-    inputs: list[list[Any]],
+    inputs: list[Ways],
     batch: int,
     constants: set[Step],
     plain: Fingerprints | None = None,
@@ -159,14 +168,14 @@ def _run(
     runs: list[Fingerprints] = []
     saving = False
     for ways in inputs:
-        for args, kwargs in ways:
+        for args, kwargs in ways():
             run: Fingerprints | None = None
             while run is None:
                 run = Fingerprints(
                     nodes, batch, constants, plain.statistics if plain else None, disturbed
                 )
                 try:
-                    with undisturbed(model), _graph(saving), run:
+                    with undisturbed, _graph(saving), run:
                         _forward(model, args, kwargs, run)
                 except _SavedTensorNeeded:
                     saving, run = True, None
@@ -250,15 +259,16 @@ def _reordered(args: Any, kwargs: Any, order: Tensor) -> Any:
     return tree_map_only(Tensor, reorder, (args, kwargs))
 
 
-def _changes(args: Any, kwargs: Any, chosen: Tensor) -> list[Any]:
+def _changes(args: Any, kwargs: Any, chosen: Tensor) -> Iterator[Any]:
     """Ways to replace the chosen examples: by one other, which moves means far, or by the next.
 
     The last resort, where that removes the only ones that need a mask, say: by each other.
     """
     batch = len(chosen)
-    flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
     others = (~chosen).nonzero().flatten().tolist()
-    orders = [torch.where(chosen, other, torch.arange(batch)) for other in (others[0], others[-1])]
+    for other in (others[0], others[-1]):
+        yield _change(args, kwargs, chosen, torch.where(chosen, other, torch.arange(batch)))
+    flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
     following = torch.arange(batch)
     for example in chosen.nonzero().flatten().tolist():
         following[example] = next(
@@ -269,9 +279,10 @@ def _changes(args: Any, kwargs: Any, chosen: Tensor) -> list[Any]:
             ),
             example,
         )
+    yield _change(args, kwargs, chosen, following)
     among = torch.arange(batch)
     among[chosen] = among[chosen].roll(1)
-    return [_change(args, kwargs, chosen, order) for order in (*orders, following, among)]
+    yield _change(args, kwargs, chosen, among)
 
 
 def _change(args: Any, kwargs: Any, chosen: Tensor, order: Tensor) -> Any:

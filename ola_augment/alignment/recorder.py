@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from ola_augment.alignment.norms import ExampleNorms
 from ola_augment.alignment.probe import Verified, sets_of
 from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
 from ola_augment.alignment.separation import Located, Separation
-from ola_augment.alignment.storage import Storage
+from ola_augment.alignment.storage import Storage, in_full_precision
 from ola_augment.alignment.sums import RandomDirection, SumCheck
 from ola_augment.alignment.tape import Tape
 from ola_augment.alignment.terms import Term
@@ -303,7 +302,7 @@ class Recorder(Watch[Tape]):
                     "backward() inside forward() reached parameters before the pass was verified; "
                     "run it after the model returned"
                 )
-            with _in_full_precision(delta.device.type):
+            with in_full_precision(delta.device.type):
                 for node, shape, make_term in uses:
                     off = _roundings(delta, shape)
                     self._check.computed(node.names, delta.dtype, off)
@@ -399,11 +398,6 @@ _RELEASED = (
     "a second backward inside capture() went through a graph that the first one freed; pass "
     "retain_graph=True to the first"
 )
-
-
-def _in_full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    enabled = torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def _gone() -> None:

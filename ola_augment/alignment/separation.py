@@ -16,7 +16,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.snapshot import undisturbed
+from ola_augment.alignment.snapshot import Undisturbed
 
 #: Of the largest derivative: what others' rows may have by rounding.
 _PRECISION = 1e-5
@@ -113,7 +113,7 @@ class Separation:
             self._check_heads(chosen)
             self._check_loss(first, chosen)
         if hooks or any(isinstance(node, BackwardCFunction) for node in self._graph):
-            with undisturbed(model):
+            with Undisturbed(model):
                 self._check_hooks(first, sets[0])
 
     def _check_loss(self, first: Sequence[Tensor | None], chosen: Chosen) -> None:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from ola_augment.alignment._torch import eagerly
+from ola_augment.alignment._torch import eagerly, unwatched, without
 from ola_augment.alignment.probe import Verified, verify
 from ola_augment.alignment.recorder import Recorder
 from ola_augment.alignment.snapshot import Restore, random_states
 from ola_augment.alignment.storage import Storage
 from ola_augment.alignment.sums import SumCheck, unexplained
 from ola_augment.alignment.tape import Content, Freshness
-from ola_augment.alignment.validation import trainable_parameters
 
 #: Shapes whose layouts are remembered; the one used longest ago is forgotten first.
 _SIGNATURES = 64
@@ -63,6 +62,7 @@ class Session:
 
     Args:
         model: the module whose calls are forward passes.
+        parameters: those of its parameters that are trained, by name.
         storage: format of the pairs.
         fallback: differentiate functions without a rule.
         layouts: what earlier captures verified; added to.
@@ -73,6 +73,7 @@ class Session:
     def __init__(
         self,
         model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         storage: Storage,
         fallback: bool,
         layouts: Layouts,
@@ -81,7 +82,7 @@ class Session:
     ) -> None:
         self._model = model
         self._layouts = layouts
-        self.parameters = trainable_parameters(model)
+        self.parameters = parameters
         self.check = SumCheck(storage.rounding if direction is None else 0.0, direction)
         self.recorder = Recorder(
             model, self.parameters, storage, fallback, direction, norms, self.check
@@ -136,26 +137,35 @@ class Session:
         self._depth += 1
         if self._depth > 1:  # the model calls itself
             return
-        tensors = _tensors((args, kwargs))
-        if not tensors:
-            raise ValueError("the model was called without a tensor: no batch to align")
-        batch = tensors[0].shape[0]
-        if batch == 0:
-            raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
-        signature = (
-            tuple((t.shape, t.dtype) for t in tensors),
-            tuple(module.training for module in model.modules()),
-            frozenset(self.parameters),
-            torch.is_autocast_enabled(tensors[0].device.type),
-        )
+        with unwatched():
+            tensors = _tensors(args, kwargs)
+            signature = self._signature(tensors)
+            batch, device = tensors[0].shape[0], tensors[0].device
         known = self._layouts.of(signature)
         if self._layouts.due(known):
             self._signatures.append(signature)
             self.recorder.verifying = True
             self._verify(known, args, kwargs, batch)
         self._pass = (signature, known)
-        self._restore_random = random_states(tensors[0].device) if batch > 1 else None
+        self._restore_random = random_states(device) if batch > 1 else None
         self.recorder.start_pass(batch, tensors, known)
+
+    def _signature(self, tensors: list[Tensor]) -> object:
+        """What two forward passes must have in common for what was verified to hold for both.
+
+        Raises:
+            ValueError: there is no batch among the tensors of a call, or an empty one.
+        """
+        if not tensors:
+            raise ValueError("the model was called without a tensor: no batch to align")
+        if not tensors[0].shape[0]:
+            raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
+        return (
+            tuple((t.shape, t.dtype) for t in tensors),
+            tuple(module.training for module in self._model.modules()),
+            frozenset(self.parameters),
+            torch.is_autocast_enabled(tensors[0].device.type),
+        )
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The pass ends: verify its path if it is a new one."""
@@ -187,7 +197,8 @@ class Session:
     def _verify(self, known: Verified, args: Any, kwargs: Any, batch: int) -> tuple[int, int]:
         before, self.recorder.paused = self.recorder.paused, True
         try:
-            return verify(known, self._model, self.recorder.nodes, args, kwargs, batch)
+            with without(self.recorder):
+                return verify(known, self._model, self.recorder.nodes, args, kwargs, batch)
         finally:
             self.recorder.paused = before
 
@@ -258,6 +269,7 @@ class Session:
             recorder.exact.compare(recorder.along_random, recorder.random)
 
 
-def _tensors(arguments: Any) -> list[Tensor]:
-    flat = tree_flatten(arguments)[0]
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+    flat = args if plain else tree_flatten((args, kwargs))[0]
     return [value for value in flat if isinstance(value, Tensor) and value.dim()]

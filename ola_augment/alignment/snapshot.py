@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -35,37 +35,42 @@ def random_states(device: torch.device) -> Restore:
     return restore
 
 
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave a model as it was, bit for bit, whatever its forward pass does to it.
+class Undisturbed:
+    """Leaves a model as it is now, bit for bit, whatever its forward passes do to it.
+
+    Each ``with`` block on it starts from the model's present state, and ends in it.
 
     Covered: random states; values, versions and gradients of parameters and buffers; attributes of
     its modules and of the objects in them, lists, dicts, sets, arrays and random generators
     included; what its hooks and forward methods reach through closures and global names; caches of
     ``parametrize.cached()``. Files, sockets and class attributes are not.
+
+    Args:
+        model: with all that hangs on it.
     """
-    snapshot = _Snapshot()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    snapshot.restores.append(random_states(device))
-    snapshot.visit(model)
-    snapshot.visit(parametrization_cache())
-    try:
-        snapshot.detach_tensors()
-        yield
-    finally:
-        for restore in reversed(snapshot.restores):
-            restore()
 
-
-class _Snapshot:
-    """Walks what hangs on an object and remembers how to put it back."""
-
-    def __init__(self) -> None:
-        self.restores: list[Restore] = []
+    def __init__(self, model: nn.Module) -> None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._restores: list[Restore] = [random_states(device)]
+        self._of_tensors: list[Restore] = []
         self._seen: dict[int, object] = {}
         self._tensors: list[Tensor] = []
+        self._visit(model)
+        self._visit(parametrization_cache())
 
-    def detach_tensors(self) -> None:
+    def __enter__(self) -> None:
+        try:
+            self._detach_tensors()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        for restore in reversed((*self._restores, *self._of_tensors)):
+            restore()
+        self._of_tensors.clear()
+
+    def _detach_tensors(self) -> None:
         """Give every tensor met a storage of its own for the while; the old one stays untouched."""
         for tensor in self._tensors:
             if tensor.is_inference() or tensor.layout != torch.strided:
@@ -73,8 +78,8 @@ class _Snapshot:
             data, gradient = tensor.data, tensor.grad if tensor.is_leaf else None
             if tensor.grad_fn is None and not tensor._is_view():
                 tensor.data = data.clone()
-                self.restores.append(functools.partial(set_version, tensor, tensor._version))
-                self.restores.append(functools.partial(setattr, tensor, "data", data))
+                self._of_tensors.append(functools.partial(set_version, tensor, tensor._version))
+                self._of_tensors.append(functools.partial(setattr, tensor, "data", data))
             if gradient is not None:
                 value = gradient.data
                 gradient.data = value.clone()
@@ -85,11 +90,11 @@ class _Snapshot:
                     gradient.data = value
                     tensor.grad = gradient
 
-                self.restores.append(restore)
+                self._of_tensors.append(restore)
             elif tensor.is_leaf and tensor.requires_grad:
-                self.restores.append(functools.partial(setattr, tensor, "grad", None))
+                self._of_tensors.append(functools.partial(setattr, tensor, "grad", None))
 
-    def visit(self, value: object) -> None:
+    def _visit(self, value: object) -> None:
         """Remember one object and, through it, what it holds."""
         pending = [value]
         while pending and len(self._seen) < _MOST_OBJECTS:
@@ -106,25 +111,25 @@ class _Snapshot:
             return []
         if isinstance(value, (dict, list, set, deque)):
             content = list(value.items()) if isinstance(value, dict) else list(value)
-            self.restores.append(lambda: _refill(value, content))
+            self._restores.append(lambda: _refill(value, content))
             return [v for _, v in content] if isinstance(value, dict) else content
         if isinstance(value, (tuple, frozenset)):
             return list(value)
         if isinstance(value, np.ndarray):
             array = value.copy()
-            self.restores.append(lambda: np.copyto(value, array))
+            self._restores.append(lambda: np.copyto(value, array))
             return []
         if isinstance(value, torch.Generator):
             state = value.get_state()
-            self.restores.append(lambda: value.set_state(state))
+            self._restores.append(lambda: value.set_state(state))
             return []
         if isinstance(value, random.Random):
             python = value.getstate()
-            self.restores.append(lambda: value.setstate(python))
+            self._restores.append(lambda: value.setstate(python))
             return []
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator.state
-            self.restores.append(lambda: setattr(value.bit_generator, "state", bits))
+            self._restores.append(lambda: setattr(value.bit_generator, "state", bits))
             return []
         if isinstance(value, MethodType):
             return [value.__self__, value.__func__]
@@ -147,13 +152,13 @@ class _Snapshot:
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # an empty cell
                 content = cell.cell_contents
-                self.restores.append(functools.partial(setattr, cell, "cell_contents", content))
+                self._restores.append(functools.partial(setattr, cell, "cell_contents", content))
                 held.append(content)
         space = function.__globals__
         for name in function.__code__.co_names:
             if name in space and isinstance(space[name], (*_CONTAINERS, *_NUMBERS, Tensor)):
                 content = space[name]
-                self.restores.append(functools.partial(space.__setitem__, name, content))
+                self._restores.append(functools.partial(space.__setitem__, name, content))
                 held.append(content)
         return held
 

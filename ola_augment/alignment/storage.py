@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Protocol
@@ -16,6 +17,12 @@ from ola_augment.alignment._torch import computes_bfloat16_on_cpu
 def widen(tensor: Tensor) -> Tensor:
     """At least single precision for floating tensors, others as they are."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def in_full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Without autocast on a type of device."""
+    enabled = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else contextlib.nullcontext()
 
 
 class Packed(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class SumCheck:
@@ -16,7 +17,7 @@ class SumCheck:
     Args:
         rounding: relative error of the terms beside that of their arithmetic.
         direction: the reference gradient, where it is known before the backward: then only two
-            numbers a parameter are kept of what it receives, otherwise a copy.
+            numbers are kept of what a large parameter receives, otherwise a copy.
     """
 
     def __init__(self, rounding: float, direction: Mapping[str, Tensor] | None = None) -> None:
@@ -33,14 +34,16 @@ class SumCheck:
         """A parameter received a gradient in the captured backward."""
         self.computed((name,), gradient.dtype)
         gradient = gradient.detach()
-        if self._direction is None:
+        if self._direction is None or gradient.numel() <= _SMALL:
             known = self.received.get(name)
             self.received[name] = gradient.clone() if known is None else known + gradient
             return
         if name in self._direction:
-            along, scale = self._along.get(name, (0.0, 0.0))
-            more = _along(gradient, self._direction[name])
-            self._along[name] = (along + more[0], scale + more[1])
+            more = _along(gradient.flatten(), self._direction[name].flatten())
+            known_along = self._along.get(name)
+            if known_along is not None:
+                more = known_along[0] + more[0], known_along[1] + more[1]
+            self._along[name] = more
 
     def computed(self, names: Iterable[str], dtype: torch.dtype, roundings: float = 0.0) -> None:
         """Parameters were used in a call whose output has this precision.
@@ -50,10 +53,12 @@ class SumCheck:
             dtype: of the output.
             roundings: that an entry of their gradient may be off by, in units of the precision.
         """
-        eps = torch.finfo(dtype).eps
+        eps = _EPS.get(dtype) or torch.finfo(dtype).eps
         for name in names:
-            self._eps[name] = max(self._eps.get(name, 0.0), eps)
-            self._roundings[name] = max(self._roundings.get(name, 0.0), roundings)
+            if eps > self._eps.get(name, 0.0):
+                self._eps[name] = eps
+            if roundings > self._roundings.get(name, 0.0):
+                self._roundings[name] = roundings
 
     def compare(
         self, found: list[tuple[frozenset[str], Tensor]], direction: Mapping[str, Tensor]
@@ -67,24 +72,20 @@ class SumCheck:
         Raises:
             RuntimeError: naming the parameters whose sums differ.
         """
-        received = dict(self._along)
-        for name, gradient in self.received.items():
-            if name in direction:
-                received[name] = _along(gradient, direction[name])
+        copies = {name: one for name, one in self.received.items() if name in direction}
+        received = self._along_each(copies, direction)
         names = sorted({*received, *(name for group, _ in found for name in group)})
         if not names:
             return
         group_of = _groups(names, [group for group, _ in found])
         # One transfer each: two numbers a term, two a parameter.
         predicted = _sums_and_norms([values for _, values in found])
-        flat = [number.double() for pair in received.values() for number in pair]
-        along = torch.stack(flat).view(-1, 2).tolist() if flat else []
         total = {group: [0.0, 0.0] for group in set(group_of.values())}
         for (group, _), (value, size) in zip(found, predicted, strict=True):
             own = total[group_of[next(iter(group))]]
             own[0] += value
             own[1] += size
-        for name, (value, size) in zip(received, along, strict=True):
+        for name, (value, size) in received.items():
             own = total[group_of[name]]
             own[0] -= value
             own[1] += size
@@ -105,6 +106,32 @@ class SumCheck:
         if wrong:
             raise RuntimeError(unexplained(name for name in names if group_of[name] in wrong))
 
+    def _along_each(
+        self, gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+    ) -> dict[str, tuple[float, float]]:
+        """<gradient, direction> and the norm of the products, by name; the small in one go."""
+        names = list(self._along)
+        found = [(value.view(1), size.view(1)) for value, size in self._along.values()]
+        together: dict[object, dict[str, tuple[Tensor, Tensor]]] = {}
+        for name, gradient in gradients.items():
+            along = direction[name]
+            one = gradient.flatten(), along.flatten()
+            if gradient.numel() <= _SMALL:
+                key = gradient.dtype, along.dtype, gradient.device
+                together.setdefault(key, {})[name] = one
+            else:
+                names.append(name)
+                found.append(_along(*(rows.view(1, -1) for rows in one)))
+        for group in together.values():
+            names += group
+            padded = (pad_sequence(list(rows), True) for rows in zip(*group.values(), strict=True))
+            found.append(_along(*padded))
+        if not names:
+            return {}
+        # One transfer each.
+        values, sizes = (torch.cat(one).tolist() for one in zip(*found, strict=True))
+        return dict(zip(names, zip(values, sizes, strict=True), strict=True))
+
     def _tolerance(self, eps: float, size: float, largest: float, roundings: float) -> float:
         # Rounding errors add up like random numbers: sizes are norms, of the examples' alignments
         # and of the products that make up <gradient, g>. The last part is for gradients that are
@@ -112,6 +139,11 @@ class SumCheck:
         factor = max(_FACTOR, roundings) if eps < 1e-5 else 2
         return (factor * eps + self._rounding) * size + min(factor, _FACTOR) / 10 * eps * largest
 
+
+_EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+
+#: Elements of a parameter up to which it is compared together with others.
+_SMALL = 4096
 
 #: Single and double precision sum up more terms before they round.
 _FACTOR = 100
@@ -140,7 +172,7 @@ def _sums_and_norms(terms: list[Tensor]) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(terms)
     for length in {len(term) for term in terms}:
         same = [index for index, term in enumerate(terms) if len(term) == length]
-        matrix = torch.stack([terms[index].double() for index in same])
+        matrix = torch.stack([terms[index] for index in same]).double()
         numbers = torch.stack((matrix.sum(1), torch.linalg.vector_norm(matrix, dim=1)), 1)
         for index, (value, size) in zip(same, numbers.tolist(), strict=True):
             found[index] = value, size
@@ -148,11 +180,13 @@ def _sums_and_norms(terms: list[Tensor]) -> list[tuple[float, float]]:
 
 
 def _along(gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """<gradient, direction>, and the norm of the products it is the sum of."""
+    """<gradient, direction> of each row, and the norm of the products it is the sum of."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    products = gradient.conj().to(wide) * direction.to(wide)
-    products = products.real if products.is_complex() else products
-    return products.sum(dtype=torch.float64), torch.linalg.vector_norm(products)
+    if gradient.dtype != wide or direction.dtype != wide or wide.is_complex:
+        gradient, direction = gradient.conj().to(wide), direction.to(wide)
+    products = gradient * direction
+    products = products.real if wide.is_complex else products
+    return products.sum(-1, dtype=torch.float64), torch.linalg.vector_norm(products, dim=-1)
 
 
 def _groups(names: list[str], joint: list[frozenset[str]]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ola_augment.alignment.expressions import Node, Tangents
 from ola_augment.alignment.norms import ExampleNorms
+from ola_augment.alignment.storage import in_full_precision
 from ola_augment.alignment.sums import SumCheck
 from ola_augment.alignment.terms import PackedTerm
 
@@ -196,7 +197,7 @@ class Captured:
             direction = content.freshness.gradient()
         else:
             direction = checked_gradients(gradients, parameters)
-        return checked_result(content.align(direction), direction)
+        return content.align(direction)
 
     @torch.no_grad()
     def norms(self) -> Tensor:
@@ -246,20 +247,22 @@ class Content:
     norms: Tensor | None = None
 
     def align(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """(sum of batches,), after the check of sums."""
+        """(sum of batches,), after the check of sums; raises `NotFinite`."""
         tangents = Tangents(direction, self.values)
         parts = []
         found: list[tuple[frozenset[str], Tensor]] = []
-        with torch.autocast(self.like.device.type, enabled=False):
+        with in_full_precision(self.like.device.type):
             for tape, factor in zip(self.tapes, self.factors, strict=True):
                 own = tape.contract(tangents)
-                terms = [values.to(self.like) for _, values in own]
-                total = torch.stack(terms).sum(0) if terms else self.like.new_zeros(tape.batch)
-                parts.append(total * factor)
+                total = (
+                    torch.stack([values.to(self.like) for _, values in own]).sum(0)
+                    if own
+                    else self.like.new_zeros(tape.batch)
+                )
+                parts.append(total * factor if factor != 1 else total)
                 found += own
-        alignments = torch.cat(parts)
-        if bool(torch.isfinite(alignments).all()):
-            self.check.compare(found, direction)
+        alignments = checked_result(torch.cat(parts) if len(parts) > 1 else parts[0], direction)
+        self.check.compare(found, direction)
         return alignments
 
 

@@ -64,7 +64,9 @@ class ExampleGradient:
     def contract(self, tangent: Tensor) -> Tensor:
         """<gradient_i, tangent>, the real part where they are complex."""
         tangent = tangent.to(self.gradient.dtype).flatten()
-        gradient = self.gradient.reshape(len(self.gradient), -1)
+        gradient = (
+            self.gradient.flatten(1) if self.gradient.dim() > 1 else self.gradient.unsqueeze(1)
+        )
         return (gradient.conj() @ tangent).real if gradient.is_complex() else gradient @ tangent
 
     def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:

@@ -15,7 +15,14 @@ _WAY_OUT = "freeze its parameters (requires_grad=False) or replace the layer"
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name, each once."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found: dict[str, nn.Parameter] = {}
+    seen = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{prefix}.{name}" if prefix else name] = parameter
+    return found
 
 
 def unwrapped(model: object) -> nn.Module:
@@ -36,12 +43,15 @@ def unwrapped(model: object) -> nn.Module:
         assert isinstance(model, nn.Module)
 
 
-def check_model(model: nn.Module, fallback: bool) -> None:
+def check_model(model: nn.Module, fallback: bool) -> dict[str, nn.Parameter]:
     """Refuse models that cannot be aligned exactly.
 
     Args:
         model: as given to the engine, `unwrapped`.
         fallback: functions without a rule are differentiated, so that recurrent layers may pass.
+
+    Returns:
+        The model's `trainable_parameters`.
 
     Raises:
         ValueError: no trainable parameter, or a refused layer, with its name and the way out.
@@ -64,11 +74,12 @@ def check_model(model: nn.Module, fallback: bool) -> None:
                 f"parameter {name!r} is sharded over processes (DTensor, FSDP): alignments need "
                 "whole parameters; use DistributedDataParallel"
             )
+    return parameters
 
 
 def _refusal(module: nn.Module, fallback: bool) -> str | None:
     """Why a layer is refused, None where it is not."""
-    own = list(module.parameters(recurse=False))
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
     if any(isinstance(parameter, UninitializedParameter) for parameter in own):
         return "its parameters are not initialised yet; run the model once first"
     # Wrappers hide the calls inside them whether or not they own parameters.
