@@ -31,7 +31,13 @@ html_theme = "furo"
 html_title = "ola_augment"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
-exclude_patterns = ["_build", "_*.md", "generated", "auto_examples/README.rst"]
+exclude_patterns = [
+    "_build",
+    "_*.md",
+    "generated",
+    "auto_examples/README.rst",
+    "**sg_execution_times.rst",
+]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
@@ -48,6 +54,8 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "image_scrapers": ("gallery",),
     "show_memory": False,
+    # That page loads its table from elsewhere.
+    "write_computation_times": False,
 }
 
 #: Where torch documents what our signatures name; a local inventory, so that no build asks for it.
