@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -322,3 +323,46 @@ def test_large_images_are_not_refused_for_what_torch_rounds(side):
         with engine.capture():
             nn.functional.cross_entropy(model(images), targets).backward()
         assert engine.align(engine.gradients()).isfinite().all()
+
+
+def test_accumulation_over_several_captures_and_plain_micro_batches() -> None:
+    """Two micro-batches a step, each loss halved, as Hugging Face's Trainer accumulates them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    engine = GradientAlignment(model, storage="exact")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def halves(seed: int) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+        return list(zip(x.split(4), (torch.arange(8) % 3).split(4), strict=True))
+
+    for pair in range(3):
+        optimizer.zero_grad()
+        captures, at_capture = [], copy.deepcopy(model)
+        for x, y in halves(2 * pair):
+            with engine.capture() as captured:
+                (F.cross_entropy(model(x), y) / 2).backward()
+            captures.append(captured)
+        optimizer.step()
+        optimizer.zero_grad()
+        for x, y in halves(2 * pair + 1):
+            (F.cross_entropy(model(x), y) / 2).backward()
+        g = [p.grad for p in model.parameters()]
+        for captured, (x, y) in zip(captures, halves(2 * pair), strict=True):
+            expected = [
+                sum((d * own).sum() for d, own in zip(found, g, strict=True))
+                for loss in F.cross_entropy(at_capture(x), y, reduction="none") / 8
+                for found in [
+                    torch.autograd.grad(loss, list(at_capture.parameters()), retain_graph=True)
+                ]
+            ]
+            assert torch.allclose(captured.align(), torch.stack(expected), rtol=1e-10)
+        optimizer.step()
+    # Without zero_grad between the two, the captured gradients are part of the reference.
+    for x, y in halves(9):
+        with engine.capture() as captured:
+            F.cross_entropy(model(x), y).backward()
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="zero_grad"):
+        captured.align()
