@@ -43,7 +43,7 @@ autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 autosummary_generate = False
 napoleon_use_ivar = True
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 sphinx_gallery_conf = {
