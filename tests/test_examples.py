@@ -240,10 +240,16 @@ def test_train_learns_by_values_from_held_out_images(run, tmp_path):
     )  # fmt: skip
     assert "| ola |" in printed
     assert "reference held-out, strength steered, learning from every 2. pair" in printed
-    records = [json.loads(line) for line in (tmp_path / "ola-seed0/metrics.jsonl").open()]
-    uniform = [json.loads(line) for line in (tmp_path / "uniform-seed0/metrics.jsonl").open()]
+    records, uniform = (
+        [
+            json.loads(line)
+            for line in (tmp_path / f"{name}-seed0/metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("ola", "uniform")
+    )
     assert [r["steps"] for r in records] == [r["steps"] for r in uniform]
-    assert records[-1]["entropy"] == records[3]["entropy"] != records[0]["entropy"]
+    assert records[0]["draw_probs"] != records[2]["draw_probs"] == records[-1]["draw_probs"]
+    assert records[-1]["reward_mean"] is None
 
 
 def test_yardstick(run, tmp_path):
