@@ -29,9 +29,13 @@ class LookUp:
 
 @dataclass(frozen=True)
 class Affine:
-    """Runs exactly as (magnitude, height, width) -> matrix from the result to the source."""
+    """Runs exactly as (magnitude, height, width) -> matrix from the result to the source.
+
+    ``mirrored``: the dimension of (B, C, H, W) that it reverses, if that is all it does.
+    """
 
     matrix: Callable[[float, int, int], Matrix]
+    mirrored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ TABLE: dict[str, Row] = tabulate(
         "`filter(ImageFilter.BLUR)`"),
     Row("invert", None, "", LookUp(_invert), levels.invert, 0, True,
         "`ImageOps.invert`"),
-    Row("flip_lr", None, "", Affine(_flip_lr), None, 0, True,
+    Row("flip_lr", None, "", Affine(_flip_lr, 3), None, 0, True,
         "`transpose(FLIP_LEFT_RIGHT)`"),
-    Row("flip_ud", None, "", Affine(_flip_ud), None, 0, True,
+    Row("flip_ud", None, "", Affine(_flip_ud, 2), None, 0, True,
         "`transpose(FLIP_TOP_BOTTOM)`"),
     Row("cutout", _FROM_0, "px", Kind.CUTOUT, None, 0, True,
         "none: a black square, random centre, clipped at the border"),

@@ -14,7 +14,7 @@ from ola_augment.actions import Actions
 from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.levels import run_on_levels, wide_dtype
-from ola_augment.kernels.table import TABLE
+from ola_augment.kernels.table import TABLE, Affine
 from ola_augment.operation import Kernel, Operation
 from ola_augment.operations.program import Program
 
@@ -77,7 +77,9 @@ def apply_batched(
             if op >= 0:
                 parameters, fixed = slices.parameters[s, span], slices.fixed[s, span]
                 operation, kind = program.space.operations[op], program.kinds[op]
-                if kind == Kind.AFFINE and bilinear:
+                if (dimension := _mirrored(operation)) is not None:
+                    part = part.flip(dimension)
+                elif kind == Kind.AFFINE and bilinear:
                     part = affine_bilinear(part, parameters, uncovered)
                 elif kind == Kind.AFFINE:
                     matrices = parameters if program.scales else None
@@ -134,11 +136,19 @@ def _run_own(
     return (result * 255).round().to(images.dtype) if whole else result.to(images.dtype)
 
 
+def _mirrored(operation: Operation) -> int | None:
+    """The dimension that a built-in flip reverses."""
+    own = operation.kernel is not None or operation.matrix is not None
+    exact = None if own else TABLE[operation.name].exact
+    return exact.mirrored if isinstance(exact, Affine) else None
+
+
 def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
     drawn = program.look_up(actions)
-    # One kernel serves all affine operations: the first of them stands for the rest.
+    # One kernel serves all affine operations but flips: the first of them stands for the rest.
     stand_in = np.arange(len(program.kinds))
-    affine = np.flatnonzero(program.kinds == Kind.AFFINE)
+    flips = np.array([_mirrored(operation) is not None for operation in program.space.operations])
+    affine = np.flatnonzero((program.kinds == Kind.AFFINE) & ~flips)
     stand_in[affine] = affine[:1]
     kernels = np.where(drawn.kinds == Kind.IDENTITY, -1, stand_in[actions.ops.numpy()])
     used = [s for s in range(kernels.shape[1]) if (kernels[:, s] >= 0).any()]
