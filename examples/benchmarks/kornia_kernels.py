@@ -95,6 +95,8 @@ def pairs(images: Tensor, device: str) -> dict[str, tuple[Callable[[], Tensor], 
                     if bilinear
                     else (lambda p=fixed, f=fill: affine_nearest(floats, p, f))
                 )
+                if (dimension := row.exact.mirrored) is not None:
+                    ours = lambda d=dimension: floats.flip(d)  # noqa: E731
                 theirs = KORNIA.get(name)
                 if theirs is None:
                     matrices = _kornia_matrices(drawn.parameters[:, 0]).to(device)
