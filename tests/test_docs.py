@@ -79,3 +79,15 @@ def test_built_pages_need_no_network():
             r'<(?:script|img|link)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text()
         )
         assert not loaded, page
+
+
+def test_the_paper_map_leads_where_it_says():
+    text = (ROOT / "docs" / "paper_map.md").read_text()
+    cells = re.findall(r"((?:`[\w.]+`(?:, )?)+) \(`([\w./]+\.py)`\)", text)
+    assert len(cells) > 12
+    for names, path in cells:
+        code = (ROOT / path).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert re.search(rf"(def|class) {name.split('.')[-1]}\b", code), f"{name} in {path}"
+    for path in re.findall(r"`((?:ola_augment|examples|tests)/[\w./]+\.py)`", text):
+        assert (ROOT / path).exists(), path
