@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ola_augment import GARUpdater, OLAAugment, OLALearner, UniformAugment
+from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, UniformAugment
 from ola_augment.training import Callback, fit
 
 STEPS = 15  # of three epochs of five batches: pairs lie across epochs
@@ -43,13 +43,25 @@ class Run:
         )  # fmt: skip
         images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
         labels = torch.randint(0, 3, (20,))
-        if reference == "held out":
+        values = reference == "values"
+        if reference in ("held out", "values"):
             reference = [(images[:4], labels[:4]), (images[4:7], labels[4:7])]
         generator = torch.Generator().manual_seed(1)
-        kind = OLAAugment if learn else UniformAugment
-        self.augment = kind("rand_augment", generator=torch.Generator().manual_seed(2))
+        draws = torch.Generator().manual_seed(2)
+        if not learn:
+            self.augment = UniformAugment("rand_augment", generator=draws)
+        else:
+            strength = 1.0 if values else None
+            self.augment = OLAAugment("rand_augment", generator=draws, strength=strength)
         self.learner = None
-        if learn:
+        if values:
+            thermostat = Thermostat(
+                self.augment.policy, raise_above=0.4, lower_below=0.3, smoothing=0.5
+            )
+            self.learner = OLALearner(
+                self.model, self.augment, reference=reference, thermostat=thermostat, learn_pairs=6
+            )
+        elif learn:
             updater = GARUpdater(self.augment.policy, accumulate=3, **(updater_options or {}))
             self.learner = OLALearner(
                 self.model, self.augment, reference=reference, updater=updater
@@ -79,7 +91,7 @@ def without_times(history):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
-@pytest.mark.parametrize("reference", ["next", "current", "held out", "no learner"])
+@pytest.mark.parametrize("reference", ["next", "current", "held out", "values", "no learner"])
 def test_stopped_at_every_step_and_resumed(reference, tmp_path):
     def make():
         return Run("next", learn=False) if reference == "no learner" else Run(reference)
