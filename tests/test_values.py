@@ -152,6 +152,9 @@ def test_bad_steps_change_nothing():
     ):
         with pytest.raises(ValueError, match=r"alignments|ops"):
             updater.step(*bad)
+    updater.policy.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="frozen"):
+        updater.step(actions, torch.randn(64))
     assert torch.equal(before[0]["precision"], updater.state_dict()["precision"])
     assert torch.equal(before[1], updater.policy.keep_logits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -108,11 +109,7 @@ class _PolicyGradient:
 
     def _collect(self, actions: Any, rewards: Tensor) -> tuple[list[Tensor], float, float]:
         """Gradient of the batch mean of r_i log p(a_i), examples, share of clipped weights."""
-        if not all(logits.requires_grad for logits in self._logits):
-            raise RuntimeError(
-                "the policy is frozen, its logits do not learn; policy.requires_grad_() lets them "
-                "learn again, OLALearner passes over a frozen policy"
-            )
+        refuse_frozen(self._logits)
         _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and
@@ -386,6 +383,15 @@ class NSLRUpdater(_PolicyGradient):
             raise ValueError("state holds another number of losses than of steps")
         super().load_state_dict(state)
         self._losses = losses
+
+
+def refuse_frozen(logits: Iterable[Tensor]) -> None:
+    """Refuse to move logits that were frozen since."""
+    if not all(entry.requires_grad for entry in logits):
+        raise RuntimeError(
+            "the policy is frozen, its logits do not learn; policy.requires_grad_() lets them "
+            "learn again, OLALearner passes over a frozen policy"
+        )
 
 
 def checked_rewards(

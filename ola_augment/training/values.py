@@ -16,7 +16,7 @@ from ola_augment.training.reward import (
     sum_over_ranks,
     takes_norms,
 )
-from ola_augment.training.updater import UpdateStats, checked_rewards
+from ola_augment.training.updater import UpdateStats, checked_rewards, refuse_frozen
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
@@ -143,7 +143,9 @@ class ValueUpdater:
             TypeError: alignments or norms that are no floating-point tensor.
             ValueError: alignments, norms or rewards of another shape than (B,), or NaN or Inf among
                 them, or actions of another policy; nothing has changed.
+            RuntimeError: the policy is frozen.
         """
+        refuse_frozen((self.policy.keep_logits, self.policy.magnitude_logits))
         rewards = checked_rewards(self.reward, len(actions.log_prob), alignments, norms)
         check_actions(actions, self.policy.space, len(rewards))
         rewards = rewards.detach().double()
