@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -445,3 +448,21 @@ def test_buffers_are_left_alone_by_the_check() -> None:
     capture(GradientAlignment(model), model, x, y)
     assert int(model[0].num_batches_tracked) == 1
     assert torch.allclose(model[0].running_mean, 0.1 * x.mean(0))
+
+
+def test_sums_that_cancel_are_not_refused_for_the_rounding_of_int8(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    networks = importlib.import_module("networks")
+    torch.manual_seed(1)
+    model = networks.WideResNet(10, 2, 10)
+    inputs, targets = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
+    found = []
+    for storage in ("int8", "exact"):
+        engine = GradientAlignment(model, storage=storage)
+        with engine.capture():
+            F.cross_entropy(model(inputs), targets).backward()
+        model.zero_grad()
+        F.cross_entropy(model(inputs.flip(0)), targets).backward()
+        found.append(engine.align())
+        model.zero_grad()
+    assert torch.corrcoef(torch.stack(found))[0, 1] > 0.999

@@ -94,7 +94,8 @@ _FORMATS: dict[str, tuple[Callable[[Tensor], Packed], int]] = {
     "int8": (Int8, 1),
 }
 STORAGES = ("exact", *_FORMATS)
-_ROUNDING = {"exact": 0.0, "bfloat16": 0.02, "int8": 0.1}
+# Of a sum whose terms cancel, as behind BatchNorm; int8 was seen to be off by 0.16 in a WRN-16-4.
+_ROUNDING = {"exact": 0.0, "bfloat16": 0.02, "int8": 0.4}
 
 #: Bytes from which on a tensor is rounded; below it there is nothing to save.
 _ROUNDED_FROM = 2**20
