@@ -41,7 +41,9 @@ class Case:
 
 @dataclass
 class Verdict:
-    """``status``: exact, refused, wrong, crashed or broken (the model fails without the engine)."""
+    """``status``: exact, refused, wrong, crashed, not finished in time, or broken: the model fails
+    without the engine.
+    """
 
     status: str
     error: float = 0.0

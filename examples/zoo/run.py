@@ -39,7 +39,9 @@ KINDS: dict[str, dict[str, Callable[[], Case]]] = {
     "transformers": transformers_cases.CASES,
     "handwritten": handwritten_cases.CASES,
 }
-MARKS = {"exact": "exact", "refused": "refused", "wrong": "**wrong**", "crashed": "**crashed**"}
+MARKS = {"wrong": "**wrong**", "crashed": "**crashed**"}
+#: From worst to best; "not finished" within the time limit says nothing about the engine.
+ORDER = ("wrong", "crashed", "broken", "not finished", "refused", "exact")
 Verdicts = dict[str, Verdict]
 
 
@@ -62,21 +64,20 @@ def judge(make: Callable[[], Case], fallback: bool, limit: float) -> Verdicts:
     process = context.Process(target=_work, args=(make, fallback, sending))
     process.start()
     sending.close()
-    cause = f"took more than {limit:.0f} s"
+    verdict = Verdict("not finished", cause=f"took more than {limit:.0f} s")
     try:
         if receiving.poll(limit):
             return receiving.recv()
     except EOFError:
-        cause = "the process died"
+        verdict = Verdict("crashed", cause="the process died")
     finally:
         process.kill()
         process.join()
-    return dict.fromkeys(("eval", "train"), Verdict("crashed", cause=cause))
+    return dict.fromkeys(("eval", "train"), verdict)
 
 
 def _worst(verdicts: Verdicts) -> str:
-    order = ("wrong", "crashed", "broken", "refused", "exact")
-    return min((v.status for v in verdicts.values()), key=order.index)
+    return min((v.status for v in verdicts.values()), key=ORDER.index)
 
 
 def _row(kind: str, name: str, verdicts: Verdicts) -> str:
@@ -130,12 +131,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _summary(results: list[tuple[str, str, Verdicts]]) -> str:
     lines = [
-        "| | models | exact | refused | wrong | crashed | broken |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | models | " + " | ".join(reversed(ORDER)) + " |",
+        "|---" + "|---:" * (len(ORDER) + 1) + "|",
     ]
     for kind in KINDS:
         counts = Counter(_worst(v) for k, _, v in results if k == kind)
-        columns = [counts[s] for s in ("exact", "refused", "wrong", "crashed", "broken")]
+        columns = [counts[status] for status in reversed(ORDER)]
         total = sum(counts.values())
         if total:
             lines.append(f"| {kind} | {total} | " + " | ".join(map(str, columns)) + " |")
