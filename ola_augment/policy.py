@@ -323,7 +323,7 @@ class OLAPolicy(Policy):
 
     Args:
         space: a :class:`SearchSpace` or its name.
-        max_ops: largest number of operations for one image.
+        max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
         num_magnitude_bins: of a space given by name.
         strength: expected number of applied operations an image, 0 .. ``max_ops``; it can be
             changed later. None learns it, as the paper does.
@@ -352,11 +352,14 @@ class OLAPolicy(Policy):
     def __init__(
         self,
         space: str | SearchSpace = "wide_long",
-        max_ops: int = 4,
+        max_ops: int | None = None,
         num_magnitude_bins: int = 31,
         strength: float | None = None,
     ) -> None:
-        super().__init__(space, max_ops, num_magnitude_bins, replacement=strength is not None)
+        space = named_space(space, num_magnitude_bins)
+        if max_ops is None:
+            max_ops = 4 if strength is not None else min(4, len(space))
+        super().__init__(space, max_ops, replacement=strength is not None)
         size, bins = len(self.space), self.space.num_magnitude_bins
         if strength is None:
             self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))

@@ -299,3 +299,12 @@ def test_operation_probabilities_need_replacement():
 
     with pytest.raises(ValueError, match="replacement=True"):
         Own(SMALL).sample(1)
+
+
+def test_default_number_of_operations_fits_the_space():
+    small = SearchSpace(SearchSpace.wide_long().operations[:3])
+    assert OLAPolicy(small).max_ops == 3
+    assert OLAPolicy(small, strength=1.0).max_ops == 4  # drawn with replacement
+    assert OLAPolicy().max_ops == 4
+    with pytest.raises(ValueError, match=r"must be in 1 \.\. 3"):
+        OLAPolicy(small, max_ops=4)

@@ -16,7 +16,7 @@ class OLAAugment(PolicyTransform):
 
     Args:
         space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
-        max_ops: largest number of operations for one image.
+        max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
         num_magnitude_bins: of a space given by name.
         interpolation: see :class:`PolicyTransform`.
         fill: see :class:`PolicyTransform`.
@@ -40,7 +40,7 @@ class OLAAugment(PolicyTransform):
     def __init__(
         self,
         space: str | SearchSpace = "wide_long",
-        max_ops: int = 4,
+        max_ops: int | None = None,
         num_magnitude_bins: int = 31,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
         fill: Fills = 0,

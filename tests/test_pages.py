@@ -1,0 +1,279 @@
+"""The code on the pages runs as it is printed, on small stand-ins for what the reader brings."""
+
+import copy
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ola_augment import OLAAugment, OLALearner
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(
+    str(path.relative_to(DOCS))[:-3]
+    for path in DOCS.glob("**/*.md")
+    if "```python" in path.read_text() and not {"_build", "generated"} & {*path.parts}
+)
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
+
+
+def run(page, names, smaller=None):
+    """Execute a page's blocks one after the other; texts that must be smaller here are replaced."""
+    smaller = smaller or {}
+    lost = [text for text in smaller if text not in "".join(blocks(page))]
+    assert not lost, f"{page} has no {lost}"
+    for block in blocks(page):
+        for old, new in smaller.items():
+            block = block.replace(old, new)
+        exec(compile(block, f"docs/{page}.md", "exec"), names)
+    return names
+
+
+def reader():
+    """What a reader has before they open the page."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    images = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    targets = torch.randint(0, 4, (8,))
+    floats = images / 255
+    batch, cross_entropy = (images, targets), nn.CrossEntropyLoss()
+    return {
+        "torch": torch,
+        "copy": copy,
+        "DataLoader": DataLoader,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": cross_entropy,
+        "normalize": lambda x: x.float() / 255 - 0.5,
+        "pairs": [(batch, batch)] * 2,
+        "images": images,
+        "targets": targets,
+        "next_images": floats,
+        "next_targets": targets,
+        "held_out": floats,
+        "held_out_targets": targets,
+        "dataset": TensorDataset(images, targets),
+        "data": TensorDataset(images, targets),
+        "epochs": 1,
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+def test_every_page_with_code_has_its_test():
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {page.split("/")[-1].replace("index", "first_page") for page in PAGES} <= tests
+
+
+def test_first_page():
+    names = reader()
+    names["model"] = nn.Sequential(ToFloat(), names["model"])
+    run("index", names)
+    assert names["learner"].pairs == 2
+
+
+class ToFloat(nn.Module):
+    def forward(self, images):
+        return images.float() / 255
+
+
+def test_alignment():
+    from ola_augment import GradientAlignment
+
+    names = reader() | {"GradientAlignment": GradientAlignment}
+    names["images"] = names["images"] / 255
+    for block in blocks("alignment"):
+        names["model"].zero_grad()
+        exec(compile(block, "docs/alignment.md", "exec"), names)
+    assert names["captured"].norms().shape == (8,)
+
+
+def test_architecture():
+    @torch.library.custom_op("mine::scaled_linear", mutates_args=())
+    def scaled_linear(x: torch.Tensor, w: torch.Tensor, scale: float) -> torch.Tensor:
+        return scale * (x @ w.T)
+
+    run("architecture", {"torch": torch})
+
+
+def test_gpu_loop():
+    names = reader() | {"scaler": torch.amp.GradScaler("cpu")}
+    run("guides/gpu_loop", names, {'"cuda", torch.float16': '"cpu", torch.bfloat16'})
+    assert names["learner"].pairs == 2
+
+
+def test_workers():
+    names = reader() | {"OLAAugment": OLAAugment, "OLALearner": OLALearner}
+    names["dataset"] = TensorDataset(names["images"].repeat(4, 1, 1, 1), names["targets"].repeat(4))
+    run(
+        "guides/workers",
+        names,
+        {"batch_size=128": "batch_size=8", "num_workers=4": "num_workers=0"},
+    )
+    assert names["learner"].pairs == 2
+
+
+def test_extending():
+    names = run("guides/extending", {})
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    _, actions = names["augment"].augment(images)
+    names["augment"].policy.log_prob(actions).sum().backward()
+    assert names["augment"].policy.logit.grad is not None
+
+
+def test_operations():
+    run("operations", {})
+
+
+def test_testing():
+    pytest.importorskip("hypothesis")
+    names = run("testing", {})
+    names["test_shapes_stay"]()
+
+
+def test_kornia():
+    pytest.importorskip("kornia")
+    images = torch.rand(4, 3, 16, 16)
+    boxes = torch.tensor([[[2.0, 2.0, 10.0, 12.0]]]).repeat(4, 1, 1)
+    names = {"images": images, "masks": torch.ones(4, 1, 16, 16), "boxes": boxes}
+    names["points"] = torch.full((4, 1, 2), 5.0)
+    run("kornia", names)
+    assert names["augment"].last_actions.log_prob.shape == (4,)
+
+
+def test_reliability():
+    names = reader() | {"augment": OLAAugment()}
+    run("reliability", names, {"num_workers=2": "num_workers=0"})
+    assert names["actions"].log_prob.shape == (1,)
+
+
+def test_tutorial(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    for part, count in (("train", 8), ("test", 2)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.effect_noise((72, 64), 50 + index).convert("RGB").save(
+                    folder / f"{index}.png"
+                )
+    smaller = {"epochs=50": "epochs=1", "batch_size=64": "batch_size=4", "64": "32"}
+    names = run("tutorial", {}, smaller)
+    assert len(names["history"]) == 1
+    for file in ("metrics.csv", "run.pt", "policy.png", "tables.png", "samples.png", "policy.json"):
+        assert (tmp_path / file).stat().st_size > 100, file
+
+
+def test_ddp(tmp_path):
+    from torch import distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        names = reader() | {
+            "dist": dist,
+            "DistributedDataParallel": DistributedDataParallel,
+            "OLAAugment": OLAAugment,
+            "OLALearner": OLALearner,
+        }
+        run("guides/ddp", names | {"network": names["model"]})
+    finally:
+        dist.destroy_process_group()
+
+
+def test_timm():
+    timm = pytest.importorskip("timm")
+    from timm.data import Mixup
+    from timm.loss import SoftTargetCrossEntropy
+
+    names = reader() | {
+        "timm": timm,
+        "F": nn.functional,
+        "OLALearner": OLALearner,
+        "augment": OLAAugment(),
+        "SoftTargetCrossEntropy": SoftTargetCrossEntropy,
+        "mixup": Mixup(mixup_alpha=0.2, num_classes=4),
+    }
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    names |= {"images": images, "plain_images": images}
+    names |= {"labels": torch.tensor([0, 3]), "plain_labels": torch.tensor([1, 2])}
+    smaller = {
+        '"vit_tiny_patch16_224"': '"vit_tiny_patch16_224", img_size=32, depth=1, num_classes=4',
+        "\n...\n": "\nmodel.zero_grad()\n",
+    }
+    run("guides/timm", names, smaller)
+    assert names["fixed"](images).shape == images.shape
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_lightning():
+    lightning = pytest.importorskip("lightning")
+
+    class LitModel(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+        def training_step(self, batch, _):
+            images, labels = batch
+            return nn.functional.cross_entropy(self.network(images.float() / 255), labels)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = functools.partial(
+        lightning.Trainer,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(reader()["dataset"], batch_size=2)
+    names = {"LitModel": LitModel, "Trainer": trainer, "loader": loader}
+    run("guides/lightning", names)
+    assert names["learner"].pairs == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_huggingface(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    datasets = pytest.importorskip("datasets")
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    monkeypatch.chdir(tmp_path)
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=32, patch_size=16, num_labels=2,
+    )  # fmt: skip
+    pictures = [Image.effect_noise((40, 40), 50) for _ in range(8)]
+    names = {
+        "torch": torch,
+        "v2": v2,
+        "pil_to_tensor": pil_to_tensor,
+        "model": transformers.ViTForImageClassification(config),
+        "TrainingArguments": functools.partial(
+            transformers.TrainingArguments,
+            max_steps=2,
+            per_device_train_batch_size=2,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        "dataset": datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 4}),
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    run("guides/huggingface", names, {"(224, 224)": "(32, 32)"})
+    assert names["learner"].pairs == 1
