@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill mutants lint docs bench zoo clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill mutants lint docs bench matrix zoo clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## train on real handwritten digits with OLA and the comparison methods (minutes)
+demo: $(STAMP) ## digits that will be turned when the model is used: what OLA finds out (minutes)
 	$(BIN)/python examples/train.py $(DEMO)
 
 test: lint bounds ## lint, check types and run all tests
@@ -66,6 +66,9 @@ kill: $(STAMP) ## kill -9 a training run at 20 moments, resume, compare
 mutants: $(STAMP) ## mutation testing, bounded: 90 % must be noticed
 	$(BIN)/python examples/reliability/mutants.py
 
+matrix: $(STAMP) ## the tests that would notice, with both ends of the supported versions
+	$(BIN)/python examples/reliability/matrix.py
+
 zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (half an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
@@ -73,5 +76,5 @@ zoo: $(STAMP) ## the alignment engine on some two hundred models against their o
 clean: ## remove what the other targets made
 	rm -rf .venv runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-DEMO := --data digits --train-size 300 --epochs 300 --seeds 4 \
+DEMO := --data digits-rotated --train-size 300 --epochs 400 --seeds 2 \
 	--method none randaugment uniform ola --quiet --out runs/demo

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from data import ImageData, load_data
+
+_whole = functools.lru_cache(maxsize=1)(load_data)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Bed:
     def load(self, paths: dict[str, str | None], seed: int) -> ImageData:
         """Read it; ``paths`` has a folder or zip for "cifar10" and "omniglot", or None."""
         path = paths.get(self.source)
-        data = load_data(f"imagefolder:{path}" if path else self.source)
+        data = _whole(f"imagefolder:{path}" if path else self.source)
         if self.source == "omniglot":
             # One channel is all there is; a mirrored character is another one.
             data = replace(

@@ -10,7 +10,8 @@ test accuracies to ``oracles.json`` beside this script; what is there already is
 example's gradient: its dot product and cosine with the gradient of a plain training batch, and of
 images that are never trained on (64 from where the model is used on the beds ``rotated`` and
 ``dark``; elsewhere ``--held-out`` of the training images), before the step (theta_t), after it
-(theta_{t+1}), and the mean of both. Each is normalised within its batch and explained by the
+(theta_{t+1}), the mean of both, and the running mean of those before it (smoothed, as in
+``OLALearner``). Each is normalised within its batch and explained by the
 operations that an image got (least squares); a signal is good where the order of these values is
 that of the oracle. It prints Spearman's correlation over the operations, mean over seeds, for the
 whole run and for its quarters, and the operations that a signal puts first and last.
@@ -42,7 +43,8 @@ from ola_augment.transforms import PolicyTransform
 ORACLES = Path(__file__).parent / "oracles.json"
 SPACE = SearchSpace.wide_long()
 NAMES = [operation.name for operation in SPACE.operations]
-MOMENTS = ("theta_t", "theta_t+1", "mean")
+MOMENTS = ("theta_t", "theta_t+1", "mean", "smoothed")
+SMOOTHING = 0.8  # OLALearner's
 
 
 class Training:
@@ -135,6 +137,7 @@ def run_with_signals(bed: str, seed: int, options: argparse.Namespace) -> dict[s
     total = training.epochs * len(training.batches) // 2
     stream, references = forever(training.batches), forever(held_out)
     recorded: list[tuple[Tensor, dict[str, Tensor]]] = []
+    smoothed: dict[str, Tensor] = {}
     for pair in range(total):
         (images, labels), (plain, plain_labels) = next(stream), next(stream)
         images, actions = augment.augment(images)
@@ -153,7 +156,9 @@ def run_with_signals(bed: str, seed: int, options: argparse.Namespace) -> dict[s
             every = {}
             for name, batch in batches.items():
                 after = gradient(model, *batch)
-                moments = (before[name], after, (before[name] + after) / 2)
+                mean = torch.lerp(smoothed.get(name, before[name]), before[name], 1 - SMOOTHING)
+                smoothed[name] = mean
+                moments = (before[name], after, (before[name] + after) / 2, mean)
                 every |= {f"{name}, {m}": g for m, g in zip(MOMENTS, moments, strict=True)}
             applied = F.one_hot(actions.ops.clamp(min=0), len(NAMES)) * actions.keep[..., None]
             recorded.append((applied.sum(1).double(), signals(rows, every)))

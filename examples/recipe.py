@@ -12,13 +12,22 @@ import torch.nn.functional as F
 from data import Batches, ImageData, Preprocess
 from torch import Tensor, nn
 
-from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat
+from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, ValueUpdater
+from ola_augment.training import cosine_reward
 
 #: docs/results.md has the comparisons that the recommendation rests on.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "recommended": {"meta_lr": 0.03, "reference": "next", "strength": "learned"},
-    "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned"},
+    # That of OLALearner.recommended.
+    "recommended": {
+        "meta_lr": 0.03,
+        "reference": "held-out",
+        "strength": "steered",
+        "learn_until": 0.25,
+    },
+    "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
 }
+#: Pairs that teach enough: with more, a run only costs more.
+ENOUGH_PAIRS = 250
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--reference",
         choices=["next", "current", "held-out"],
         help="gradient that is aligned with: of the plain batch after the augmented update (the "
-        "paper) or before it, or of images held out: the data's reference images, or --held-out",
+        "paper) or before it, or the running mean of that of images held out: the data's reference "
+        "images, or --held-out",
     )
     add(
         "--strength",
@@ -38,14 +48,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="applied operations an image: a number, 'steered' by a thermostat from 1, or "
         "'learned' (the paper); with the first two the policy learns which operations, by values",
     )
-    add("--learn-every", type=int, default=1, help="learn from every so manyth pair of steps")
+    add(
+        "--learn-every",
+        type=int,
+        help="learn from every so manyth pair of steps (default: with images held out so that some "
+        f"{ENOUGH_PAIRS} teach, else 1)",
+    )
     add(
         "--learn-until",
         type=float,
-        default=1.0,
-        help="share of the epochs; held-out images join the training after it",
+        help="share of the epochs; held-out images join the training after it, and with a strength "
+        "operations are drawn uniformly until then",
     )
-    add("--held-out", type=int, default=64, help="training images held out if the data has none")
+    add(
+        "--held-out",
+        type=int,
+        help="training images held out if the data has no reference (default: a fifth, at most "
+        "256)",
+    )
+    add("--shuffle", action="store_true", help="control: rewards of other examples of the batch")
 
 
 def strength(text: str) -> str | float:
@@ -57,15 +78,19 @@ def fill_in(options: argparse.Namespace) -> None:
     for name, value in SETTINGS[options.settings].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.shuffle and options.strength == "learned":
+        raise ValueError("--shuffle is a control of values: give a --strength")
     if not 0 < options.learn_until <= 1:
         raise ValueError(f"--learn-until must lie in (0, 1], got {options.learn_until}")
 
 
 def described(options: argparse.Namespace) -> str:
     """The settings of a run of OLA, for the line above a table."""
-    learns = f"learning from every {options.learn_every}. pair" if options.learn_every > 1 else ""
+    every = options.learn_every or 1
+    learns = f"learning from every {every}. pair" if every > 1 else ""
     until = f"until {options.learn_until:g} of the epochs" if options.learn_until < 1 else ""
     parts = (
+        "shuffled" * options.shuffle,
         f"reference {options.reference}",
         f"strength {options.strength}",
         f"meta lr {options.meta_lr}" * (options.strength == "learned"),
@@ -85,13 +110,12 @@ def hold_out(data: ImageData, options: argparse.Namespace, seed: int) -> ImageDa
     """Training images, without those that are held out as the reference; that one is set."""
     if data.reference is not None:
         return data
-    if not 0 < options.held_out < len(data.train_images):
-        raise ValueError(
-            f"--held-out must leave some of {len(data.train_images)} training images, got "
-            f"{options.held_out}"
-        )
-    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
-    held, kept = order[: options.held_out], order[options.held_out :]
+    size = len(data.train_images)
+    held_out = min(256, size // 5) if options.held_out is None else options.held_out
+    if not 0 < held_out < size:
+        raise ValueError(f"--held-out must leave some of {size} training images, got {held_out}")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    held, kept = order[:held_out], order[held_out:]
     return replace(
         data,
         reference=(data.train_images[held], data.train_labels[held]),
@@ -116,22 +140,31 @@ def make_batches(data: ImageData, options: argparse.Namespace, seed: int, learns
     )
 
 
+def shuffled(alignments: Tensor, norms: Tensor) -> Tensor:
+    """The control: what was drawn for an example has nothing to do with its reward."""
+    return cosine_reward(alignments, norms)[torch.randperm(len(alignments))]
+
+
 def make_learner(
     model: nn.Module,
     augment: OLAAugment,
     batches: Batches,
     preprocess: Preprocess,
     options: argparse.Namespace,
-    seed: int,
 ) -> OLALearner:
     pairs = options.epochs * len(batches) // 2
     learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
     reference: Any = options.reference
+    learn_every = options.learn_every or 1
     if reference == "held-out":
-        reference = Batches(*batches.late, options.batch_size, seed + 1)
+        parts = -(-len(batches.late[0]) // options.batch_size)
+        reference = list(zip(*(part.tensor_split(parts) for part in batches.late), strict=True))
+        learn_every = options.learn_every or -(-learned // ENOUGH_PAIRS)
     thermostat = updater = None
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=3 * pairs // 10)
+    if options.shuffle:
+        updater = ValueUpdater(augment.policy, explore=True, reward=shuffled)
     elif options.strength == "learned":
         updater = GARUpdater(
             augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
@@ -144,7 +177,7 @@ def make_learner(
         model,
         augment,
         reference=reference,
-        learn_every=options.learn_every,
+        learn_every=learn_every,
         learn_pairs=None if options.learn_until == 1 else max(1, learned),
         thermostat=thermostat,
         updater=updater,

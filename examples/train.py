@@ -26,14 +26,17 @@ from torchvision.transforms import v2
 
 from ola_augment import (
     OLAAugment,
+    OLAPolicy,
     PolicyTransform,
     RandAugment,
     TrivialAugment,
     UniformAugment,
+    load_policy,
     save_policy,
 )
 from ola_augment.files import write_atomically
 from ola_augment.plots import augmented_samples, policy_over_time
+from ola_augment.summary import magnitude_text
 from ola_augment.training import accuracy, fit
 
 
@@ -45,6 +48,16 @@ class TorchvisionLoop:
 
     def augment(self, images: Tensor) -> tuple[Tensor, None]:
         return torch.stack([self.transform(image) for image in images]), None
+
+
+class EveryBatch:
+    """Pre-processing that begins with an augmentation, of every batch."""
+
+    def __init__(self, augment: Any, preprocess: Preprocess) -> None:
+        self.augment, self.preprocess = augment, preprocess
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.preprocess(self.augment.augment(images)[0])
 
 
 #: The comparison methods.
@@ -77,6 +90,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--weight-decay", type=float, default=5e-4)
     add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
     add("--no-mirror", action="store_true", help="no horizontal flips in the pre-processing")
+    add(
+        "--interleave",
+        action="store_true",
+        help="the comparison methods augment every other batch, as ola does, and not every one",
+    )
     add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
     add("--device", default="cpu")
     add("--out", type=Path, default=Path("runs/train"))
@@ -114,21 +132,24 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     steps = options.epochs * len(batches)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    learner, augment = None, None
+    learner, augment, whole = None, None, None
     if method == "ola":
         augment = make_augment(options.space, options, generator)
-        learner = make_learner(model, augment, batches, preprocess, options, seed)
+        learner = make_learner(model, augment, batches, preprocess, options)
     else:
         augment = METHODS[method](options.space, generator)
+        if augment is not None and not options.interleave:
+            whole = EveryBatch(augment, preprocess)
     checkpoint = out / "checkpoint.pt"
     history = fit(
         model,
         batches,
         optimizer,
         epochs=options.epochs,
-        augment=augment,
+        augment=augment if options.interleave else None,
         learner=learner,
-        preprocess=preprocess,
+        preprocess=whole or preprocess,
+        generators=[preprocess.generator, generator],
         scheduler=scheduler,
         metrics_path=out / "metrics.jsonl",
         progress=not options.quiet,
@@ -192,6 +213,28 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def learned(policies: list[OLAPolicy]) -> str:
+    """What policies of several seeds have in common, in a sentence."""
+    log_probs = [policy.log_probs() for policy in policies]
+    given = policies[0].strength is not None
+    probs = torch.stack([(lp.ops if given else lp.keep).detach().exp() for lp in log_probs]).mean(0)
+    start = 1 / len(probs) if given else 0.5
+    magnitudes = torch.stack([lp.magnitude.detach().exp() for lp in log_probs]).mean(0)
+    space = policies[0].space
+    means = (magnitudes.double() * space.magnitudes(32, 32)).sum(1).tolist()
+    names = []
+    for operation, mean in zip(space.operations, means, strict=True):
+        text = magnitude_text(operation, mean)
+        names.append(
+            f"{operation.name} {'±' * operation.signed}{text}".strip() if text else operation.name
+        )
+    order = probs.argsort(descending=True).tolist()
+    use = [names[i] for i in order[:4] if probs[i] > 1.25 * start]
+    avoid = [space.operations[i].name for i in order[:-6:-1] if probs[i] < 0.75 * start]
+    use_text, avoid_text = ", ".join(use) or "all alike", ", ".join(avoid) or "none"
+    return f"ola learned to use: {use_text}; to avoid: {avoid_text}"
+
+
 def interval(scores: list[float]) -> str:
     """Mean and 95 % interval of the mean, by Student's t; the mean alone for a single run."""
     mean = statistics.mean(scores)
@@ -222,6 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(table(results))
     print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")
+    if "ola" in results:
+        files = [options.out / f"ola-seed{seed}" / "policy.json" for seed in range(options.seeds)]
+        print("\n" + learned([load_policy(file) for file in files]))
 
 
 if __name__ == "__main__":

@@ -429,6 +429,22 @@ class OLAPolicy(Policy):
         )
 
 
+def check_strength(policy: object) -> None:
+    """Refuse a policy without a given strength.
+
+    Raises:
+        TypeError: no :class:`OLAPolicy`.
+        ValueError: one that learns its strength.
+    """
+    if not isinstance(policy, OLAPolicy):
+        raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
+    if policy.strength is None:
+        raise ValueError(
+            "policy learns its strength, here it must be given: OLAPolicy(strength=...) or "
+            "OLAAugment(strength=...)"
+        )
+
+
 class UniformPolicy(Policy):
     """UniformAugment (Algorithm 3): nothing is learned.
 

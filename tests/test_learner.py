@@ -114,13 +114,11 @@ def expected_of_first_pair(reference, cosine):
     images, targets = batch(0)
     augmented, _ = transform().augment(images)
     rows = gradients(model, augmented, targets)
-    g = before = gradients(model, *batch(1)).mean(0)
-    if reference in ("next", "trapezoid"):
+    g = gradients(model, *batch(1)).mean(0)
+    if reference == "next":
         theta = nn.utils.parameters_to_vector(model.parameters()) - 0.1 * rows.mean(0)
         nn.utils.vector_to_parameters(theta.detach(), model.parameters())
         g = gradients(model, *batch(1)).mean(0)
-    if reference == "trapezoid":
-        g = (before + g) / 2
     alignments = rows @ g / B
     return F.cosine_similarity(rows, g[None]) if cosine else alignments
 
@@ -134,36 +132,52 @@ def test_the_reference_is_the_plain_batch_after_the_step(cosine):
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize("trapezoid", [False, True])
-def test_the_reference_is_held_out_batches_in_turn(cosine, trapezoid):
-    loop = Loop(cosine=cosine, reference=[batch(1), batch(7)], trapezoid=trapezoid)
-    assert (loop.pair(0).stats is not None) == trapezoid
+def test_the_reference_is_held_out_batches_in_turn(cosine):
+    loop = Loop(cosine=cosine, reference=[batch(1), batch(7)])
+    assert loop.pair(0).stats is None  # the augmented step has it
     [(_, found)] = loop.updater.seen
-    expected = expected_of_first_pair("trapezoid" if trapezoid else "held out", cosine)
+    expected = expected_of_first_pair("held out", cosine)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     for index in range(1, 4):
         loop.pair(index)
     assert len(loop.updater.seen) == 4
 
 
-def test_trapezoid_alignments_share_out_the_change_of_the_held_out_loss():
-    """To second order: the error falls with the cube of the step."""
-    errors = []
-    for lr in (0.08, 0.04):
-        loop = Loop(reference=[batch(1)])
-        loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=lr)
-        before = float(loss_of(network(), *batch(1)).detach())
-        with loop.learner.augmented_step():
-            images, targets = batch(0)
-            loss_of(loop.model, loop.learner.augment(images), targets).backward()
-        loop.step()
-        change = float(loss_of(loop.model, *batch(1)).detach()) - before
-        with loop.learner.plain_step():
-            loss_of(loop.model, *batch(3)).backward()
-        [(_, found)] = loop.updater.seen
-        errors.append(abs(change + lr * float(found.sum())))
-        assert errors[-1] < 0.05 * abs(change)
-    assert errors[1] < errors[0] / 6
+@pytest.mark.parametrize("smoothing", [0.0, 0.75])
+def test_held_out_gradients_are_smoothed(smoothing):
+    loop = Loop(reference=[batch(5), batch(6)], smoothing=smoothing)
+    mean = None
+    for index in range(4):
+        new = gradients(loop.model, *batch(5 + index % 2)).mean(0)
+        mean = new if mean is None else smoothing * mean + (1 - smoothing) * new
+        rows = gradients(loop.model, *with_actions(loop, index))
+        loop.pair(index)
+        torch.testing.assert_close(loop.updater.seen[-1][1], rows @ mean / B, rtol=1e-4, atol=1e-6)
+
+
+def with_actions(loop, index):
+    """What the loop's next augmented step will train on."""
+    state = loop.augment.generator.get_state()
+    images, targets = batch(2 * index)
+    images, _ = loop.augment.augment(images)
+    loop.augment.generator.set_state(state)
+    return images, targets
+
+
+def test_a_held_out_gradient_that_is_not_finite_stays_out_of_the_mean():
+    bad = batch(6)[0].float() * torch.nan, batch(6)[1]
+    loop = Loop(reference=[batch(5), bad, batch(5)])
+    for index in range(3):
+        loop.pair(index)
+    assert loop.learner.skipped == 1
+    assert len(loop.updater.seen) == 2
+    assert all(torch.isfinite(found).all() for _, found in loop.updater.seen)
+
+
+@pytest.mark.parametrize("smoothing", [1.0, -0.1, float("nan")])
+def test_smoothing_is_checked(smoothing):
+    with pytest.raises(ValueError, match="smoothing must lie in"):
+        Loop(reference=[batch(5)], smoothing=smoothing)
 
 
 def test_learning_ends_after_learn_pairs_and_costs_nothing_then():
@@ -309,7 +323,7 @@ def test_stopped_after_every_pair_and_resumed(reference):
 def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
     def make():
         if "reference" in options:
-            return Loop(reference=[batch(90 + i) for i in range(4)], trapezoid=False)
+            return Loop(reference=[batch(90 + i) for i in range(4)])
         return Loop(**options)
 
     whole = make()
@@ -501,24 +515,28 @@ def test_the_updaters_reward_gets_the_norms_it_takes():
 class Steered:
     """A loop whose policy has a strength, values and a thermostat."""
 
-    def __init__(self, **options):
+    def __init__(self, learn_pairs=None, **options):
         self.model = network()
         self.augment = OLAAugment(
             "rand_augment", generator=torch.Generator().manual_seed(1), strength=1.0
         )
         self.thermostat = Thermostat(self.augment.policy, smoothing=0.0, lower_after=2, **options)
         self.learner = OLALearner(
-            self.model, self.augment, reference=[batch(99)], thermostat=self.thermostat
+            self.model,
+            self.augment,
+            reference=[batch(99)],
+            thermostat=self.thermostat,
+            learn_pairs=learn_pairs,
         )
 
     def pair(self, accuracy):
-        with self.learner.augmented_step():
+        with self.learner.augmented_step() as augmented:
             images, targets = batch(0)
             loss_of(self.model, self.learner.augment(images), targets).backward()
         with self.learner.plain_step() as step:
             loss_of(self.model, *batch(1)).backward()
             step.accuracy = accuracy
-        return step
+        return augmented
 
 
 def test_a_policy_of_given_strength_learns_by_values_and_a_thermostat_steers_it():
@@ -532,6 +550,63 @@ def test_a_policy_of_given_strength_learns_by_values_and_a_thermostat_steers_it(
     assert loop.augment.policy.keep_logits.any()
     with pytest.raises(RuntimeError, match="accuracy"):
         loop.pair(None)
+
+
+def test_it_explores_as_long_as_it_learns_and_then_draws_by_values():
+    loop = Steered(learn_pairs=4)
+    for pair in range(4):
+        assert loop.learner.updater.explores
+        assert not loop.augment.policy.keep_logits.any()
+        stats = loop.pair(0.95).stats
+        assert stats.entropy == pytest.approx(float(loop.augment.policy.entropy().detach()))
+        assert not stats.stepped, pair
+    logits = loop.augment.policy.keep_logits.detach().clone()
+    assert logits.any()
+    assert loop.pair(0.95).stats is None
+    assert torch.equal(loop.augment.policy.keep_logits, logits)
+
+
+def test_a_policy_that_was_frozen_while_it_explored_stays_as_it_is():
+    loop = Steered(learn_pairs=2)
+    loop.pair(0.9)
+    loop.augment.freeze()
+    loop.pair(0.9)
+    assert not loop.augment.policy.keep_logits.any()
+
+
+def test_the_recommended_setting():
+    model, augment = network(), OLAAugment("rand_augment", strength=1.0)
+    learner = OLALearner.recommended(model, augment, [batch(99)], pairs=3000)
+    assert (learner.learn_pairs, learner.learn_every) == (750, 3)
+    assert learner.updater.explores
+    assert learner.thermostat.lower_after == 900
+    short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
+    assert (short.learn_pairs, short.learn_every) == (1, 1)
+    for arguments, error, message in (
+        ((augment, [batch(99)], 0), ValueError, "pairs must be"),
+        ((augment, [batch(99)], 2.5), ValueError, "pairs must be"),
+        ((transform(), [batch(99)], 9), ValueError, "learns its strength"),
+        ((UniformAugment(), [batch(99)], 9), TypeError, "OLAPolicy"),
+        ((augment.policy, [batch(99)], 9), TypeError, "PolicyTransform"),
+        ((augment, iter([batch(99)]), 9), ValueError, "iterator"),
+    ):
+        with pytest.raises(error, match=message):
+            OLALearner.recommended(model, *arguments)
+
+
+def test_the_state_has_the_smoothed_gradient():
+    one, other = Steered(), Steered()
+    one.pair(0.7)
+    state = one.learner.state_dict()
+    name, mean = next(iter(state["held_out_mean"].items()))
+    for bad in ({name: mean[:1]}, {"other": mean}, [mean]):
+        with pytest.raises(ValueError, match="held-out gradient"):
+            other.learner.load_state_dict(state | {"held_out_mean": bad})
+    other.learner.load_state_dict(state)
+    other.model.load_state_dict(one.model.state_dict())
+    for loop in (one, other):
+        loop.pair(0.7)
+    assert torch.equal(one.augment.policy.keep_logits, other.augment.policy.keep_logits)
 
 
 def test_the_state_has_the_thermostat():

@@ -109,6 +109,17 @@ def test_gpu_loop():
     assert names["learner"].pairs == 2
 
 
+def test_reference_and_strength():
+    names = run("guides/reference_and_strength", reader() | {"held_out": [(None,)], "pairs": 4000})
+    learner, augment = names["learner"], OLAAugment(strength=1)
+    told = OLALearner.recommended(learner._model, augment, [(None,)], 4000)
+    for name in ("learn_pairs", "learn_every", "smoothing"):
+        assert getattr(learner, name) == getattr(told, name)
+    assert learner.updater.explores
+    assert told.updater.explores
+    assert vars(learner.thermostat) | {"policy": None} == vars(told.thermostat) | {"policy": None}
+
+
 def test_workers():
     names = reader() | {"OLAAugment": OLAAugment, "OLALearner": OLALearner}
     names["dataset"] = TensorDataset(names["images"].repeat(4, 1, 1, 1), names["targets"].repeat(4))

@@ -137,6 +137,28 @@ def test_state_comes_back_and_others_are_refused():
             one.load_state_dict(state)
 
 
+def test_while_it_explores_the_logits_stay_and_then_are_those_of_all_it_saw():
+    exploring = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0), explore=True)
+    at_once = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    for actions in draws(OLAPolicy(SPACE, max_ops=2, strength=1.0), 3):
+        signal = worth(actions, [[0.0] * 5, [1.0] * 5, [-1.0] * 5]).float()
+        assert not exploring.step(actions, signal).stepped
+        assert at_once.step(actions, signal).stepped
+        assert not exploring.policy.keep_logits.any()
+    assert exploring.state_dict()["explores"]
+    exploring.commit()
+    assert torch.equal(exploring.policy.keep_logits, at_once.policy.keep_logits)
+    assert torch.equal(exploring.policy.magnitude_logits, at_once.policy.magnitude_logits)
+    [actions] = draws(exploring.policy, 1)
+    assert exploring.step(actions, torch.randn(64)).stepped  # and goes on
+    assert not exploring.state_dict()["explores"]
+    exploring.policy.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="frozen"):
+        exploring.commit()
+    with pytest.raises(ValueError, match="explores"):
+        exploring.load_state_dict(exploring.state_dict() | {"explores": "yes"})
+
+
 def test_bad_steps_change_nothing():
     updater = ValueUpdater(
         OLAPolicy(SPACE, max_ops=2, strength=1.0), reward=gradient_alignment_reward

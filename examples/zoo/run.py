@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -84,7 +85,9 @@ def _row(kind: str, name: str, verdicts: Verdicts) -> str:
     marks = [MARKS.get(verdicts[mode].status, verdicts[mode].status) for mode in ("eval", "train")]
     error = max(v.error for v in verdicts.values())
     causes = dict.fromkeys(v.cause.replace("|", "/") for v in verdicts.values() if v.cause)
-    return f"| {kind} | {name} | {marks[0]} | {marks[1]} | {error:.0e} | {'; '.join(causes)} |"
+    cause = textwrap.shorten("; ".join(causes), 200, placeholder=" ...")
+    size = f"{error:.0e}" if error else ""
+    return f"| {kind} | {name} | {marks[0]} | {marks[1]} | {size} | {cause} |"
 
 
 def main(arguments: list[str] | None = None) -> int:

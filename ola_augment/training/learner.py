@@ -24,7 +24,7 @@ from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
-_VERSION = 1
+_VERSION = 2
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]
 
@@ -82,16 +82,16 @@ class OLALearner:
         cosine: reward the cosine between the gradients, not their dot product.
         learn_every: learn from every so manyth pair; the others cost nothing.
         micro_batches: steps that make one half of a pair, when gradients are accumulated.
-        trapezoid: with held-out batches, g is the mean of their gradient before and after the
-            augmented update, which is what that update changed their loss by, to second order (the
-            rule of that name), so that the alignments share out the change among the examples;
-            False takes the gradient before it, which needs no memory for the capture.
+        smoothing: of held-out gradients, in [0, 1): g is their running mean over the pairs that
+            teach, of which the latest has the share ``1 - smoothing``. Steps with momentum swing
+            to and fro; what is left in the mean is what would help for longer than one step.
         learn_pairs: learn only from the first so many pairs; None from all. Held-out batches may
-            join the training after them.
+            join the training after them. By default a policy of a given strength draws uniformly
+            until then (``ValueUpdater(explore=True)``).
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
             block.
-        updater: None is ``ValueUpdater(augment.policy)`` for a policy of a given strength, else
-            ``GARUpdater(augment.policy, lr)``; ``lr`` is then ignored.
+        updater: None is a :class:`ValueUpdater` for a policy of a given strength (``lr`` is then
+            ignored), else ``GARUpdater(augment.policy, lr)``.
         engine: instead of ``GradientAlignment(model)``.
         loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of a
             batch (inputs, targets), uint8 inputs scaled to [0, 1].
@@ -133,7 +133,7 @@ class OLALearner:
         learn_every: int = 1,
         *,
         micro_batches: int = 1,
-        trapezoid: bool = True,
+        smoothing: float = 0.8,
         learn_pairs: int | None = None,
         thermostat: Thermostat | None = None,
         updater: GARUpdater | NSLRUpdater | ValueUpdater | None = None,
@@ -152,7 +152,9 @@ class OLALearner:
             raise ValueError(
                 f'reference must be "next", "current" or held-out batches, got {reference!r}'
             )
-        self.updater = _updater(augment.policy, lr) if updater is None else updater
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
+        self.updater = updater or _updater(augment.policy, lr, learn_pairs is not None)
         if self.updater.policy is not augment.policy:
             raise ValueError("updater must be of augment.policy, it updates another policy")
         if thermostat is not None and thermostat.policy is not augment.policy:
@@ -176,7 +178,8 @@ class OLALearner:
         self.policy: Policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
         self._held_out = None if isinstance(reference, str) else _Cycle(reference)
-        self._trapezoid = trapezoid and self._held_out is not None
+        self.smoothing = smoothing
+        self._held_out_mean: dict[str, Tensor] = {}
         self._loss = loss or _cross_entropy
         self.thermostat = thermostat
         self.learn_every = learn_every
@@ -186,6 +189,57 @@ class OLALearner:
         self.skipped = 0
         self._drawn: list[Actions] = []
         self.drop()
+
+    @classmethod
+    def recommended(
+        cls,
+        model: nn.Module,
+        augment: PolicyTransform,
+        held_out: Iterable[Any],
+        pairs: int,
+        loss: BatchLoss | None = None,
+    ) -> OLALearner:
+        """The setting that `Results <../results.html>`__ recommends, for a run of known length.
+
+        For a quarter of the run, operations are drawn uniformly and valued by the cosine between
+        the gradients of the examples that got them and that of held-out images, from at most
+        250 pairs; for the rest they are drawn by their values. A thermostat steers the strength.
+
+        Args:
+            model: that is trained.
+            augment: with a strength, where the thermostat starts: ``OLAAugment(strength=1)``.
+            held_out: batches of images from where the model will be used, or of a part of the
+                training images; after ``learner.learn_pairs`` they may join the training.
+            pairs: of augmented and plain steps in the whole run.
+            loss: of a held-out batch, see :class:`OLALearner`.
+
+        Raises:
+            TypeError: another policy than an :class:`OLAPolicy`.
+            ValueError: one that learns its strength, or ``pairs`` below 1.
+
+        Example:
+            >>> from ola_augment import OLAAugment
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+            >>> held_out = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+            >>> augment = OLAAugment(strength=1)
+            >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
+            >>> learner.learn_pairs, learner.learn_every
+            (1000, 4)
+        """
+        if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
+            raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
+        if not isinstance(augment, PolicyTransform):
+            raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
+        explored = -(-pairs // 4)
+        return cls(
+            model,
+            augment,
+            reference=held_out,
+            learn_every=-(-explored // 250),
+            learn_pairs=explored,
+            thermostat=Thermostat(augment.policy, lower_after=3 * pairs // 10),  # type: ignore[arg-type]
+            loss=loss,
+        )
 
     @property
     def learns(self) -> bool:
@@ -227,7 +281,6 @@ class OLALearner:
         self._drawn.clear()
         self._actions: list[Actions] = []  # of augmented steps that await their reward
         self._gradients: Mapping[str, Tensor] | None = None
-        self._held_out_batch: tuple[Any, ...] | None = None  # that awaits the augmented update
         self._half: tuple[str, int] = ("", 0)  # under way, and how many of its micro-batches ran
 
     @contextlib.contextmanager
@@ -254,16 +307,13 @@ class OLALearner:
         try:
             count = self._enter("augmented", first)
             if count == 0 and self._held_out is not None and step.learns:
-                held_out = self._held_out.next()
-                self._gradients = self._held_out_gradients(held_out)
-                self._held_out_batch = held_out if self._trapezoid else None
-            known = None if self._trapezoid else self._gradients
+                self._gradients = self._smoothed(self._held_out_gradients(self._held_out.next()))
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
             usable = True
             try:
                 with (
-                    self._signal.capture(batch, known, loss_scale)
+                    self._signal.capture(batch, self._gradients, loss_scale)
                     if captures or batch
                     else contextlib.nullcontext()
                 ) as given:
@@ -280,7 +330,7 @@ class OLALearner:
                 )
             self._actions += drawn * (usable and captures)
             self._half = ("augmented", count + 1)
-            if count + 1 == self.micro_batches and not self._waits:
+            if count + 1 == self.micro_batches and self.reference != "next":
                 step.stats = self._reward(step, self._gradients)
         except BaseException:
             self.drop()
@@ -305,9 +355,6 @@ class OLALearner:
         step = Step(self.learns)
         try:
             count = self._enter("plain", self.plain_first)
-            if self._held_out_batch is not None:
-                step.stats = self._reward(step, self._mean_gradients(self._held_out_batch))
-                self._held_out_batch = None
             yield step
             if self.thermostat is not None and not self._frozen:
                 if step.accuracy is None:
@@ -328,17 +375,6 @@ class OLALearner:
         if count + 1 == self.micro_batches and not self.plain_first:
             self._complete()
 
-    @property
-    def _waits(self) -> bool:
-        """Whether the reward of an augmented step awaits what comes after it."""
-        return self.reference == "next" or self._trapezoid
-
-    def _mean_gradients(self, held_out: tuple[Any, ...]) -> dict[str, Tensor]:
-        """G of a held-out batch, mean of before the augmented update and now."""
-        before = self._gradients or {}
-        now = self._held_out_gradients(held_out)
-        return {name: (before[name] + gradient) / 2 for name, gradient in now.items()}
-
     def _enter(self, half: str, first: bool) -> int:
         """How many micro-batches of this half ran; a first half begins a new pair."""
         if self._half[0] == half and self._half[1] < self.micro_batches:
@@ -353,6 +389,9 @@ class OLALearner:
     def _complete(self) -> None:
         self.drop()
         self.pairs += 1
+        over = self.pairs == self.learn_pairs and not self._frozen
+        if over and isinstance(self.updater, ValueUpdater):
+            self.updater.commit()
 
     def _reward(
         self, step: Step, gradients: Mapping[str, Tensor] | None, loss_scale: float = 1.0
@@ -399,6 +438,17 @@ class OLALearner:
             if gradient is not None
         }
 
+    def _smoothed(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The running mean of held-out gradients; one that is not finite does not enter it."""
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+            return gradients  # the pair will be skipped
+        mean, share = self._held_out_mean, 1 - self.smoothing
+        self._held_out_mean = {
+            name: torch.lerp(mean[name], gradient, share) if name in mean else gradient
+            for name, gradient in gradients.items()
+        }
+        return self._held_out_mean
+
     def state_dict(self) -> dict[str, Any]:
         """Policy, meta-optimizer, accumulated gradients, generator, counts; plain tensors and data.
 
@@ -410,7 +460,7 @@ class OLALearner:
             RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
                 saved: save between pairs, or give it up with :meth:`drop`.
         """
-        waits = self.learns and (self._waits or self.plain_first)
+        waits = self.learns and self._held_out is None
         if self._half[0] and (waits or self._half[1] < self.micro_batches):
             raise RuntimeError(
                 "a pair is under way and its capture cannot be saved: save after its second step, "
@@ -427,6 +477,7 @@ class OLALearner:
             "skipped": self.skipped,
             "half": self._half[0],
             "held_out": None if self._held_out is None else self._held_out.position,
+            "held_out_mean": {name: mean.clone() for name, mean in self._held_out_mean.items()},
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
         }
 
@@ -459,6 +510,11 @@ class OLALearner:
         counts = [state.get("pairs"), state.get("skipped"), state.get("held_out") or 0]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"state is damaged: counts {counts}")
+        mean, parameters = state.get("held_out_mean", {}), trainable_parameters(self._model)
+        for name, part in mean.items() if isinstance(mean, Mapping) else [("", mean)]:
+            known = parameters.get(name)
+            if known is None or not isinstance(part, Tensor) or part.shape != known.shape:
+                raise ValueError(f"state's held-out gradient of {name!r} does not fit the model")
         before = {name: value.clone() for name, value in self.policy.state_dict().items()}
         try:
             if generator is not None:
@@ -474,14 +530,17 @@ class OLALearner:
             generator.set_state(saved)  # type: ignore[arg-type]
         if self._held_out is not None:
             self._held_out.position = counts[2]  # type: ignore[assignment]
+        self._held_out_mean = {
+            name: value.to(parameters[name], copy=True) for name, value in mean.items()
+        }
         self.pairs, self.skipped = counts[:2]  # type: ignore[assignment]
         self.drop()
         self._half = (half, self.micro_batches if half else 0)
 
 
-def _updater(policy: Policy, lr: float) -> GARUpdater | ValueUpdater:
+def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpdater:
     if isinstance(policy, OLAPolicy) and policy.strength is not None:
-        return ValueUpdater(policy)
+        return ValueUpdater(policy, explore=explore)
     return GARUpdater(policy, lr=lr)
 
 

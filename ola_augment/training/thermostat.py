@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ola_augment.policy import OLAPolicy
+from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.reward import mean_over_ranks
 
 
@@ -56,10 +56,7 @@ class Thermostat:
         lower_after: int = 0,
         smoothing: float = 0.95,
     ) -> None:
-        if not isinstance(policy, OLAPolicy):
-            raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
-        if policy.strength is None:
-            raise ValueError("policy must have a strength to steer: OLAPolicy(strength=...)")
+        check_strength(policy)
         if not 0 <= lower_below <= raise_above <= 1:
             raise ValueError(
                 "lower_below and raise_above must be ordered and in [0, 1], got "

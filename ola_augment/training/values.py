@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.policy import OLAPolicy
+from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.reward import (
     Reward,
     cosine_reward,
@@ -44,6 +44,9 @@ class ValueUpdater:
         decay: of a step's weight in (0, 1]; 0.997 forgets over some 300 steps.
         scale: of the logits, positive.
         limit: on t, positive: probabilities differ by a factor of at most exp(2 scale limit).
+        explore: leave the logits as they are until :meth:`commit`. What is drawn by values is seen
+            more often and so learned by heart sooner, and then it is worth less: values of draws
+            that do not depend on them can be compared.
         prior: examples' worth of belief that all are worth the same, positive.
         reward: as for :class:`GARUpdater`.
 
@@ -66,18 +69,13 @@ class ValueUpdater:
         policy: OLAPolicy,
         *,
         decay: float = 0.997,
-        scale: float = 0.5,
+        scale: float = 1.0,
         limit: float = 4.0,
         prior: float = 10.0,
+        explore: bool = False,
         reward: Reward = cosine_reward,
     ) -> None:
-        if not isinstance(policy, OLAPolicy):
-            raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
-        if policy.strength is None:
-            raise ValueError(
-                "policy learns its strength, which values do not say; pass "
-                "OLAPolicy(strength=...) or OLAAugment(strength=...)"
-            )
+        check_strength(policy)
         if not 0 < decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {decay}")
         for name, value in (("scale", scale), ("limit", limit), ("prior", prior)):
@@ -90,6 +88,7 @@ class ValueUpdater:
         self.scale = scale
         self.limit = limit
         self.prior = prior
+        self.explores = explore
         operations, bins = policy.space.operations, policy.space.num_magnitude_bins
         basis = torch.linspace(-1, 1, bins, dtype=torch.float64)
         basis = torch.stack(
@@ -158,14 +157,25 @@ class ValueUpdater:
         before = self._precision, self._moment
         self._precision, self._moment = precision, moment
         try:
-            self._set_logits()
+            if not self.explores:
+                self._set_logits()
         except BaseException:
             self._precision, self._moment = before
             raise
         with torch.no_grad():
             entropy = float(self.policy.entropy())
         spread = float(alignments.std(correction=0))
-        return UpdateStats(float(alignments.mean()), spread, entropy, stepped=True)
+        return UpdateStats(float(alignments.mean()), spread, entropy, stepped=not self.explores)
+
+    def commit(self) -> None:
+        """End the exploration: draw by what was learned, now and after every later step.
+
+        Raises:
+            RuntimeError: the policy is frozen.
+        """
+        refuse_frozen((self.policy.keep_logits, self.policy.magnitude_logits))
+        self._set_logits()
+        self.explores = False
 
     def _set_logits(self) -> None:
         mean, std = self.values()
@@ -180,6 +190,7 @@ class ValueUpdater:
         """What was learned, beside the logits."""
         return {
             "kind": type(self).__name__,
+            "explores": self.explores,
             "precision": self._precision.clone(),
             "moment": self._moment.clone(),
         }
@@ -194,6 +205,9 @@ class ValueUpdater:
         kind = type(self).__name__
         if state.get("kind") != kind:
             raise ValueError(f"state is of a {state.get('kind')}, this is a {kind}")
+        explores = state.get("explores")
+        if not isinstance(explores, bool):
+            raise ValueError(f"state's explores must be a bool, got {explores!r}")
         for name, own in (("precision", self._precision), ("moment", self._moment)):
             value = state.get(name)
             if not isinstance(value, Tensor) or value.shape != own.shape:
@@ -203,3 +217,4 @@ class ValueUpdater:
                 raise ValueError(f"state's {name} holds NaN or Inf")
         self._precision = state["precision"].to(torch.float64).clone()
         self._moment = state["moment"].to(torch.float64).clone()
+        self.explores = explores
