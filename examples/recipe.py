@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
 }
-#: Pairs that teach enough: with more, a run only costs more.
+#: Pairs that teach enough (up to twice as many do): with more, a run only costs more.
 ENOUGH_PAIRS = 250
 
 
@@ -159,7 +159,7 @@ def make_learner(
     if reference == "held-out":
         parts = -(-len(batches.late[0]) // options.batch_size)
         reference = list(zip(*(part.tensor_split(parts) for part in batches.late), strict=True))
-        learn_every = options.learn_every or -(-learned // ENOUGH_PAIRS)
+        learn_every = options.learn_every or max(1, learned // ENOUGH_PAIRS)
     thermostat = updater = None
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=3 * pairs // 10)

@@ -1,5 +1,7 @@
 """Every example runs, and what it shows is so."""
 
+import dataclasses
+import importlib
 import io
 import json
 import os
@@ -16,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ola_augment import load_policy
+from ola_augment import OLAPolicy, load_policy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 matplotlib.use("agg")
@@ -239,6 +241,7 @@ def test_train_learns_by_values_from_held_out_images(run, tmp_path):
         "--learn-until", 0.5, "--quiet", "--out", tmp_path,
     )  # fmt: skip
     assert "| ola |" in printed
+    assert "\nola learned to use: " in printed
     assert "reference held-out, strength steered, learning from every 2. pair" in printed
     records, uniform = (
         [
@@ -258,5 +261,40 @@ def test_yardstick(run, tmp_path):
     known = json.loads((tmp_path / "oracles.json").read_text())
     assert len(known["rotated"]) == 19
     printed = run("learning_signal.py", "signal", "--seeds", 1, "--every", 1, *common)
-    assert printed.count("| dot, ") == 6
-    assert printed.count("| cosine, ") == 6
+    assert printed.count("| dot, ") == 8
+    assert printed.count("| cosine, ") == 8
+
+
+def test_comparison_and_its_pictures(run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    beds = importlib.import_module("beds").BEDS
+    monkeypatch.setitem(beds, "rotated", dataclasses.replace(beds["rotated"], epochs=3))
+    runs = tmp_path / "runs"
+    methods = ("none", "randaugment", "trivialaugment", "uniform", "ola", "shuffled")
+    options = ("comparison.py", "--bed", "rotated", "--seeds", 2, "--out", runs)
+    printed = run(*options, "--method", *methods)
+    head, _, row = printed.splitlines()[-3:]
+    assert head.split(" | ")[1:] == [*methods, "strength", "time / uniform |"]
+    assert row.count(" ± ") == 6
+    assert run(*options, "--method", *methods).splitlines()[-1] == row  # nothing is run again
+    run("results_figures.py", "--runs", runs, "--out", tmp_path)
+    for name in ("compared", "oracle_rotated", "target"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_strip(run, tmp_path):
+    run("strip.py", "--epochs", 1, "--out", tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").stat().st_size > 5000
+
+
+def test_what_was_learned_in_a_sentence(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    learned = importlib.import_module("train").learned
+    policy = OLAPolicy(strength=1.0)
+    names = [operation.name for operation in policy.space.operations]
+    with torch.no_grad():
+        policy.keep_logits[names.index("rotate")] = 3
+        policy.keep_logits[names.index("invert")] = -4
+    assert learned([policy, policy]) == "ola learned to use: rotate ±68°; to avoid: invert"
+    uniform = "ola learned to use: all alike; to avoid: none"
+    assert learned([OLAPolicy(strength=1.0)]) == learned([OLAPolicy()]) == uniform

@@ -61,14 +61,20 @@ def test_the_estimates_are_those_of_ridge_regression_over_all_examples():
     solution = covariance @ design.T @ (weights * target)
     table = basis @ solution.view(3, 3).T
     table[:, 0] = solution[0]
-    found, std = updater.values()
-    torch.testing.assert_close(found, (table - table.mean()).T, rtol=1e-9, atol=1e-12)
+    found = updater.values()
+    table = table.T  # (A, K)
+    means = table.mean(1)
+    torch.testing.assert_close(found.operation, means - means.mean(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.magnitude, table - means[:, None], rtol=1e-9, atol=1e-12)
     every = torch.zeros(3, 5, 9, dtype=torch.float64)
     for a in range(3):
         every[a, :, 3 * a : 3 * a + 3] = basis if a else basis * torch.tensor([1.0, 0, 0])
-    contrast = every - every.mean((0, 1))
-    expected = torch.einsum("akf,fg,akg->ak", contrast, covariance, contrast).sqrt()
-    torch.testing.assert_close(std, expected, rtol=1e-9, atol=1e-12)
+    by_operation = every.mean(1) - every.mean((0, 1))
+    by_magnitude = every - every.mean(1, keepdim=True)
+    for std, contrast in ((found.operation_std, by_operation), (found.magnitude_std, by_magnitude)):
+        expected = torch.einsum("...f,fg,...g->...", contrast, covariance, contrast).sqrt()
+        torch.testing.assert_close(std, expected, rtol=1e-9, atol=1e-9)
+    assert not found.magnitude_std[0].any()  # it has no magnitude
 
 
 def test_good_operations_and_magnitudes_are_drawn_more_and_none_dies():

@@ -426,9 +426,15 @@ def _roundings(delta: Tensor, shape: torch.Size) -> float:
     """How many roundings torch's own gradient of a parameter may be off by.
 
     On a CPU a convolution adds up its bias's gradient one by one (off by 1e-3 at 224 pixels, a
-    tenth of its summands' eps); a product's errors add up like random numbers.
+    tenth of its summands' eps). A product's errors add up like random numbers, but where the
+    summands cancel, as behind normalisations, they are those of larger numbers: seen in training
+    was 1.2 times the root.
     """
     if not shape:
         return 0.0
     summands = delta.numel() / max(1, shape[0])
-    return summands / 4 if len(shape) == 1 else summands**0.5
+    return summands / 4 if len(shape) == 1 else min(8 * summands**0.5, _MOST_ROUNDINGS)
+
+
+#: Of a product: a hidden use of 1e-3 is seen in single precision.
+_MOST_ROUNDINGS = 4096.0

@@ -14,7 +14,7 @@ from ola_augment.training.reward import (
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
-from ola_augment.training.values import ValueUpdater
+from ola_augment.training.values import Values, ValueUpdater
 
 __all__ = [
     "CSVLogger",
@@ -31,6 +31,7 @@ __all__ = [
     "Thermostat",
     "UpdateStats",
     "ValueUpdater",
+    "Values",
     "accuracy",
     "cosine_reward",
     "fit",

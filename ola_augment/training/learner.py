@@ -202,8 +202,9 @@ class OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
         For a quarter of the run, operations are drawn uniformly and valued by the cosine between
-        the gradients of the examples that got them and that of held-out images, from at most
-        250 pairs; for the rest they are drawn by their values. A thermostat steers the strength.
+        the gradients of the examples that got them and that of held-out images, from 250 to
+        500 pairs (all, in a shorter run); for the rest they are drawn by their values. A
+        thermostat steers the strength.
 
         Args:
             model: that is trained.
@@ -235,7 +236,7 @@ class OLALearner:
             model,
             augment,
             reference=held_out,
-            learn_every=-(-explored // 250),
+            learn_every=max(1, explored // 250),
             learn_pairs=explored,
             thermostat=Thermostat(augment.policy, lower_after=3 * pairs // 10),  # type: ignore[arg-type]
             loss=loss,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,26 @@ from ola_augment.training.updater import UpdateStats, checked_rewards, refuse_fr
 _DEGREES = 3
 
 
+class Values(NamedTuple):
+    """What operations and magnitudes are worth, in standard deviations of an example's reward.
+
+    Attributes:
+        operation: (A,) v(a) less the mean over operations, float64.
+        operation_std: (A,) standard deviations of these.
+        magnitude: (A, K) v(a, k) - v(a).
+        magnitude_std: (A, K) standard deviations of these, 0 for operations without magnitude.
+
+    Example:
+        >>> ValueUpdater(OLAPolicy(strength=1.0)).values().operation.shape
+        torch.Size([19])
+    """
+
+    operation: Tensor
+    operation_std: Tensor
+    magnitude: Tensor
+    magnitude_std: Tensor
+
+
 class ValueUpdater:
     """Learns by estimates of what an operation is worth, in the place of REINFORCE.
 
@@ -30,20 +50,22 @@ class ValueUpdater:
         r_i = mean + sum over the applied slots s of v(a_s, k_s) + noise,
 
     with v(a, k) quadratic in the magnitude bin k, by ridge regression over all examples so far, a
-    step counting ``decay`` times the one after it. The estimate has a standard deviation, and
+    step counting ``decay`` times the one after it. With v(a) the mean over bins, estimates and
+    their standard deviations give
 
-        t(a, k) = (v(a, k) - mean v) / std(v(a, k) - mean v)
-        logits(a, k) = scale * limit * tanh(t(a, k) / limit)
+        t(a) = (v(a) - mean v) / std,    t(a, k) = (v(a, k) - v(a)) / std,
+        p(a), p(k | a) proportional to exp(scale * limit * tanh(t / limit)):
 
-    draw an operation (and its magnitude) more often the surer it is better than the others. No
-    operation dies: what was bad is still tried, and may become good. Draws under older logits, as
-    those of DataLoader workers, need no importance weights.
+    an operation, and then a magnitude, is drawn the more often the surer it is better than the
+    others. No operation dies: what was bad is still tried, and may become good. Draws under older
+    logits, as those of DataLoader workers, need no importance weights.
 
     Args:
         policy: an :class:`OLAPolicy` with a ``strength``.
         decay: of a step's weight in (0, 1]; 0.997 forgets over some 300 steps.
         scale: of the logits, positive.
-        limit: on t, positive: probabilities differ by a factor of at most exp(2 scale limit).
+        limit: on t, positive: probabilities of operations differ by a factor of at most
+            exp(2 scale limit), and so do those of an operation's magnitudes.
         explore: leave the logits as they are until :meth:`commit`. What is drawn by values is seen
             more often and so learned by heart sooner, and then it is worth less: values of draws
             that do not depend on them can be compared.
@@ -100,11 +122,12 @@ class ValueUpdater:
             [constant if operation.low is None else basis for operation in operations]
         )
         size = len(operations) * _DEGREES
-        # Row (a, k) is the features of an example that gets a with bin k, less the mean row.
+        # Row (a, k) is the features of an example that gets a with bin k.
         rows = torch.zeros(len(operations), bins, len(operations), _DEGREES, dtype=torch.float64)
         rows[range(len(operations)), :, range(len(operations))] = self._basis
-        rows = rows.reshape(-1, size)
-        self._rows = rows - rows.mean(0)
+        rows = rows.view(len(operations), bins, size)
+        self._operation_rows = rows.mean(1) - rows.mean((0, 1))
+        self._magnitude_rows = rows - rows.mean(1, keepdim=True)
         self._precision = torch.zeros(size, size, dtype=torch.float64)
         self._moment = torch.zeros(size, dtype=torch.float64)
 
@@ -116,17 +139,17 @@ class ValueUpdater:
         index = actions.ops.clamp(min=0)[..., None].expand(applied.shape)
         return applied.new_zeros(shape).scatter_add(1, index, applied).flatten(1)
 
-    def values(self) -> tuple[Tensor, Tensor]:
-        """Estimates v(a, k) less their mean, and standard deviations; both (A, K) float64.
-
-        In standard deviations of a single example's reward.
-        """
+    def values(self) -> Values:
+        """The estimates so far."""
         prior = self.prior * torch.eye(len(self._moment), dtype=torch.float64)
         covariance = torch.linalg.inv(self._precision + prior)
-        mean = self._rows @ (covariance @ self._moment)
-        std = ((self._rows @ covariance) * self._rows).sum(1).sqrt()
-        shape = self._basis.shape[:2]
-        return mean.view(shape), std.view(shape)
+        weights = covariance @ self._moment
+
+        def estimate(rows: Tensor) -> tuple[Tensor, Tensor]:
+            variance = ((rows @ covariance) * rows).sum(-1)
+            return rows @ weights, variance.clamp(min=0).sqrt()
+
+        return Values(*estimate(self._operation_rows), *estimate(self._magnitude_rows))
 
     def step(
         self, actions: Actions, alignments: Tensor, norms: Tensor | None = None
@@ -178,13 +201,17 @@ class ValueUpdater:
         self.explores = False
 
     def _set_logits(self) -> None:
-        mean, std = self.values()
-        logits = self.scale * self.limit * (mean / std / self.limit).tanh()
-        chosen = logits.logsumexp(1)
+        values = self.values()
+        chosen = self._bounded(values.operation, values.operation_std)
         kept = 0.5 * (chosen - chosen.max()).exp()  # the best is kept as often as at the start
+        magnitudes = self._bounded(values.magnitude, values.magnitude_std)
         with torch.no_grad():
             self.policy.keep_logits.copy_(kept.logit())
-            self.policy.magnitude_logits.copy_(logits)
+            self.policy.magnitude_logits.copy_(magnitudes)
+
+    def _bounded(self, mean: Tensor, std: Tensor) -> Tensor:
+        t = torch.where(std > 1e-9, mean / std, 0.0)  # no magnitude, no deviation from its mean
+        return self.scale * self.limit * (t / self.limit).tanh()
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, beside the logits."""

@@ -1,0 +1,123 @@
+"""Draw the pictures of docs/results.md from the runs of ``comparison.py``.
+
+python examples/results_figures.py --runs runs/comparison
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from beds import BEDS
+from comparison import COMPARED
+from learning_signal import ORACLES, read_oracles
+from scipy.stats import spearmanr, t
+
+from ola_augment import PolicyTransform, load_policy
+
+COLORS = {"none": "0.6", "randaugment": "#56b4e9", "trivialaugment": "#0072b2"}
+COLORS |= {"uniform": "#e69f00", "ola": "#d55e00"}
+
+
+def accuracies(runs: Path, bed: str) -> dict[str, list[float]]:
+    """Test accuracies (%) by method, of the seeds that ran."""
+    found = {}
+    for method in [*COMPARED, "ola"]:
+        results = sorted((runs / bed / "runs").glob(f"{method}-seed*/result.json"))
+        found[method] = [100 * json.loads(r.read_text())["accuracy"] for r in results]
+    return {method: scores for method, scores in found.items() if scores}
+
+
+def compared(runs: Path, beds: list[str]) -> plt.Figure:
+    """Difference to the best method without learning, with 95 % intervals, bed by bed."""
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.62 * len(beds)), layout="constrained")
+    for row, bed in enumerate(beds):
+        scores = accuracies(runs, bed)
+        base = statistics.mean(scores["uniform"])
+        for place, (method, values) in enumerate(scores.items()):
+            half = 0.0
+            if len(values) > 1:
+                half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+            axes.errorbar(
+                statistics.mean(values) - base,
+                row + 0.13 * (place - 2),
+                xerr=half,
+                fmt="o",
+                markersize=5,
+                color=COLORS[method],
+                label=method if row == 0 else None,
+            )
+    axes.set_yticks(range(len(beds)), beds)
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.8", zorder=0)
+    axes.set_xlabel("test accuracy beyond UniformAugment's (points; 95 % intervals over seeds)")
+    axes.set_title("Every method at equal time")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def against_oracle(runs: Path, bed: str) -> plt.Figure:
+    """How useful each operation is alone, and how often the learned policies draw it."""
+    known = read_oracles(ORACLES)[bed]
+    policies = [load_policy(p) for p in sorted((runs / bed / "runs").glob("ola-seed*/policy.json"))]
+    probs = torch.stack([p.log_probs().ops.detach().exp() for p in policies]).mean(0)
+    names = [operation.name for operation in policies[0].space.operations]
+    useful = [100 * statistics.mean(known[name].values()) for name in names]
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    axes.axhline(1 / len(names), color="0.8", zorder=0)
+    axes.scatter(useful, probs, color=COLORS["ola"])
+    for name, x, y in zip(names, useful, probs.tolist(), strict=True):
+        axes.annotate(name, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+    rank = spearmanr(useful, probs).statistic
+    axes.set_title(f"{bed}: rank correlation {rank:+.2f}, {len(policies)} seeds")
+    axes.set_xlabel("test accuracy with this operation alone (%)")
+    axes.set_ylabel("learned probability of drawing it")
+    return figure
+
+
+def target(runs: Path, bed: str) -> plt.Figure:
+    """Training images, images from where the model is used, and what was learned from them."""
+    data = BEDS[bed].load({}, 0)
+    policy = load_policy(runs / bed / "runs" / "ola-seed0" / "policy.json")
+    augment = PolicyTransform(policy, generator=torch.Generator().manual_seed(0))
+    images = data.train_images[:10]
+    rows = {
+        "training images": images,
+        "where it is used": data.test_images[:10],
+        "learned": augment.augment(images)[0],
+    }
+    figure, axes = plt.subplots(len(rows), 10, figsize=(9, 3), layout="constrained")
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for place, image in zip(line, row, strict=True):
+            place.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            place.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--runs", type=Path, default=Path("runs/comparison"))
+    add("--out", type=Path, default=Path("docs/figures"))
+    options = parser.parse_args(arguments)
+    beds = [bed for bed in BEDS if (options.runs / bed).exists()]
+    figures = {"compared": compared(options.runs, beds)}
+    for bed in read_oracles(ORACLES):
+        if bed in beds:
+            figures[f"oracle_{bed}"] = against_oracle(options.runs, bed)
+    if "rotated" in beds:
+        figures["target"] = target(options.runs, "rotated")
+    for name, figure in figures.items():
+        figure.savefig(options.out / f"{name}.png", dpi=110)
+        print(options.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
