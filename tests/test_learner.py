@@ -557,12 +557,10 @@ def test_it_explores_as_long_as_it_learns_and_then_draws_by_values():
     for pair in range(4):
         assert loop.learner.updater.explores
         assert not loop.augment.policy.keep_logits.any()
-        stats = loop.pair(0.95).stats
-        assert stats.entropy == pytest.approx(float(loop.augment.policy.entropy().detach()))
-        assert not stats.stepped, pair
+        assert not loop.pair(0.7).stats.stepped, pair
     logits = loop.augment.policy.keep_logits.detach().clone()
     assert logits.any()
-    assert loop.pair(0.95).stats is None
+    assert loop.pair(0.7).stats is None
     assert torch.equal(loop.augment.policy.keep_logits, logits)
 
 
