@@ -75,6 +75,7 @@ def test_every_page_with_code_has_its_test():
 def test_first_page():
     names = reader()
     names["model"] = nn.Sequential(ToFloat(), names["model"])
+    names["held_out"] = [(names["images"], names["targets"])]
     run("index", names)
     assert names["learner"].pairs == 2
 
@@ -168,7 +169,7 @@ def test_reliability():
 def test_tutorial(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib").use("agg")
     monkeypatch.chdir(tmp_path)
-    for part, count in (("train", 8), ("test", 2)):
+    for part, count in (("train", 10), ("test", 2)):
         for label in ("cat", "dog"):
             folder = tmp_path / part / label
             folder.mkdir(parents=True)
@@ -176,7 +177,7 @@ def test_tutorial(tmp_path, monkeypatch):
                 Image.effect_noise((72, 64), 50 + index).convert("RGB").save(
                     folder / f"{index}.png"
                 )
-    smaller = {"epochs=50": "epochs=1", "batch_size=64": "batch_size=4", "64": "32"}
+    smaller = {"epochs = 50": "epochs = 1", "batch_size=64": "batch_size=4", "64": "32"}
     names = run("tutorial", {}, smaller)
     assert len(names["history"]) == 1
     for file in ("metrics.csv", "run.pt", "policy.png", "tables.png", "samples.png", "policy.json"):

@@ -51,7 +51,7 @@ def run(packages: tuple[str, ...], tests: tuple[str, ...], out: Path) -> str:
     shown = subprocess.run(
         [sys.executable, "-c", SHOWN], env=environment, check=True, capture_output=True, text=True
     )
-    command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{test}" for test in tests)]
+    command = [sys.executable, "-m", "pytest", *(f"tests/{test}" for test in tests)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     found = dict.fromkeys(("passed", "failed", "skipped", "error"), 0)
     for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout):
