@@ -596,10 +596,14 @@ def test_the_state_has_the_smoothed_gradient():
     one, other = Steered(), Steered()
     one.pair(0.7)
     state = one.learner.state_dict()
-    name, mean = next(iter(state["held_out_mean"].items()))
-    for bad in ({name: mean[:1]}, {"other": mean}, [mean]):
+    known = state["held_out"]
+    name, mean = next(iter(known["mean"].items()))
+    for bad in ({name: mean[:1]}, {"other": mean}, [mean], None):
         with pytest.raises(ValueError, match="held-out gradient"):
-            other.learner.load_state_dict(state | {"held_out_mean": bad})
+            other.learner.load_state_dict(state | {"held_out": known | {"mean": bad}})
+    for bad in (7, known | {"position": -1}, {"mean": {}}):
+        with pytest.raises(ValueError, match="position"):
+            other.learner.load_state_dict(state | {"held_out": bad})
     other.learner.load_state_dict(state)
     other.model.load_state_dict(one.model.state_dict())
     for loop in (one, other):

@@ -114,7 +114,7 @@ def test_reference_and_strength():
     names = run("guides/reference_and_strength", reader() | {"held_out": [(None,)], "pairs": 4000})
     learner, augment = names["learner"], OLAAugment(strength=1)
     told = OLALearner.recommended(learner._model, augment, [(None,)], 4000)
-    for name in ("learn_pairs", "learn_every", "smoothing"):
+    for name in ("learn_pairs", "learn_every"):
         assert getattr(learner, name) == getattr(told, name)
     assert learner.updater.explores
     assert told.updater.explores

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.actions import Actions
@@ -17,7 +15,8 @@ from ola_augment.alignment import GradientAlignment, NotFinite
 from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
-from ola_augment.training.reward import all_ranks, mean_over_ranks
+from ola_augment.training.held_out import BatchLoss, HeldOut
+from ola_augment.training.reward import all_ranks
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
@@ -25,8 +24,6 @@ from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
 _VERSION = 2
-#: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
-BatchLoss = Callable[..., Tensor]
 
 
 @dataclass
@@ -152,8 +149,6 @@ class OLALearner:
             raise ValueError(
                 f'reference must be "next", "current" or held-out batches, got {reference!r}'
             )
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
         self.updater = updater or _updater(augment.policy, lr, learn_pairs is not None)
         if self.updater.policy is not augment.policy:
             raise ValueError("updater must be of augment.policy, it updates another policy")
@@ -177,10 +172,7 @@ class OLALearner:
         self.transform = augment
         self.policy: Policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
-        self._held_out = None if isinstance(reference, str) else _Cycle(reference)
-        self.smoothing = smoothing
-        self._held_out_mean: dict[str, Tensor] = {}
-        self._loss = loss or _cross_entropy
+        self._held_out = None if isinstance(reference, str) else HeldOut(reference, smoothing, loss)
         self.thermostat = thermostat
         self.learn_every = learn_every
         self.learn_pairs = learn_pairs
@@ -308,7 +300,7 @@ class OLALearner:
         try:
             count = self._enter("augmented", first)
             if count == 0 and self._held_out is not None and step.learns:
-                self._gradients = self._smoothed(self._held_out_gradients(self._held_out.next()))
+                self._gradients = self._held_out.gradients(self._model)
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
             usable = True
@@ -420,36 +412,6 @@ class OLALearner:
             raise RuntimeError("no gradient reached the model: run backward inside plain_step()")
         return found
 
-    def _held_out_gradients(self, held_out: tuple[Any, ...]) -> dict[str, Tensor]:
-        """G of a held-out batch; gradients and buffers of the model stay as they are."""
-        parameters = trainable_parameters(self._model)
-        device = next(iter(parameters.values())).device
-        batch = [part.to(device) if isinstance(part, Tensor) else part for part in held_out]
-        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        try:
-            loss = self._loss(self._model, *batch)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-        return {
-            name: mean_over_ranks(gradient)
-            for name, gradient in zip(parameters, gradients, strict=True)
-            if gradient is not None
-        }
-
-    def _smoothed(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The running mean of held-out gradients; one that is not finite does not enter it."""
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
-            return gradients  # the pair will be skipped
-        mean, share = self._held_out_mean, 1 - self.smoothing
-        self._held_out_mean = {
-            name: torch.lerp(mean[name], gradient, share) if name in mean else gradient
-            for name, gradient in gradients.items()
-        }
-        return self._held_out_mean
-
     def state_dict(self) -> dict[str, Any]:
         """Policy, meta-optimizer, accumulated gradients, generator, counts; plain tensors and data.
 
@@ -477,8 +439,7 @@ class OLALearner:
             "pairs": self.pairs,
             "skipped": self.skipped,
             "half": self._half[0],
-            "held_out": None if self._held_out is None else self._held_out.position,
-            "held_out_mean": {name: mean.clone() for name, mean in self._held_out_mean.items()},
+            "held_out": None if self._held_out is None else self._held_out.state_dict(),
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
         }
 
@@ -508,14 +469,12 @@ class OLALearner:
         half = state.get("half", "")
         if half not in ("", "plain" if self.plain_first else "augmented"):
             raise ValueError(f"state is of a learner with another order of halves: {half!r}")
-        counts = [state.get("pairs"), state.get("skipped"), state.get("held_out") or 0]
+        counts = [state.get("pairs"), state.get("skipped")]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"state is damaged: counts {counts}")
-        mean, parameters = state.get("held_out_mean", {}), trainable_parameters(self._model)
-        for name, part in mean.items() if isinstance(mean, Mapping) else [("", mean)]:
-            known = parameters.get(name)
-            if known is None or not isinstance(part, Tensor) or part.shape != known.shape:
-                raise ValueError(f"state's held-out gradient of {name!r} does not fit the model")
+        restore = None
+        if self._held_out is not None:
+            restore = self._held_out.checked(state["held_out"], self._model)
         before = {name: value.clone() for name, value in self.policy.state_dict().items()}
         try:
             if generator is not None:
@@ -529,12 +488,9 @@ class OLALearner:
             raise ValueError(f"state does not fit this learner: {error}") from error
         if generator is not None:
             generator.set_state(saved)  # type: ignore[arg-type]
-        if self._held_out is not None:
-            self._held_out.position = counts[2]  # type: ignore[assignment]
-        self._held_out_mean = {
-            name: value.to(parameters[name], copy=True) for name, value in mean.items()
-        }
-        self.pairs, self.skipped = counts[:2]  # type: ignore[assignment]
+        if restore is not None:
+            restore()
+        self.pairs, self.skipped = counts  # type: ignore[assignment]
         self.drop()
         self._half = (half, self.micro_batches if half else 0)
 
@@ -543,33 +499,3 @@ def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpda
     if isinstance(policy, OLAPolicy) and policy.strength is not None:
         return ValueUpdater(policy, explore=explore)
     return GARUpdater(policy, lr=lr)
-
-
-class _Cycle:
-    """Batches without end, from a position on."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        if iter(batches) is batches:  # it can be read once only
-            raise ValueError("reference must be a list or loader of batches, got an iterator")
-        self._batches = batches
-        self._iterator: Iterator[Any] = iter(())
-        self._read = 0
-        self.position = 0
-
-    def next(self) -> tuple[Any, ...]:
-        if self._read != self.position:  # just loaded
-            self._iterator = itertools.islice(iter(self._batches), self.position, None)
-        batch = next(self._iterator, None)
-        if batch is None:
-            self._iterator, self.position = iter(self._batches), 0
-            batch = next(self._iterator, None)
-            if batch is None:
-                raise ValueError("reference holds no batch")
-        self.position += 1
-        self._read = self.position
-        return tuple(batch)
-
-
-def _cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    inputs = inputs if inputs.is_floating_point() else inputs.float() / 255
-    return F.cross_entropy(model(inputs), targets)
