@@ -69,10 +69,10 @@ def against_oracle(runs: Path, bed: str) -> plt.Figure:
     useful = [100 * statistics.mean(known[name].values()) for name in names]
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.axhline(1 / len(names), color="0.8", zorder=0)
-    axes.scatter(useful, probs, color=COLORS["ola"])
+    axes.scatter(useful, probs.tolist(), color=COLORS["ola"])
     for name, x, y in zip(names, useful, probs.tolist(), strict=True):
         axes.annotate(name, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
-    rank = spearmanr(useful, probs).statistic
+    rank = spearmanr(useful, probs.tolist()).statistic
     axes.set_title(f"{bed}: rank correlation {rank:+.2f}, {len(policies)} seeds")
     axes.set_xlabel("test accuracy with this operation alone (%)")
     axes.set_ylabel("learned probability of drawing it")
@@ -93,7 +93,7 @@ def target(runs: Path, bed: str) -> plt.Figure:
     figure, axes = plt.subplots(len(rows), 10, figsize=(9, 3), layout="constrained")
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         for place, image in zip(line, row, strict=True):
-            place.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            place.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
             place.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure

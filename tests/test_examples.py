@@ -295,6 +295,6 @@ def test_what_was_learned_in_a_sentence(monkeypatch):
     with torch.no_grad():
         policy.keep_logits[names.index("rotate")] = 3
         policy.keep_logits[names.index("invert")] = -4
-    assert learned([policy, policy]) == "ola learned to use: rotate ±68°; to avoid: invert"
+    assert learned([policy, policy]) == "ola learned to use: rotate ±67°; to avoid: invert"
     uniform = "ola learned to use: all alike; to avoid: none"
     assert learned([OLAPolicy(strength=1.0)]) == learned([OLAPolicy()]) == uniform
