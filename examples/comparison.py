@@ -52,8 +52,10 @@ def row(bed: str, results: dict[str, list[dict[str, Any]]]) -> str:
     if "ola" in results:
         cells.append(f"{statistics.mean(r['strength'] for r in results['ola']):.1f}")
     if {"ola", "uniform"} <= results.keys():
-        seconds = [[r["seconds"] for r in results[method]] for method in ("ola", "uniform")]
-        cells.append("{:.2f}".format(*(a / b for a, b in [map(statistics.median, seconds)])))
+        ola, uniform = (
+            statistics.median(r["seconds"] for r in results[m]) for m in ("ola", "uniform")
+        )
+        cells.append(f"{ola / uniform:.2f}")
     return f"| {bed} | {' | '.join(cells)} |"
 
 
@@ -71,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, default=Path("runs/comparison"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    methods = options.method
-    rows = []
+    methods, rows = options.method, []
     for bed in options.bed:
         results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
         for seed in range(options.seeds):
