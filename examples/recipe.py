@@ -84,6 +84,12 @@ def fill_in(options: argparse.Namespace) -> None:
         raise ValueError(f"--learn-until must lie in (0, 1], got {options.learn_until}")
 
 
+def is_recommended(options: argparse.Namespace) -> bool:
+    """Whether nothing of the recommended setting was changed."""
+    named = SETTINGS["recommended"].items()
+    return options.learn_every is None and all(getattr(options, n) == value for n, value in named)
+
+
 def described(options: argparse.Namespace) -> str:
     """The settings of a run of OLA, for the line above a table."""
     every = options.learn_every or 1
@@ -156,23 +162,28 @@ def make_learner(
     learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
     reference: Any = options.reference
     learn_every = options.learn_every or 1
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(preprocess.test(images)), labels)
+
     if reference == "held-out":
         parts = -(-len(batches.late[0]) // options.batch_size)
         reference = list(zip(*(part.tensor_split(parts) for part in batches.late), strict=True))
         learn_every = options.learn_every or max(1, learned // ENOUGH_PAIRS)
+    if is_recommended(options):
+        learner = OLALearner.recommended(model, augment, reference, pairs, loss)
+        if options.shuffle:
+            learner.updater.reward = shuffled
+        return learner
     thermostat = updater = None
     if options.strength == "steered":
-        thermostat = Thermostat(augment.policy, lower_after=3 * pairs // 10)
+        thermostat = Thermostat(augment.policy, lower_after=pairs // 4)
     if options.shuffle:
         updater = ValueUpdater(augment.policy, explore=True, reward=shuffled)
     elif options.strength == "learned":
         updater = GARUpdater(
             augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
         )
-
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(model(preprocess.test(images)), labels)
-
     return OLALearner(
         model,
         augment,

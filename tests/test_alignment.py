@@ -410,6 +410,26 @@ def test_fallback_for_one_function() -> None:
     assert relative_error(engine.align(g), per_example(model, x, y, g)) < 1e-10
 
 
+def test_fallback_around_fused_attention() -> None:
+    """Its fused kernel has no second derivative: parameters reach it unfused."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        key = torch.special.xlog1py(x, net.w.abs())
+        query = net.query.expand(len(x), -1, -1)
+        return F.scaled_dot_product_attention(query, key, net.a(x), net.bias).mean(1)
+
+    def make() -> nn.Module:
+        return Net(
+            forward, w=parameter(4), query=parameter(3, 4), bias=parameter(3, 5), a=nn.Linear(4, 4)
+        )
+
+    model, x, y = problem(make, (B, 5, 4), DOUBLE)
+    g = random_direction(model)
+    engine = GradientAlignment(model, fallback=True)
+    capture(engine, model, x, y)
+    assert relative_error(engine.align(g), per_example(model, x, y, g)) < 1e-10
+
+
 MIXING = {
     "flip": lambda net, x: net.a(x.flip(0)),
     "neighbour": lambda net, x: net.a(x + 0.1 * x.roll(1, 0)),

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, UniformAugment
 from ola_augment.training import Callback, fit
+from ola_augment.training.checkpoint import load_checkpoint
 
 STEPS = 15  # of three epochs of five batches: pairs lie across epochs
 
@@ -122,6 +123,14 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     again = Run()
     # the odd last batch has no partner: its capture is not saved, the batch before it is
     assert without_times(again.fit(resume=tmp_path / "run.ckpt")) == without_times(history)
+
+
+def test_a_pair_across_two_epochs_is_saved_when_it_is_complete(tmp_path):
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        Run().fit(checkpoint_path=path, checkpoint_every=100, callbacks=[Stop(7)])
+    state = load_checkpoint(path)
+    assert (state["epoch"], state["batches"], state["count"]) == (2, 1, 6)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -220,6 +220,7 @@ def fit(
             history.append(record)
             batches_done, seconds = 0, 0.0
             save(epoch + 1, 0)
+            due = due or not run.between_pairs  # as soon as the open pair is complete
             write_metrics()
             bar.set_postfix_str(progress_text(record))
     return history

@@ -230,7 +230,7 @@ class OLALearner:
             reference=held_out,
             learn_every=max(1, explored // 250),
             learn_pairs=explored,
-            thermostat=Thermostat(augment.policy, lower_after=3 * pairs // 10),  # type: ignore[arg-type]
+            thermostat=Thermostat(augment.policy, lower_after=explored),  # type: ignore[arg-type]
             loss=loss,
         )
 
