@@ -5,7 +5,8 @@
 
 The comparison methods augment every batch (their usual form), train from the start on the images
 that OLA holds out for a while, and for ``--time`` times the epochs, which is what OLA's learning
-costs. Runs that are in ``--out`` are not repeated.
+costs. ``strength-...`` augments every other batch, as OLA does, with all operations alike, so many
+an image. Runs that are in ``--out`` are not repeated.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from beds import BEDS
 from ola_augment import load_policy
 
 COMPARED = ["none", "randaugment", "trivialaugment", "uniform"]
-METHODS = [*COMPARED, "ola", "shuffled"]
+STRENGTHS = [name for name in train.METHODS if name.startswith("strength-")]
+METHODS = [*COMPARED, "ola", "shuffled", *STRENGTHS]
 
 
 def run(bed: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Test accuracy, seconds, and for OLA what it draws most and least."""
     paths = {"cifar10": options.cifar, "omniglot": options.omniglot}
-    compared = method in COMPARED
-    epochs = round(BEDS[bed].epochs * (options.time if compared else 1))
+    compared = method in train.METHODS
+    epochs = round(BEDS[bed].epochs * (options.time if method in COMPARED else 1))
     out = options.out / bed / ("shuffled" if method == "shuffled" else "runs")
     arguments = ["--epochs", str(epochs), "--out", str(out), "--quiet", "--resume"]
-    arguments += ["--shuffle"] * (method == "shuffled")
+    arguments += ["--shuffle"] * (method == "shuffled") + ["--interleave"] * (method in STRENGTHS)
     chosen = method if compared else "ola"
     result = train.run(chosen, seed, BEDS[bed].load(paths, seed), train.parse_arguments(arguments))
     if not compared:
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--bed", nargs="+", choices=BEDS, default=list(BEDS))
     add("--seeds", type=int, default=5)
-    add("--method", nargs="+", choices=METHODS, default=METHODS[:-1], help="shuffled: a control")
+    add("--method", nargs="+", choices=METHODS, default=METHODS[:5], help="shuffled: a control")
     add("--time", type=float, default=1.2, help="OLA's time for an epoch over the others'")
     add("--cifar", help="folder or zip of CIFAR-10 images, instead of torchvision's download")
     add("--omniglot", help="folder or zip of characters, for the bed of that name")

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from beds import BEDS
-from comparison import COMPARED
+from comparison import COMPARED, STRENGTHS
 from learning_signal import ORACLES, read_oracles
 from scipy.stats import spearmanr, t
 
@@ -23,10 +23,10 @@ COLORS = {"none": "0.6", "randaugment": "#56b4e9", "trivialaugment": "#0072b2"}
 COLORS |= {"uniform": "#e69f00", "ola": "#d55e00"}
 
 
-def accuracies(runs: Path, bed: str) -> dict[str, list[float]]:
+def accuracies(runs: Path, bed: str, methods: list[str]) -> dict[str, list[float]]:
     """Test accuracies (%) by method, of the seeds that ran."""
     found = {}
-    for method in [*COMPARED, "ola"]:
+    for method in methods:
         results = sorted((runs / bed / "runs").glob(f"{method}-seed*/result.json"))
         found[method] = [100 * json.loads(r.read_text())["accuracy"] for r in results]
     return {method: scores for method, scores in found.items() if scores}
@@ -36,7 +36,7 @@ def compared(runs: Path, beds: list[str]) -> plt.Figure:
     """Test accuracy less the mean of UniformAugment's, with 95 % intervals, bed by bed."""
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.62 * len(beds)), layout="constrained")
     for row, bed in enumerate(beds):
-        scores = accuracies(runs, bed)
+        scores = accuracies(runs, bed, [*COMPARED, "ola"])
         base = statistics.mean(scores["uniform"])
         for place, (method, values) in enumerate(scores.items()):
             half = 0.0
@@ -79,6 +79,36 @@ def against_oracle(runs: Path, bed: str) -> plt.Figure:
     return figure
 
 
+def by_strength(runs: Path, beds: list[str]) -> plt.Figure:
+    """Test accuracy beyond none's at given strengths, bed by bed, and at OLA's own choice."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    colors = plt.get_cmap("viridis")(torch.linspace(0, 0.9, len(beds)).tolist())
+    for bed, color in zip(beds, colors, strict=True):
+        means = {
+            method: statistics.mean(scores)
+            for method, scores in accuracies(runs, bed, [*STRENGTHS, "ola"]).items()
+        }
+        base, own = means["strength-0"], means.pop("ola")
+        strengths = [float(method.removeprefix("strength-")) for method in means]
+        axes.plot(strengths, [mean - base for mean in means.values()], "o-", color=color, label=bed)
+        chosen = [mean_strength(f) for f in (runs / bed / "runs").glob("ola-seed*/metrics.jsonl")]
+        star = {"marker": "*", "s": 220, "edgecolor": "black", "zorder": 3}
+        axes.scatter(statistics.mean(chosen), own - base, color=color, **star)
+    axes.axhline(0, color="0.8", zorder=0)
+    axes.set_xlabel("operations an image, in every other batch (stars: OLA, mean over its run)")
+    axes.set_ylabel("test accuracy beyond no augmentation (points)")
+    axes.set_title("How much to augment depends on the amount of data")
+    axes.legend(frameon=False)
+    return figure
+
+
+def mean_strength(metrics: Path) -> float:
+    """Applied operations an image over a run of OLA."""
+    return statistics.mean(
+        json.loads(line)["applied_ops"] for line in metrics.read_text().splitlines()
+    )
+
+
 def target(runs: Path, bed: str) -> plt.Figure:
     """Training images, images from where the model is used, and what was learned from them."""
     data = BEDS[bed].load({}, 0)
@@ -109,8 +139,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     beds = [bed for bed in BEDS if (options.runs / bed).exists()]
     # An interval of two seeds says nothing.
-    several = [b for b in beds if min(map(len, accuracies(options.runs, b).values())) > 2]
+    several = [
+        b
+        for b in beds
+        if min(map(len, accuracies(options.runs, b, [*COMPARED, "ola"]).values())) > 2
+    ]
     figures = {"compared": compared(options.runs, several or beds)}
+    steered = [b for b in beds if len(accuracies(options.runs, b, STRENGTHS)) == len(STRENGTHS)]
+    if steered:
+        figures["strength"] = by_strength(options.runs, steered)
     for bed in read_oracles(ORACLES):
         if bed in beds:
             figures[f"oracle_{bed}"] = against_oracle(options.runs, bed)

@@ -10,6 +10,7 @@ with the same result, when the same command is given again with ``--resume``.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -70,6 +71,16 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
         v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
+    # Any operation alike, so many an image: what OLA's thermostat chooses from.
+    **{
+        f"strength-{strength}": functools.partial(
+            lambda strength, space, generator: OLAAugment(
+                space, strength=strength, generator=generator
+            ),
+            strength,
+        )
+        for strength in (0, 0.5, 1, 2, 4)
+    },
 }
 
 
@@ -165,7 +176,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     }
     if isinstance(augment, PolicyTransform):
         augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
-    if isinstance(augment, OLAAugment):
+    if method == "ola":
         save_policy(augment.policy, out / "policy.json")
         policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
     # Last: where it is, the run is finished.

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ola_augment import OLAPolicy, load_policy
+from ola_augment import OLAAugment, OLALearner, OLAPolicy, load_policy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 matplotlib.use("agg")
@@ -277,9 +277,43 @@ def test_comparison_and_its_pictures(run, tmp_path, monkeypatch):
     assert head.split(" | ")[1:] == [*methods, "strength", "time / uniform |"]
     assert row.count(" ± ") == 6
     assert run(*options, "--method", *methods).splitlines()[-1] == row  # nothing is run again
+    strengths = [f"strength-{strength}" for strength in (0, 0.5, 1, 2, 4)]
+    head, _, row = run(*options[:-3], 1, *options[-2:], "--method", *strengths).splitlines()[-3:]
+    assert head.split(" | ")[1:] == [*strengths[:-1], strengths[-1] + " |"]
     run("results_figures.py", "--runs", runs, "--out", tmp_path)
-    for name in ("compared", "oracle_rotated", "target"):
+    for name in ("compared", "oracle_rotated", "target", "strength"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_default_is_the_recommended_setting(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    train, recipe, data = (importlib.import_module(m) for m in ("train", "recipe", "data"))
+    options = train.parse_arguments(["--epochs", "30"])
+    images = data.load_data("digits").subset(200, 0)
+    batches = recipe.make_batches(images, options, 0, learns=True)
+    pairs = 30 * len(batches) // 2
+    made = [
+        recipe.make_learner(
+            torch.nn.Linear(1, 1),
+            recipe.make_augment("wide_long", changed, torch.Generator()),
+            batches,
+            data.Preprocess(images, 0),
+            changed,
+        )
+        for changed in (options, train.parse_arguments(["--epochs", "30", "--shuffle"]))
+    ]
+    told = OLALearner.recommended(torch.nn.Linear(1, 1), OLAAugment(strength=1), [(None,)], pairs)
+    for learner in made:
+        assert learner.reference == told.reference == "held out"
+        for name in ("learn_pairs", "learn_every", "micro_batches"):
+            assert getattr(learner, name) == getattr(told, name)
+        kept = ("up", "down", "raise_above", "lower_below", "most", "lower_after", "smoothing")
+        for name in kept:
+            assert getattr(learner.thermostat, name) == getattr(told.thermostat, name)
+        assert learner.updater.explores
+        assert learner.policy.strength == 1
+    assert made[0].updater.reward is told.updater.reward
+    assert made[1].updater.reward is recipe.shuffled
 
 
 def test_strip(run, tmp_path):

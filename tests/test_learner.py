@@ -577,7 +577,7 @@ def test_the_recommended_setting():
     learner = OLALearner.recommended(model, augment, [batch(99)], pairs=3000)
     assert (learner.learn_pairs, learner.learn_every) == (750, 3)
     assert learner.updater.explores
-    assert learner.thermostat.lower_after == 900
+    assert learner.thermostat.lower_after == 750
     short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert (short.learn_pairs, short.learn_every) == (1, 1)
     for arguments, error, message in (
