@@ -138,22 +138,19 @@ def _check_values(actions: Actions, space: SearchSpace) -> None:
     _check_range("ops", ops, -1, len(space) - 1, f" for space {space.name!r}", other)
     _check_range("magnitude_bins", bins, 0, space.num_magnitude_bins - 1, "", other)
     used = np.arange(slots) < num_ops[:, None]
-    if ((ops >= 0) != used).any():
+    misplaced = (ops >= 0) != used
+    if misplaced.any():
         raise ValueError(
             "actions.ops must be -1 in the slots from num_ops on, and only there, got "
-            f"{ops[((ops >= 0) != used).any(1)][0].tolist()}"
+            f"{ops[misplaced.any(1)][0].tolist()}"
         )
     if (keep & ~used).any():
         raise ValueError("actions.keep must be False in the slots from num_ops on")
-    if not (np.abs(signs) == 1).all():
-        raise ValueError(f"actions.signs must be -1 or +1, got {signs[np.abs(signs) != 1][0]}")
-    if not ((centers >= 0) & (centers < 1)).all():
-        bad = centers[~((centers >= 0) & (centers < 1))][0]
-        raise ValueError(f"actions.centers must lie in [0, 1), got {bad}")
+    _check_all("signs", signs, np.abs(signs) == 1, "be -1 or +1")
+    _check_all("centers", centers, (centers >= 0) & (centers < 1), "lie in [0, 1)")
     # A little above 0 is what rounding makes of a certain draw.
-    if not ((log_prob > -np.inf) & (log_prob <= 1e-3)).all():
-        bad = log_prob[~((log_prob > -np.inf) & (log_prob <= 1e-3))][0]
-        raise ValueError(f"actions.log_prob must be finite and at most 0, got {bad}")
+    possible = (log_prob > -np.inf) & (log_prob <= 1e-3)
+    _check_all("log_prob", log_prob, possible, "be finite and at most 0")
 
 
 def _check_range(
@@ -164,3 +161,8 @@ def _check_range(
             f"actions.{name} must lie in {low} .. {high}{where}, got "
             f"{values.min()} .. {values.max()}{hint}"
         )
+
+
+def _check_all(name: str, values: NDArray[Any], fine: NDArray[np.bool_], rule: str) -> None:
+    if not fine.all():
+        raise ValueError(f"actions.{name} must {rule}, got {values[~fine][0]}")

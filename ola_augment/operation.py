@@ -135,10 +135,11 @@ class Operation:
             if self.low is not None or self.signed:
                 raise ValueError(f"{own} takes no magnitude and no sign")
             return
-        if self.low is None or self.high is None:
+        if self.low is None:
             if not self._has_own_function:
                 raise ValueError(f"{own} needs magnitudes: pass low and high")
             return
+        assert self.high is not None
         if not inside(domain, (self.low, self.high), self.signed):
             raise ValueError(
                 f"{own} accepts magnitudes in [{domain[0]:g}, {domain[1]:g}], "
@@ -167,8 +168,9 @@ class Operation:
                 f"magnitude_bin must lie in 0 .. num_bins - 1 of at least 2 bins, "
                 f"got {magnitude_bin} of {num_bins}"
             )
-        if self.low is None or self.high is None:
+        if self.low is None:
             return 0.0
+        assert self.high is not None
         span, steps = self.high - self.low, float(num_bins - 1)
         if self.side is not None:
             span *= width if self.side == "width" else height

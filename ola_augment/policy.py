@@ -419,7 +419,7 @@ class OLAPolicy(Policy):
         if strength is None:
             num_ops = F.log_softmax(self.num_ops_logits.clone(), dim=0)
             return LogProbs(num_ops, F.logsigmoid(keep), F.logsigmoid(-keep), magnitude)
-        applied = torch.full_like(keep, strength / self.max_ops, requires_grad=False)
+        applied = torch.full_like(keep, strength / self.max_ops)
         return LogProbs(
             num_ops=_log_one_hot(self.max_ops - 1, self.max_ops).to(keep.dtype),
             keep=applied.log(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -322,6 +324,32 @@ def test_batch_norm_in_training_returns_shares_of_the_total(layer: nn.Module) ->
     own = by_jvp(model, x, y, g)
     assert torch.allclose(alignments.sum(), own.sum(), rtol=1e-10)
     assert relative_error(alignments, own) > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(B, 4), (B, 4, 3), (B, 4, 3, 2)])
+def test_shares_of_batch_norm_are_those_of_the_gradient_that_each_example_sends(shape) -> None:
+    """delta_i times the normalised input, and delta_i; also where the mean is far from 0."""
+    kind = nn.BatchNorm1d if len(shape) < 4 else nn.BatchNorm2d
+
+    def make() -> nn.Module:
+        norm = kind(4, eps=0.1)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        return nn.Sequential(norm, nn.Flatten(), nn.Linear(math.prod(shape[1:]), 4))
+
+    for dtype, offset, error in ((DOUBLE, 0, 1e-10), (torch.float32, 100, 1e-5)):
+        model, x, y = problem(make, shape, dtype)
+        x += offset
+        g = {name: part for name, part in random_direction(model).items() if name.startswith("0.")}
+        engine = GradientAlignment(model)
+        capture(engine, model, x, y)
+        exact = copy.deepcopy(model).double()
+        normalised = exact[0](x.double())
+        (delta,) = torch.autograd.grad(sum_loss(exact[1:](normalised), y), normalised)
+        along = (1, 4, *(1,) * (len(shape) - 2))
+        xhat = (normalised - exact[0].bias.view(along)) / exact[0].weight.view(along)
+        tangent = g["0.weight"].view(along) * xhat + g["0.bias"].view(along)
+        expected = (delta * tangent).flatten(1).sum(1)
+        assert relative_error(engine.align(g).double(), expected.detach()) < error
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

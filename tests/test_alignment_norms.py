@@ -1,13 +1,16 @@
 """Norms of the examples' gradients, against one float64 gradient per example."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from alignment_oracles import random_direction, sum_loss
+from alignment_oracles import per_example, random_direction, sum_loss
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from ola_augment import GradientAlignment
+from ola_augment.alignment.rules import layers
 
 
 def true_norms(model, x, y, loss=sum_loss):
@@ -95,9 +98,67 @@ class Twice(nn.Module):
         return self.inner(x, x.sin())
 
 
+class Functional(nn.Module):
+    """A function of the input and of parameters that have no layer."""
+
+    def __init__(self, function, *shapes):
+        super().__init__()
+        self.function = function
+        self.parts = nn.ParameterList(torch.randn(shape) for shape in shapes)
+
+    def forward(self, x):
+        return self.function(x, *self.parts).flatten(1)
+
+
+MEAN, VAR = torch.linspace(-1, 1, 4).double(), torch.linspace(0.01, 2, 4).double()
+FUNCTIONS = {
+    "linear": (F.linear, [(5, 6)], (2, 6)),
+    "bilinear": (lambda x, w: F.bilinear(x, x.sin(), w), [(3, 6, 6)], (6,)),
+    "conv1d": (F.conv1d, [(9, 8, 2), (9,)], (8, 4)),
+    "conv2d": (F.conv2d, [(10, 8, 2, 2)], (8, 3, 3)),
+    "conv2d, many positions": (F.conv2d, [(2, 3, 2, 2)], (3, 6, 6)),
+    "conv2d, numbers": (lambda x, w: F.conv2d(x, w, None, 2, 1, 1, 2), [(8, 4, 3, 3)], (8, 4, 4)),
+    "conv2d, names": (
+        lambda x, w: F.conv2d(x, w, stride=(2, 1), dilation=2), [(9, 8, 2, 2)], (8, 5, 4),
+    ),
+    "conv3d": (F.conv3d, [(8, 6, 2, 2, 2)], (6, 3, 2, 2)),
+    "transposed": (F.conv_transpose2d, [(12, 5, 2, 2), (5,)], (12, 2, 2)),
+    "transposed, numbers": (
+        lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1, 2, 2), [(12, 5, 3, 3)], (12, 2, 2),
+    ),
+    "addmm": (lambda x, b, w: torch.addmm(b, x, w), [(4,), (5, 4)], (5,)),
+    "addmm, scaled": (
+        lambda x, b, w: b.addmm(x, w, beta=3, alpha=0.5), [(1, 4), (5, 4)], (5,),
+    ),
+    "baddbmm, left": (
+        lambda x, b, w: torch.baddbmm(b, w.expand(len(x), -1, -1), x), [(4,), (3, 2)], (2, 4),
+    ),
+    "baddbmm, right": (
+        lambda x, b, w: torch.baddbmm(b, x, w.expand(len(x), -1, -1), beta=3, alpha=0.5),
+        [(3,), (4, 3)], (2, 4),
+    ),
+    "batch norm": (lambda x, w, b: F.batch_norm(x, MEAN, VAR, w, b), [(4,), (4,)], (4, 3)),
+    "instance norm": (lambda x, w, b: F.instance_norm(x, None, None, w, b), [(4,), (4,)], (4, 3)),
+    "instance norm, running": (
+        lambda x, w, b: F.instance_norm(x, MEAN, VAR, w, b, use_input_stats=False),
+        [(4,), (4,)], (4, 3),
+    ),
+    "group norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [(4,), (4,)], (4, 3)),
+    "layer norm": (lambda x, w, b: F.layer_norm(x, (4, 3), w, b), [(4, 3), (4, 3)], (2, 4, 3)),
+    "layer norm, shift": (lambda x, b: F.layer_norm(x, (3,), bias=b), [(3,)], (2, 3)),
+    "RMS norm": (lambda x, w: F.rms_norm(x, (3,), w), [(3,)], (2, 3)),
+    "RMS norm, wide": (lambda x, w: F.rms_norm(x, (3,), w, 0.5), [(3,)], (2, 3)),
+    "PReLU": (lambda x, w: F.prelu(x, w), [(4,)], (4, 3)),
+}  # fmt: skip
+CASES |= {
+    f"functional {name}": (lambda f=function, s=shapes: Functional(f, *s), shape)
+    for name, (function, shapes, shape) in FUNCTIONS.items()
+}
+
+
 @pytest.mark.parametrize("known", [False, True], ids=["pairs", "reference first"])
 @pytest.mark.parametrize("name", CASES)
-def test_norms_are_those_of_one_gradient_per_example(name, known):
+def test_norms_and_alignments_are_those_of_one_gradient_per_example(name, known):
     torch.manual_seed(0)
     make, shape = CASES[name]
     model = make().double()
@@ -105,11 +166,13 @@ def test_norms_are_those_of_one_gradient_per_example(name, known):
     true = true_norms(model, x, y)
     engine = GradientAlignment(model)
     g = random_direction(model)
+    aligned = per_example(model, x, y, g)
     for _ in range(3):
         with engine.capture(norms=True, gradients=g if known else None) as captured:
             sum_loss(model(x), y).backward()
         torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=1e-12)
-        assert captured.align(*(() if known else (g,))).shape == (5,)
+        found = captured.align(*(() if known else (g,)))
+        torch.testing.assert_close(found, aligned, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=1e-12)
 
 
@@ -131,6 +194,64 @@ def test_embedding_rows_that_are_read_twice_meet():
     with GradientAlignment(model).capture(norms=True) as captured:
         sum_loss(model(x), y).backward()
     torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("padding", [None, 3, -2])
+def test_embedding_by_its_function(padding):
+    torch.manual_seed(0)
+    model = Functional(lambda x, w: F.embedding(x, w, padding), (5, 2)).double()
+    x, y = torch.randint(5, (7, 4)), torch.randint(3, (7,))
+    g = random_direction(model)
+    with GradientAlignment(model).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+    torch.testing.assert_close(captured.align(g), per_example(model, x, y, g), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    "option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}]
+)
+def test_embeddings_whose_gradients_are_not_their_examples_are_refused(option):
+    model = Functional(lambda x, w: F.embedding(x, w, **option), (5, 2))
+
+    def captured():
+        with GradientAlignment(model).capture():
+            model(torch.randint(5, (7, 4))).sum().backward()
+
+    with pytest.raises(RuntimeError, match="embedding with max_norm, scale_grad_by_freq or sparse"):
+        captured()
+
+
+def crops(x, w):
+    return F.conv2d(x.flatten(0, 1), w).reshape(len(x), -1)
+
+
+# Input, shape of w, and whether the Gram matrices of T x T cost fewer multiplications for an
+# example and group, T T (O + I), than its gradient, T O I.
+WAYS = {
+    "linear, 4 x 4 x 16 <= 4 x 64": (F.linear, (4, 8), (8, 8), True),
+    "linear, 5 x 5 x 16 > 5 x 64": (F.linear, (5, 8), (8, 8), False),
+    "groups, 3 x 3 x 20 <= 3 x 64": (partial(F.conv2d, groups=2), (8, 2, 4), (8, 4, 2, 2), True),
+    "groups, 4 x 4 x 20 > 4 x 64": (partial(F.conv2d, groups=2), (8, 2, 5), (8, 4, 2, 2), False),
+    "transposed, 7 x 7 x 32 <= 7 x 240": (F.conv_transpose2d, (12, 1, 7), (12, 5, 2, 2), True),
+    "transposed, 8 x 8 x 32 > 8 x 240": (F.conv_transpose2d, (12, 1, 8), (12, 5, 2, 2), False),
+    "two crops, 6 x 6 x 40 <= 6 x 256": (crops, (2, 8, 2, 4), (8, 8, 2, 2), True),
+    "two crops, 8 x 8 x 40 > 8 x 256": (crops, (2, 8, 2, 5), (8, 8, 2, 2), False),
+}
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_norms_take_the_way_that_costs_less(case, monkeypatch):
+    function, shape, weight, gram = WAYS[case]
+    calls, original = [], layers.gram_norms
+    monkeypatch.setattr(layers, "gram_norms", lambda *rows: calls.append(1) or original(*rows))
+    torch.manual_seed(0)
+    model = Functional(function, weight).double()
+    x, y = torch.randn(5, *shape).double(), torch.randint(3, (5,))
+    with GradientAlignment(model).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y), rtol=1e-10, atol=0)
+    assert bool(calls) == gram
 
 
 def test_a_function_without_a_rule():

@@ -112,13 +112,22 @@ def test_what_policies_draw_is_accepted_everywhere():
         ("signs", (2, 1), 7, "got 7"),
         ("ops", (2, 1), 19, r"-1 \.\. 18 .* \.\. 19"),
         ("magnitude_bins", (2, 1), 31, r"0 \.\. 30, got 0 \.\. 31"),
+        ("num_ops", 2, 4, r"1 \.\. 3, got \d \.\. 4"),
+        ("num_ops", 2, 0, r"1 \.\. 3, got 0 \.\. \d"),
     ],
 )
 def test_refusals_quote_the_bad_value(field, where, value, quoted):
     good = drawn()
     check_actions(good._replace(log_prob=torch.full((4,), 1e-3)), SPACE)
+    check_actions(good._replace(log_prob=good.log_prob.bfloat16()), SPACE)
     with pytest.raises(ValueError, match=quoted):
         check_actions(changed(field, where, value), SPACE)
+    allowed = torch.full((4,), 1e-3).index_fill(0, torch.tensor([2]), 2e-3)
+    with pytest.raises(ValueError, match=r"got 0\.002"):  # and not what stands before it
+        check_actions(good._replace(log_prob=allowed), SPACE)
+    misplaced = used(1)._replace(ops=torch.tensor([[0, 1, 2]] * 3 + [[4, -1, 7]]))
+    with pytest.raises(ValueError, match=r"and only there, got \[4, -1, 7\]"):
+        check_actions(misplaced, SPACE)
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -146,10 +155,11 @@ def test_forged_actions_are_refused_everywhere(name):
 
 
 def test_an_operation_twice_is_no_draw_without_replacement():
-    actions = used(3)._replace(ops=torch.tensor([[0, 1, 2]] * 3 + [[1, 2, 1]]))
-    with pytest.raises(ValueError, match="distinct"):
-        OLAPolicy(SPACE, 3).log_prob(actions)
-    assert RandAugmentPolicy(SPACE, 3).log_prob(actions).shape == (4,)
+    for twice in ([1, 2, 1], [0, 2, 0], [3, 3, 0]):
+        actions = used(3)._replace(ops=torch.tensor([[0, 1, 2]] * 3 + [twice]))
+        with pytest.raises(ValueError, match="distinct"):
+            OLAPolicy(SPACE, 3).log_prob(actions)
+        assert RandAugmentPolicy(SPACE, 3).log_prob(actions).shape == (4,)
 
 
 def test_a_policy_of_your_own_cannot_draw_anything_else():
@@ -407,6 +417,8 @@ def test_tables_of_another_shape_are_refused(tables, message):
         {"keep": torch.full((19,), 3.0)},
         {"magnitude": torch.full((19, 31), -math.inf)},
         {"magnitude": torch.zeros(19, 31)},
+        {"keep": torch.full((19,), -math.inf), "drop": torch.full((19,), -math.inf)},
+        {"keep": torch.zeros(19).double(), "drop": torch.full((19,), 0.5).double().log()},
     ],
 )
 def test_tables_that_are_no_probabilities_are_refused(tables):

@@ -19,6 +19,7 @@ from ola_augment import (
     save_policy,
     testing,
 )
+from ola_augment.files import describe_policy, read_transform
 
 
 def changed_policy(space="wide_long"):
@@ -108,8 +109,11 @@ def test_own_kernels_come_back_with_the_space(tmp_path):
     assert load_policy(tmp_path / "policy.json", space).space is space
     with pytest.raises(ValueError, match="unknown operation 'mine'"):
         load_policy(tmp_path / "policy.json")
-    with pytest.raises(ValueError, match="other operations"):
+    with pytest.raises(ValueError, match=r"other operations.*'wide_long': \['mine', 'invert'\]"):
         load_policy(tmp_path / "policy.json", SearchSpace.wide_long())
+    save_policy(SplitPolicy(2), tmp_path / "split.json")
+    with pytest.raises(ValueError, match=r"other operations.*'custom': None"):
+        load_policy(tmp_path / "split.json", space)
 
 
 def test_bad_files_are_refused(tmp_path):
@@ -132,8 +136,31 @@ def test_bad_files_are_refused(tmp_path):
     refused(good | {"kind": "Unpickler"}, "not a complete policy file: KeyError.*Unpickler")
     refused(good | {"arguments": {"max_ops": 2, "more": 1}}, "not a complete policy file")
     refused(good | {"arguments": [2]}, "not a complete policy file")
+    for bins in ({}, [31], "31", None):
+        space = good["space"] | {"num_magnitude_bins": bins}
+        refused(good | {"space": space}, "not a complete policy file: TypeError.*must be an int")
+    refused(good | {"space": good["space"] | {"operations": 3}}, "not a complete policy file")
     logits = good["logits"]
     refused(good | {"logits": logits | {"num_ops_logits": [0.0]}}, "shapes")
     refused(good | {"logits": logits | {"num_ops_logits": [0.0, float("nan")]}}, "NaN")
     with pytest.raises(FileNotFoundError):
         load_policy(tmp_path / "missing.json")
+
+
+def test_what_a_transform_adds_comes_back(tmp_path):
+    path = tmp_path / "policy.json"
+    save_policy(changed_policy(), path)
+    assert read_transform(path) == {}
+    save_policy(changed_policy(), path, transform={"fill": [1, 2, 3]})
+    assert read_transform(path) == {"fill": [1, 2, 3]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"transform": ["x" * 50]}))
+    with pytest.raises(ValueError, match=r"transform is \['x{38}$"):
+        read_transform(path)
+
+
+def test_descriptions_are_equal_where_logits_are_interchangeable():
+    same = describe_policy(OLAPolicy("rand_augment", 2))
+    assert describe_policy(OLAPolicy(SearchSpace.rand_augment(), 2)) == same
+    assert describe_policy(SplitPolicy(2)) == describe_policy(SplitPolicy(2))
+    others = OLAPolicy("rand_augment", 3), OLAPolicy("wide_long", 2), SplitPolicy(2), SplitPolicy(3)
+    assert len({same, *map(describe_policy, others)}) == 5

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import runpy
+import stat
 import subprocess
 import sys
 import time
@@ -65,6 +66,30 @@ def test_permissions_and_links_stay(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_new_file_has_the_permissions_of_the_umask_and_survives_a_power_cut(
+    tmp_path, monkeypatch
+):
+    path, synced, original = tmp_path / "new", [], os.fsync
+
+    def recorded(number):
+        folder = stat.S_ISDIR(os.fstat(number).st_mode)
+        synced.append(("folder" if folder else "file", path.exists()))
+        original(number)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    before = os.umask(0o027)
+    try:
+        write_atomically(path, b"new")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    # What it holds before its name appears, and then its name.
+    assert synced == [("file", False), ("folder", True)]
+    path = tmp_path / ("n" * 250)  # the temporary name is not longer still
+    write_atomically(path, b"long")
+    assert path.read_bytes() == b"long"
+
+
 def refused(path, content, message):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=message) as refusal:
@@ -72,17 +97,26 @@ def refused(path, content, message):
     assert str(path) in str(refusal.value)
 
 
-def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
+def test_a_small_file_does_not_ask_for_much_memory(tmp_path, monkeypatch):
     path = tmp_path / "policy.json"
     save_policy(UniformPolicy("rand_augment"), path)
     good = json.loads(path.read_text())
     space = good["space"]
     for bins in (10**8, 10**400, 100_000, -(10**9)):
         refused(path, good | {"space": space | {"num_magnitude_bins": bins}}, "more than 1000000")
+    refused(path, good | {"space": space | {"num_magnitude_bins": 10**400}}, "is 10{19}, more")
     save_policy(SplitPolicy(2), path)
     good = json.loads(path.read_text())
-    for number in (10**9, 1e300, float("inf"), float("nan")):
+    for number in (10**6 + 1, 10**9, 1e300, float("inf"), float("nan")):
         refused(path, good | {"arguments": {"num_splits": number}}, "num_splits is")
+    refused(path, good | {"arguments": {"num_splits": 10**6}}, "logits of shapes")
+    save_policy(SplitPolicy(2), path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ola_augment.files._MOST_BYTES", path.stat().st_size)
+        assert len(load_policy(path).logits) == 2
+        patch.setattr("ola_augment.files._MOST_BYTES", path.stat().st_size - 1)
+        with pytest.raises(ValueError, match="larger than"):
+            load_policy(path)
     path.write_bytes(b" " * (64 * 2**20 + 1))
     with pytest.raises(ValueError, match="larger than"):
         load_policy(path)
@@ -90,7 +124,7 @@ def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
 
 def test_an_entry_twice_and_a_deep_document_are_refused(tmp_path):
     path = tmp_path / "policy.json"
-    refused(path, '{"format": 1, "format": 2}', "'format' occurs twice")
+    refused(path, '{"kind": 0, "format": 1, "format": 2}', "'format' occurs twice")
     refused(path, "[" * 100_000, "not a policy file")
 
 

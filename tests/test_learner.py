@@ -245,10 +245,121 @@ def test_micro_batches_make_one_half(reference):
     torch.testing.assert_close(whole.updater.seen[0][1], parts.updater.seen[0][1])
 
 
-def test_every_second_pair_teaches():
+def test_every_second_pair_teaches_and_the_others_capture_nothing(monkeypatch):
+    captures, original = [], GradientAlignment.capture
+
+    def counted(engine, **options):
+        captures.append(options)
+        return original(engine, **options)
+
+    monkeypatch.setattr(GradientAlignment, "capture", counted)
     loop = Loop(learn_every=2)
     assert [loop.pair(i).stats is not None for i in range(4)] == [True, False, True, False]
     assert loop.learner.skipped == 0
+    assert len(captures) == 2
+
+
+def test_a_half_that_is_run_twice_gives_up_the_pair_before():
+    loop = Loop()
+    loop.augmented(0)
+    images, targets = batch(2)
+    images = loop.learner.augment(images)  # of the second, before its block
+    with loop.learner.augmented_step():
+        loss_of(loop.model, images, targets).backward()
+    loop.step()
+    assert loop.plain(1).stats.stepped
+    assert (loop.learner.pairs, loop.learner.skipped) == (1, 1)
+    [(actions, alignments)] = loop.updater.seen
+    assert len(alignments) == actions.batch_size == B
+    other = transform()
+    other.augment(batch(0)[0])
+    assert torch.equal(actions.ops, other.augment(batch(2)[0])[1].ops)
+
+    loop = Loop(reference="current")
+    for index in range(2):
+        loop.optimizer.zero_grad()
+        with loop.learner.plain_step():
+            loss_of(loop.model, *batch(index)).backward()
+    assert loop.augmented(0).stats.stepped
+    assert (loop.learner.pairs, loop.learner.skipped) == (1, 1)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_micro_batch_that_is_not_finite_costs_the_pairs_reward(bad):
+    loop = Loop(reference=[batch(1)], micro_batches=2)
+    for pair in range(2):
+        for index in range(2):
+            factor = torch.nan if (pair, index) == (0, bad) else 1.0
+            with loop.learner.augmented_step() as step:
+                images, targets = batch(index)
+                images = loop.learner.augment(images)
+                (factor * loss_of(loop.model, images, targets)).backward()
+            loop.optimizer.zero_grad()
+        assert (step.stats is None) == (pair == 0)
+        for index in range(2):
+            with loop.learner.plain_step():
+                loss_of(loop.model, *batch(index)).backward()
+    assert (loop.learner.pairs, loop.learner.skipped) == (2, 1)
+    [(actions, alignments)] = loop.updater.seen
+    assert actions.batch_size == len(alignments) == 2 * B
+
+
+def test_defaults_of_the_updater():
+    assert OLALearner(network(), transform()).updater.optimizer.param_groups[0]["lr"] == 0.03
+    assert OLALearner(network(), transform(), 0.2).updater.optimizer.param_groups[0]["lr"] == 0.2
+
+
+def test_an_updater_of_ones_own_gets_alignments_alone():
+    class Recorder:
+        per_example = True
+
+        def __init__(self, policy):
+            self.policy = policy
+
+        def step(self, actions, *signal):
+            self.seen = actions, *signal
+
+    loop = Loop()
+    updater = Recorder(loop.augment.policy)
+    loop.learner = OLALearner(loop.model, loop.augment, updater=updater)
+    loop.pair(0)
+    actions, alignments = updater.seen
+    assert actions.batch_size == B
+    expected = expected_of_first_pair("next", cosine=False)
+    torch.testing.assert_close(alignments, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_cosines_of_unused_and_frozen_parameters_and_of_no_gradient(known):
+    """They are those over what is trained; an example without a gradient has 0."""
+    model = network()
+    model[1].bias.requires_grad_(False)
+    model[1].bias.grad = torch.full((8,), 1e3)  # left from before it was frozen
+    model.unused = nn.Parameter(torch.ones(3))
+    augment = transform()
+    updater = Spy(augment.policy)
+    learner = OLALearner(
+        model, augment, updater=updater, cosine=True, reference=[batch(1)] if known else "next"
+    )
+    weights = torch.ones(B).index_fill(0, torch.tensor([2]), 0)
+    with learner.augmented_step():
+        images, targets = batch(0)
+        images = learner.augment(images)
+        losses = F.cross_entropy(model(images.float() / 255), targets, reduction="none")
+        (weights * losses).mean().backward()
+    model[1].weight.grad = model[3].weight.grad = model[3].bias.grad = None
+    with learner.plain_step():
+        loss_of(model, *batch(1)).backward()
+
+    def trained(rows):  # the rows of `gradients` have the frozen bias after the first weight
+        first = model[1].weight.numel()
+        return torch.cat([rows[:, :first], rows[:, first + 8 :]], 1)
+
+    rows = trained(gradients(network(), images, targets)) * weights[:, None]
+    g = trained(gradients(network(), *batch(1))).mean(0)
+    [(_, found)] = updater.seen
+    torch.testing.assert_close(found, F.cosine_similarity(rows, g[None]), rtol=1e-4, atol=1e-6)
+    assert found[2] == 0
 
 
 def test_other_engines_and_the_next_loss():
@@ -275,6 +386,28 @@ def test_other_engines_and_the_next_loss():
         loop.model, loop.augment, updater=NSLRUpdater(loop.augment.policy, accumulate=2)
     )
     assert [loop.pair(i).stats.stepped for i in range(2)] == [False, True]
+
+
+def test_held_out_batches_of_an_engine_that_aligns_afterwards():
+    """Its capture takes no gradients."""
+    model, augment = network(), transform()
+
+    def losses(model, images, targets):
+        return F.cross_entropy(model(images.float() / 255), targets, reduction="none")
+
+    updater = Spy(augment.policy)
+    engine = DirectionalAlignment(model, losses, method="jvp")
+    learner = OLALearner(model, augment, updater=updater, engine=engine, reference=[batch(1)])
+    images, targets = batch(0)
+    with learner.augmented_step(learner.augment(images), targets) as step:
+        step.losses.mean().backward()
+    expected = B * expected_of_first_pair("held out", cosine=False)
+    torch.testing.assert_close(updater.seen[0][1], expected, rtol=1e-4, atol=1e-6)
+    with (
+        pytest.raises(ValueError, match="DirectionalAlignment cannot take loss_scale=2"),
+        learner.augmented_step(images, targets, loss_scale=2.0),
+    ):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
@@ -313,6 +446,7 @@ def test_stopped_after_every_pair_and_resumed(reference):
         file.seek(0)
         for name, state in torch.load(file, weights_only=True).items():
             getattr(second, name).load_state_dict(state)
+        assert second.learner.state_dict()["pairs"] == stop  # and can be saved again at once
         for index in range(stop, 6):
             second.pair(index)
         assert all(map(torch.equal, whole.logits(), second.logits()))
@@ -340,6 +474,7 @@ def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
             refused.append(stop)
             continue
         second.learner.load_state_dict(state)
+        assert second.learner.state_dict()["half"] == state["half"]
         second.model.load_state_dict(first.model.state_dict())
         second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
         for half in second.halves()[stop:]:
@@ -482,8 +617,18 @@ def test_what_does_not_belong_together_is_refused_at_once():
     engine = DirectionalAlignment(model, loss_of)
     with pytest.raises(ValueError, match="norms"):
         OLALearner(model, augment, cosine=True, engine=engine)
-    with pytest.raises(ValueError, match="next loss"):
-        OLALearner(model, augment, cosine=True, updater=NSLRUpdater(augment.policy))
+    for options in (
+        {"cosine": True},
+        {"reference": "current"},
+        {"reference": [batch(0)]},
+        {"engine": GradientAlignment(model)},
+    ):
+        with pytest.raises(ValueError, match="next loss"):
+            OLALearner(model, augment, updater=NSLRUpdater(augment.policy), **options)
+    learner = OLALearner(model, augment)
+    learner.check_model(model)
+    with pytest.raises(ValueError, match="model that is trained"):
+        learner.check_model(network())
 
 
 def test_the_updaters_reward_gets_the_norms_it_takes():
@@ -567,9 +712,11 @@ def test_it_explores_as_long_as_it_learns_and_then_draws_by_values():
 def test_a_policy_that_was_frozen_while_it_explored_stays_as_it_is():
     loop = Steered(learn_pairs=2)
     loop.pair(0.9)
+    strength = loop.augment.policy.strength
     loop.augment.freeze()
-    loop.pair(0.9)
+    loop.pair(1.0)
     assert not loop.augment.policy.keep_logits.any()
+    assert loop.augment.policy.strength == strength
 
 
 def test_the_recommended_setting():
@@ -625,14 +772,78 @@ def test_the_state_has_the_thermostat():
     assert other.thermostat.accuracy == 0.7
 
 
+def test_the_thermostats_rule_written_out():
+    accuracies = [1.0] * 60 + [0.0, 0.2, 1.0] * 10 + [0.0] * 200 + [1.0] * 60
+    thermostat = Thermostat(OLAPolicy(strength=1.0))
+    strength, mean = 1.0, 0.0
+    seen = set()
+    for accuracy in accuracies:
+        mean = 0.95 * mean + (1 - 0.95) * accuracy
+        if mean > 0.9:
+            strength = min(strength + 0.02, 4.0)
+        elif mean < 0.5:
+            strength = max(strength - 0.01, 0.0)
+        assert thermostat.step(accuracy) == pytest.approx(strength, abs=1e-5)
+        assert thermostat.policy.strength == pytest.approx(strength, abs=1e-5)
+        assert thermostat.accuracy == pytest.approx(mean)
+        seen.add(round(strength, 2))
+    assert 0.0 in seen  # and it rises from there
+    assert strength > 0
+    assert thermostat.calls == len(accuracies)
+
+
+def test_at_its_bounds_a_thermostat_stays():
+    policy = OLAPolicy(strength=2.0)
+    edges = {"raise_above": 0.75, "lower_below": 0.25, "smoothing": 0.0, "up": 0.5, "down": 0.25}
+    thermostat = Thermostat(policy, lower_after=2, most=2.5, **edges)
+    steps = [(0.75, 2.0), (0.0, 2.0), (0.25, 2.0), (0.125, 1.75), (1.0, 2.25), (0.875, 2.5)]
+    for accuracy, strength in steps:
+        assert thermostat.step(accuracy) == strength
+    policy.strength = 3.0  # above the most: it is not lowered for that
+    assert thermostat.step(1.0) == 3.0
+    still = Thermostat(policy, up=0, down=0, smoothing=0.0)
+    assert (still.step(1.0), still.step(0.0)) == (3.0, 3.0)
+    never = Thermostat(policy, lower_below=0, raise_above=0, most=0, smoothing=0.0)
+    assert (never.step(0.0), never.step(1.0)) == (3.0, 3.0)
+    policy.strength = 0.005
+    assert Thermostat(policy, down=0.01).step(0.0) == 0
+
+
+def test_states_of_a_thermostat():
+    policy = OLAPolicy(strength=1.0)
+    one, other = Thermostat(policy), Thermostat(policy)
+    other.step(0.5)
+    one.load_state_dict(other.state_dict())
+    assert (one.calls, one.accuracy) == (1, other.accuracy)
+    one.load_state_dict(Thermostat(policy).state_dict())
+    assert (one.calls, one.accuracy) == (0, 0.0)
+    one.load_state_dict({"accuracy": 1.0, "calls": 7})
+    for bad, message in (
+        ({"accuracy": -0.5}, r"accuracy must lie in \[0, 1\], got -0\.5"),
+        ({"accuracy": 1.5}, "accuracy"),
+        ({"accuracy": float("nan")}, "accuracy"),
+        ({"accuracy": None}, "accuracy"),
+        ({"calls": -1}, "calls must be an int of 0 or more, got -1"),
+        ({"calls": 2.0}, "calls"),
+        ({"calls": None}, "calls"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.load_state_dict(Thermostat(policy).state_dict() | bad)
+        assert (one.calls, one.accuracy) == (7, 1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda policy: Thermostat(OLAPolicy()), ValueError, "strength"),
         (lambda policy: Thermostat(UniformAugment().policy), TypeError, "OLAPolicy"),
         (lambda policy: Thermostat(policy, raise_above=0.4), ValueError, "ordered"),
+        (lambda policy: Thermostat(policy, raise_above=1.5), ValueError, "ordered"),
+        (lambda policy: Thermostat(policy, lower_below=-0.5), ValueError, "ordered"),
         (lambda policy: Thermostat(policy, up=-1), ValueError, "up"),
+        (lambda policy: Thermostat(policy, down=-1), ValueError, "down"),
         (lambda policy: Thermostat(policy, most=5), ValueError, "most"),
+        (lambda policy: Thermostat(policy, most=-1), ValueError, "most"),
         (lambda policy: Thermostat(policy, smoothing=1), ValueError, "smoothing"),
         (lambda policy: Thermostat(policy, lower_after=-1), ValueError, "lower_after"),
         (lambda policy: Thermostat(policy).step(1.5), ValueError, "accuracy"),

@@ -19,6 +19,7 @@ from ola_augment import (
     OLAPolicy,
     Policy,
     RandAugment,
+    SearchSpace,
     SplitPolicy,
     UniformPolicy,
 )
@@ -307,6 +308,7 @@ class OwnPolicy(Policy):
 def test_a_users_own_kind_of_policy_learns(submodule):
     policy = OwnPolicy(submodule)
     assert isinstance(policy.log_probs(), LogProbs)
+    assert policy.space == SearchSpace.rand_augment()
     if not submodule:
         assert not list(nn.Sequential(policy).parameters())
         assert policy.own_logits.is_shared()
@@ -344,6 +346,14 @@ def test_repr_shows_what_was_learned():
     assert "rotate: kept 0.95, mean bin 30.0" in shown
     assert "identity: kept 0.50\n" in shown
     assert "nan" not in repr(OLAAugment())
+    strong = OLAPolicy("rand_augment", strength=1.5)
+    with torch.no_grad():
+        strong.keep_logits[:3] = -50
+    shown = repr(strong).splitlines()
+    assert "space='rand_augment', max_ops=4, strength=1.5" in shown[0] + shown[1]
+    assert not any("operations:" in line for line in shown)
+    assert any(line.strip() == "rotate: drawn 0.09, mean bin 15.0" for line in shown)
+    assert any(line.strip() == "equalize: drawn 0.00" for line in shown)
     assert "num_ops=2, magnitude=9" in repr(RandAugment().policy)
     assert "num_ops=1, keep_prob=1.0" in repr(UniformPolicy("rand_augment", 1, 1.0))
     assert "usage=[0.67, 0.67, 0.67]" in repr(SplitPolicy(3))

@@ -80,7 +80,10 @@ POLICIES = {
     "all slots": random_policy(seed=7, strength=2),
     "uniform": UniformPolicy(SMALL),
     "trivial": UniformPolicy(SMALL, num_ops=1, keep_prob=1.0),
+    "never": UniformPolicy(SMALL, keep_prob=0.0),
     "rand": RandAugmentPolicy(SMALL, num_ops=2, magnitude=1),
+    "rand, first bin": RandAugmentPolicy(SMALL, num_ops=1, magnitude=0),
+    "rand, none": RandAugmentPolicy(SMALL, num_ops=0, magnitude=1),
 }
 
 
@@ -98,6 +101,15 @@ def test_entropy_is_that_of_the_enumerated_distribution(name):
     torch.testing.assert_close(
         POLICIES[name].entropy().detach().double(), exact, rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_applied_operations_are_those_of_the_enumerated_distribution(name):
+    outcomes = enumerate_actions(POLICIES[name])
+    probs = POLICIES[name].log_prob(outcomes).detach().double().exp()
+    expected = (probs * outcomes.keep.sum(1)).sum()
+    found = POLICIES[name].applied_ops().detach().double()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_log_prob_is_algorithm_2_written_out():
@@ -171,11 +183,29 @@ def test_signs_and_centres():
     assert (centers.mean(0) - 0.5).abs().max() < 0.02
 
 
-def test_operations_of_one_image_are_distinct_without_replacement():
-    drawn = OLAPolicy("wide_long").sample(2000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("make", [OLAPolicy, lambda: UniformPolicy(num_ops=4)])
+def test_operations_of_one_image_are_distinct_without_replacement(make):
+    drawn = make().sample(2000, torch.Generator().manual_seed(0))
     for ops, count in zip(drawn.ops.tolist(), drawn.num_ops.tolist(), strict=True):
         assert len(set(ops[:count])) == count
         assert ops[count:] == [-1] * (4 - count)
+
+
+def test_settings_that_are_not_given():
+    for policy in (OLAPolicy(), OLAPolicy("rand_augment"), UniformPolicy(), RandAugmentPolicy()):
+        assert policy.space.num_magnitude_bins == 31
+    assert UniformPolicy().arguments() == {"num_ops": 2, "keep_prob": 0.5}
+    assert RandAugmentPolicy().arguments() == {"num_ops": 2, "magnitude": 9}
+    assert (OLAPolicy().space.name, UniformPolicy().space.name) == ("wide_long",) * 2
+    assert RandAugmentPolicy().space.name == "rand_augment"
+    for kind in (OLAPolicy, UniformPolicy, RandAugmentPolicy):
+        assert kind("rand_augment", num_magnitude_bins=11).space.num_magnitude_bins == 11
+
+
+def test_no_operations_are_one_slot_that_is_never_kept():
+    drawn = RandAugmentPolicy(num_ops=0).sample(5)
+    assert drawn.ops.shape == (5, 1)
+    assert not drawn.keep.any()
 
 
 def test_unused_and_dropped_slots_are_canonical():
@@ -243,10 +273,19 @@ def test_actions_of_another_policy_are_refused():
     ("make", "error", "message"),
     [
         (lambda: OLAPolicy(max_ops=0), ValueError, r"1 \.\. 19"),
-        (lambda: OLAPolicy(SMALL, max_ops=4), ValueError, r"1 \.\. 3"),
+        (
+            lambda: OLAPolicy(SMALL, max_ops=4),
+            ValueError,
+            r"1 \.\. 3 \(the operations of space 'custom'\), got 4",
+        ),
+        (lambda: RandAugmentPolicy(num_ops=1001), ValueError, r"1 \.\. 1000, got 1001"),
+        (lambda: RandAugmentPolicy(num_ops=-1), ValueError, "num_ops must be 0 or more, got -1"),
         (lambda: OLAPolicy(max_ops=2.0), TypeError, "int"),
         (lambda: UniformPolicy(keep_prob=1.5), ValueError, "keep_prob"),
+        (lambda: UniformPolicy(keep_prob=-0.5), ValueError, "keep_prob"),
         (lambda: RandAugmentPolicy(magnitude=31), ValueError, r"0 \.\. 30"),
+        (lambda: RandAugmentPolicy(magnitude=-1), ValueError, r"0 \.\. 30, got -1"),
+        (lambda: RandAugmentPolicy(magnitude=True), TypeError, "magnitude"),
         (lambda: RandAugmentPolicy(magnitude=9.0), TypeError, "magnitude"),
         (lambda: OLAPolicy("ra"), ValueError, "unknown space"),
         (lambda: OLAPolicy().sample(-1), ValueError, "n must"),
@@ -286,9 +325,14 @@ def test_strength_is_in_the_state_is_not_learned_and_bad_states_are_refused():
     assert other.strength == 2.5
     assert not policy.requires_grad_(True).expected_ops.requires_grad
     for bad in (5.0, -1.0, math.nan):
-        with pytest.raises(RuntimeError, match="expected_ops"):
+        with pytest.raises(RuntimeError, match=r"\texpected_ops must lie in 0 \.\. 4, got"):
             other.load_state_dict(policy.state_dict() | {"expected_ops": torch.tensor(bad)})
     assert other.strength == 2.5
+    with pytest.raises(RuntimeError, match=r"expected_ops must have shape \(\), got \(2,\)"):
+        other.load_state_dict(policy.state_dict() | {"expected_ops": torch.zeros(2)})
+    for end in (0.0, 4.0):
+        other.load_state_dict(OLAPolicy(strength=end).state_dict())
+        assert other.strength == end
     assert OLAPolicy().strength is None
 
 
@@ -299,6 +343,41 @@ def test_operation_probabilities_need_replacement():
 
     with pytest.raises(ValueError, match="replacement=True"):
         Own(SMALL).sample(1)
+
+    class Repeated(RandAugmentPolicy):
+        ops = torch.full((3,), 1 / 3).log()
+
+        def log_probs(self):
+            return super().log_probs()._replace(ops=self.ops)
+
+    policy = Repeated(SMALL, magnitude=1)
+    assert policy.sample(1).ops.shape == (1, 2)
+    for ops, error, message in (
+        (torch.full((2,), 0.5).log(), ValueError, r"ops must have shape \(3,\), got \(2,\)"),
+        ([0.0, 0.0, 0.0], TypeError, "ops must be a floating-point tensor"),
+        (torch.zeros(3), ValueError, "ops of Repeated must be log-probabilities"),
+    ):
+        policy.ops = ops
+        with pytest.raises(error, match=message):
+            policy.sample(1)
+
+
+def test_tables_of_logits_that_were_written_meanwhile_serve_one_draw(monkeypatch):
+    """Another process writes while they are computed, and later writes the old values again."""
+    policy = OLAPolicy(SMALL)
+    log_softmax = torch.nn.functional.log_softmax
+
+    def interrupted(logits, dim):
+        with torch.no_grad():
+            policy.num_ops_logits.copy_(torch.tensor([50.0, 0.0, 0.0]))
+        return log_softmax(logits, dim=dim)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "log_softmax", interrupted)
+        assert (policy.sample(100).num_ops == 1).all()
+    with torch.no_grad():
+        policy.num_ops_logits.zero_()
+    assert set(policy.sample(100).num_ops.tolist()) == {1, 2, 3}
 
 
 def test_default_number_of_operations_fits_the_space():

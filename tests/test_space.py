@@ -1,6 +1,7 @@
 """Search spaces against the table they implement."""
 
 import math
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import pytest
@@ -82,6 +83,63 @@ def test_print_shows_the_table():
     row = next(line for line in lines if line.startswith("rotate"))
     assert row.split() == ["rotate", "0", "67", "135", "yes"]
     assert next(line for line in lines if line.startswith("flip_lr")).split()[1:] == [*"---", "no"]
+
+
+def test_print_of_a_small_space():
+    operations = (
+        Operation("invert"),
+        Operation("color", 0.1, 1.9),
+        Operation("translate_x", 0, 32, integer=True, signed=True, side="width"),
+    )
+    assert str(SearchSpace(operations, 4, "small")).splitlines() == [
+        "SearchSpace 'small': 3 operations, 4 magnitude bins (pixels for 32x32 images)",
+        "operation    bin 0  bin 1  bin 3  signed",
+        "invert           -      -      -      no",
+        "color          0.1    0.7    1.9      no",
+        "translate_x   0 px  10 px  32 px     yes",
+    ]
+
+
+def test_settings_that_are_not_given():
+    for space in (
+        SearchSpace((Operation("invert"),)),
+        SearchSpace.rand_augment(),
+        SearchSpace.wide_long(),
+        named_space("rand_augment"),
+        named_space("wide_long"),
+    ):
+        assert space.num_magnitude_bins == 31
+    assert named_space("wide_long", 7) == SearchSpace.wide_long(7)
+    rotate = Operation("rotate", 0, 30)
+    assert (rotate.integer, rotate.signed, rotate.random, rotate.per) == (False, False, False, 32)
+
+
+def test_spaces_and_operations_do_not_change():
+    space = SearchSpace.rand_augment()
+    for changed, name in ((space, "num_magnitude_bins"), (space.operations[3], "high")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(changed, name, 7)
+    own = Operation("mine", 0, 1, kernel=abs, matrix=abs)
+    assert repr(own) == (
+        "Operation(name='mine', low=0, high=1, integer=False, signed=False, side=None, per=32, "
+        "random=False)"
+    )
+
+
+def test_ends_of_what_is_accepted():
+    assert SearchSpace.wide_long(10_000).num_magnitude_bins == 10_000
+    with pytest.raises(ValueError, match="at most 10,000, got 10001"):
+        SearchSpace.wide_long(10_001)
+    at_the_end = {"name": "translate_x", "low": 0, "high": 1, "side": "width"}
+    assert Operation(**at_the_end, per=10**6).per == 10**6
+    with pytest.raises(ValueError, match=r"per must lie in 1 \.\. 1,000,000, got 1000001"):
+        Operation(**at_the_end, per=10**6 + 1)
+    with pytest.raises(ValueError, match="got -1 of 31"):
+        Operation("rotate", 0, 30).magnitude(-1, 31, 8, 8)
+    assert Operation("invert").magnitude(7, 31, 8, 8) == 0
+    for size in ((0, 8), (8, 0)):
+        with pytest.raises(ValueError, match=f"height and width must be .* {size[0]} and"):
+            SearchSpace.wide_long().magnitudes(*size)
 
 
 def test_custom_space_with_a_kernel():

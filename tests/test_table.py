@@ -1,7 +1,7 @@
 """One row per operation: what is derived from it, and that a row and a kernel are enough."""
 
 import runpy
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +122,55 @@ def test_a_row_without_one_of_its_fields_cannot_be_made(missing):
         ("invert", {"exact": "table"}, TypeError, "cannot be run"),
         ("color", {"domain": (0, float("inf"))}, ValueError, "no finite interval"),
         ("color", {"domain": (1, 0)}, ValueError, "no finite interval"),
+        ("color", {"domain": (-float("inf"), 0)}, ValueError, "no finite interval"),
+        ("color", {"domain": (float("nan"), 0)}, ValueError, "no finite interval"),
         ("color", {"bound": -1}, ValueError, "bound"),
     ],
 )
 def test_incomplete_rows_are_refused(name, change, error, message):
     with pytest.raises(error, match=message):
         replace(TABLE[name], **change)
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        ("rotate shear_x shear_y translate_x translate_y", (-1e6, 1e6)),
+        ("color contrast brightness sharpness cutout", (0, 1e6)),
+        ("solarize", (0, 256)),
+        ("posterize", (0, 8)),
+    ],
+)
+def test_magnitudes_are_accepted_up_to_both_ends(names, ends):
+    for name in names.split():
+        assert Operation(name, *ends).domain == ends
+        for beyond in (np.nextafter(ends[0], -np.inf), np.nextafter(ends[1], np.inf)):
+            with pytest.raises(ValueError, match="accepts magnitudes in"):
+                Operation(name, beyond, 1)
+
+
+def test_mirrors_reverse_the_dimension_that_they_name():
+    images = torch.rand(2, 3, 4, 5)
+    mirrors = {name: row.exact.mirrored for name, row in TABLE.items() if row.geometric}
+    for name in ("flip_lr", "flip_ud"):
+        space, dim = SearchSpace((Operation(name),)), mirrors.pop(name)
+        assert torch.equal(apply_actions(images, space, draw(space, 2, 1)), images.flip(dim))
+    assert set(mirrors.values()) == {None}
+
+
+def test_a_row_of_one_magnitude_and_an_exact_one_are_complete():
+    assert replace(TABLE["color"], domain=(1, 1), bound=0).domain == (1, 1)
+
+
+def test_rows_do_not_change():
+    for made, name in ((TABLE["color"], "bound"), (LookUp(abs), "values"), (Affine(abs), "matrix")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, name, 7)
+
+
+def test_only_what_moves_pixels_is_geometric():
+    moving = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y", "flip_lr", "flip_ud"}
+    assert {name for name, row in TABLE.items() if row.geometric} == moving
 
 
 def test_names_are_distinct():

@@ -59,6 +59,7 @@ def test_step_is_equation_3():
         torch.testing.assert_close(new.detach(), old + 0.5 * gradient)
     assert stats.stepped
     assert math.isclose(stats.reward_mean, float(alignments.mean()), rel_tol=1e-5)
+    assert math.isclose(stats.reward_std, float(alignments.std(correction=0)), rel_tol=1e-5)
     assert math.isclose(stats.entropy, float(policy.entropy().detach()), rel_tol=1e-6)
     assert all(logits.grad is None for logits in policy.named_logits().values())
 
@@ -169,6 +170,51 @@ def test_state_continues_exactly(kind, tmp_path):
         wrong.load_state_dict(state["updater"])
 
 
+def test_nslr_makes_an_update_of_ten_steps_unless_told():
+    policy = OLAPolicy("rand_augment")
+    updater = NSLRUpdater(policy)
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(10, generator=generator)
+    stepped = [updater.step(policy.sample(8, generator), loss).stepped for loss in losses]
+    assert stepped == [False] * 9 + [True]
+    # Adam's first step is that of lr in every entry with a gradient.
+    largest = max(float(logits.abs().max()) for logits in logits_of(policy))
+    assert math.isclose(largest, 0.1, rel_tol=1e-3)
+
+
+def test_states_that_do_not_fit_are_refused():
+    policy = OLAPolicy("rand_augment")
+    updater = GARUpdater(policy, accumulate=3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        updater.step(policy.sample(8, generator), torch.randn(8, generator=generator))
+    state = updater.state_dict()
+    assert (len(state["pending"]), state["examples"]) == (2, [8.0, 8.0])
+    for fewer in (1, 2):
+        with pytest.raises(ValueError, match=f"holds 2 steps, this updater accumulates {fewer}"):
+            GARUpdater(policy, accumulate=fewer).load_state_dict(state)
+    optimizer = state["optimizer"]
+    [group] = optimizer["param_groups"]
+    grouped = {**optimizer, "param_groups": [group, {**group, "params": [9]}]}
+    fewer = {**optimizer, "param_groups": [{**group, "params": group["params"][1:]}]}
+    nan = [torch.full_like(gradient, math.nan) for gradient in state["pending"][1]]
+    for change, message in (
+        ({"examples": [8.0]}, "counts the examples of other steps"),
+        ({"pending": [state["pending"][0], nan]}, "gradients that are NaN or Inf"),
+        ({"optimizer": grouped}, r"other groups than \[3\]"),
+        ({"optimizer": fewer}, r"other groups than \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            updater.load_state_dict(state | change)
+    del state["examples"]
+    with pytest.raises(ValueError, match="counts the examples of other steps"):
+        updater.load_state_dict(state)
+    with pytest.raises(ValueError, match="another number of losses"):
+        NSLRUpdater(policy, accumulate=3).load_state_dict(
+            {**state, "kind": "NSLRUpdater", "losses": [torch.tensor(1.0)]}
+        )
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_alignments_that_are_not_finite_are_refused(bad):
     policy = OLAPolicy("rand_augment")
@@ -190,6 +236,8 @@ def test_bad_updates_are_refused():
         updater.step(policy.sample(3), torch.zeros(2))
     with pytest.raises(TypeError, match=r"alignments.*int64"):
         updater.step(policy.sample(2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="alignments must be a floating-point tensor, got list"):
+        updater.step(policy.sample(2), [0.0, 1.0])
     with pytest.raises(ValueError, match="at least one example"):
         updater.step(policy.sample(0), torch.zeros(0))
     with pytest.raises(ValueError, match=r"next_loss must have shape \(\)"):
@@ -246,6 +294,8 @@ def test_the_papers_settings_have_a_name():
     updater = GARUpdater.paper(OLAPolicy())
     assert updater.optimizer.param_groups[0]["lr"] == 0.1
     assert updater.reward is gradient_alignment_reward
+    assert updater.accumulate == 1
+    assert GARUpdater.paper(OLAPolicy(), accumulate=3).accumulate == 3
     assert GARUpdater(OLAPolicy()).optimizer.param_groups[0]["lr"] == 0.03
 
 

@@ -1,6 +1,8 @@
 """What goes wrong in one step of an updater stays in that step."""
 
+import math
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch import nn
 
-from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, OLAPolicy
+from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, OLAPolicy, Thermostat
+from ola_augment.training.reward import all_ranks, mean_over_ranks, normalize, sum_over_ranks
 
 B = 8
 
@@ -47,6 +50,16 @@ def test_a_cut_weight_pulls_ten_times():
         updater.step(actions._replace(log_prob=actions.log_prob + shift), values(0))
         gradients.append(logits_of(policy))
     torch.testing.assert_close(gradients[1], 10 * gradients[0])
+
+
+def test_the_largest_weight_itself_is_not_cut(monkeypatch):
+    monkeypatch.setattr("ola_augment.training.updater.MAX_WEIGHT", 1.0)  # that of fresh actions
+    policy = OLAPolicy("rand_augment", 2)
+    updater = GARUpdater(policy)
+    actions = drawn(policy)
+    old = actions._replace(log_prob=actions.log_prob - torch.eye(B)[3])
+    assert updater.step(old, values(0)).clipped == 1 / B
+    assert GARUpdater(OLAPolicy("rand_augment", 2)).step(actions, values(0)).clipped == 0
 
 
 class Interrupted(torch.optim.Adam):
@@ -136,7 +149,30 @@ def test_a_state_of_another_policy_is_refused_with_nothing_pending():
 
 def worker(rank, port):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    dist.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank, timeout=timedelta(seconds=60)
+    )
+    device = torch.device("cpu")
+    own = torch.tensor([1.0, 3.0 + 4 * rank])
+    assert sum_over_ranks(own).tolist() == [2.0, 10.0]
+    assert mean_over_ranks(own).tolist() == [1.0, 5.0]
+    assert own.tolist() == [1.0, 3.0 + 4 * rank]
+    answers = [all_ranks(okay, device) for okay in (True, False, rank == 0, rank == 1)]
+    assert answers == [True, False, False, False]
+    expected = (own - 3) / math.sqrt((4 + 0 + 4 + 16) / 4)
+    torch.testing.assert_close(normalize(own), expected)
+    policy = OLAPolicy("rand_augment", 2)
+    # One rank without examples; the reported loss is the mean of both.
+    updater = NSLRUpdater(policy, accumulate=2)
+    for loss in (1.0, 2.0):
+        own = drawn(policy, n=B * rank)
+        stats = updater.step(own, torch.tensor(loss + 2 * rank))
+        assert stats.clipped == 0
+    assert stats.stepped
+    assert stats.reward_mean == -2.5
+    thermostat = Thermostat(OLAPolicy("rand_augment", strength=1.0), smoothing=0.0)
+    thermostat.step(0.25 + 0.5 * rank)
+    assert thermostat.accuracy == 0.5
     policy = OLAPolicy("rand_augment", 2)
     updater = GARUpdater(policy)
     bad = values(0) * (float("nan") if rank else 1)

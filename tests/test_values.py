@@ -87,6 +87,11 @@ def test_good_operations_and_magnitudes_are_drawn_more_and_none_dies():
         signal = worth(actions, values) + torch.randn(64, generator=noise).double()
         stats = updater.step(actions, signal.float())
     assert stats.stepped
+    assert stats.clipped == 0
+    assert stats.reward_mean == pytest.approx(float(signal.mean()), rel=1e-4)
+    assert stats.reward_std == pytest.approx(float(signal.std(correction=0)), rel=1e-4)
+    assert stats.entropy == pytest.approx(float(policy.entropy().detach()), rel=1e-6)
+    assert not policy.magnitude_logits[0].any()  # it has no magnitude, and so no preference
     probs, magnitude = policy.log_probs().ops.exp(), policy.log_probs().magnitude.exp()
     assert probs[1] > 0.5 > probs[0] > probs[2] > 0.005
     assert int(magnitude[1].argmax()) == 2
@@ -107,6 +112,31 @@ def test_the_most_and_the_least_probable_differ_by_the_limit():
         updater.step(actions, worth(actions, [[-1.0] * 5, [1.0] * 5, [-1.0] * 5]).float())
     probs = policy.log_probs().ops.detach().exp()
     assert float(probs[1] / probs[0]) == pytest.approx(math.exp(3.0), rel=1e-2)
+
+
+def test_settings_that_are_not_given():
+    given = {"decay": 0.997, "scale": 1.0, "limit": 4.0, "prior": 10.0, "explore": False}
+    one = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0))
+    other = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0), **given)
+    for actions in draws(one.policy, 20):
+        signal = worth(actions, [[0.0] * 5, [0.0, 0.5, 1.0, 0.5, 0.0], [-0.5] * 5]).float()
+        assert one.step(actions, signal).stepped
+        other.step(actions, signal)
+    assert torch.equal(one.policy.keep_logits, other.policy.keep_logits)
+    assert torch.equal(one.policy.magnitude_logits, other.policy.magnitude_logits)
+    assert one.reward is gradient_alignment_reward
+    assert ValueUpdater(one.policy).reward is cosine_reward
+
+
+def test_with_decay_1_the_order_of_steps_does_not_matter():
+    found = []
+    for order in (1, -1):
+        updater = by_alignments(OLAPolicy(SPACE, max_ops=2, strength=1.0), decay=1.0)
+        for i, actions in [*enumerate(draws(updater.policy, 4))][::order]:
+            updater.step(actions, torch.randn(64, generator=torch.Generator().manual_seed(i)))
+        found.append(updater.values())
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
 def test_rewards_may_take_norms():
@@ -138,7 +168,14 @@ def test_state_comes_back_and_others_are_refused():
     wrong = ValueUpdater(OLAPolicy(strength=1.0)).state_dict()
     nan = one.state_dict() | {"moment": torch.full((9,), torch.nan)}
     adam = GARUpdater(OLAPolicy(SPACE, max_ops=2)).state_dict()
-    for state, message in ((wrong, "shape"), (nan, "NaN"), (adam, "GARUpdater"), ({}, "None")):
+    none = one.state_dict() | {"precision": None}
+    for state, message in (
+        (wrong, r"precision must have shape \(9, 9\), got \(57, 57\)"),
+        (nan, "moment holds NaN"),
+        (none, r"precision must have shape \(9, 9\), got None"),
+        (adam, "state is of a GARUpdater, this is a ValueUpdater"),
+        ({}, "None"),
+    ):
         with pytest.raises(ValueError, match=message):
             one.load_state_dict(state)
 
@@ -193,7 +230,9 @@ def test_bad_steps_change_nothing():
         (lambda: ValueUpdater(OLAPolicy()), ValueError, "strength"),
         (lambda: ValueUpdater(UniformPolicy()), TypeError, "OLAPolicy"),
         (lambda: ValueUpdater(OLAPolicy(strength=1.0), decay=0), ValueError, "decay"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), decay=1.01), ValueError, "decay"),
         (lambda: ValueUpdater(OLAPolicy(strength=1.0), scale=math.nan), ValueError, "scale"),
+        (lambda: ValueUpdater(OLAPolicy(strength=1.0), scale=math.inf), ValueError, "scale"),
         (lambda: ValueUpdater(OLAPolicy(strength=1.0), limit=0), ValueError, "limit"),
         (lambda: ValueUpdater(OLAPolicy(strength=1.0), prior=-1), ValueError, "prior"),
         (lambda: ValueUpdater(OLAPolicy(strength=1.0), reward=3), TypeError, "reward"),

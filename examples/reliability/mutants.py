@@ -3,14 +3,15 @@
     python examples/reliability/mutants.py --each 10
 
 Draws so many mutants of each module below and runs, in a copy of the repository, those tests of the
-module that reach the changed line, the quick ones first. Prints the survivors, and exits with 1 if
-fewer than 90 % were noticed. Needs `os.fork`.
+module that reach the changed line, or that start processes, which may; the quick ones first. Prints
+the survivors, and exits with 1 if fewer than 90 % were noticed. Needs `os.fork`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib
 import os
@@ -30,12 +31,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Module -> the tests that must notice.
 MODULES = {
-    "training/updater.py": "test_updater test_updater_survives test_bad_values",
-    "training/reward.py": "test_updater test_updater_survives",
+    "training/updater.py": "test_updater test_updater_survives test_bad_values test_values",
+    "training/reward.py": "test_updater test_updater_survives test_values",
+    "training/values.py": "test_values",
+    "training/thermostat.py": "test_learner test_updater_survives",
     "training/learner.py": "test_learner test_updater_survives",
     "training/signals.py": "test_learner test_updater",
     "files.py": "test_files test_files_survive test_learner",
-    "policy.py": "test_policy test_bad_values test_policies_in_models test_files",
+    "policy.py": "test_policy test_draw test_bad_values test_policies_in_models test_files "
+    "test_values test_watch",
     "actions.py": "test_bad_values test_policy",
     "space.py": "test_space test_bad_values test_files",
     "operation.py": "test_space test_bad_values test_operations_custom",
@@ -53,6 +57,8 @@ OTHER = {
     ast.NotIn: ast.In,
 }  # fmt: skip
 QUIET = ("-q", "--no-header", "-p", "no:cacheprovider")
+#: In the place of a line that no test ran in its own process.
+_UNSEEN = 0
 #: Seconds of processor time after which a mutant counts as noticed: it runs for ever.
 LIMIT = 120
 
@@ -111,12 +117,15 @@ def forked(work: Callable[[], int]) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # processes that wait for one that is gone
+        return status
     status = 3
     try:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-        signal.alarm(20 * LIMIT)
+        signal.alarm(5 * LIMIT)
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
@@ -126,18 +135,27 @@ def forked(work: Callable[[], int]) -> int:
 
 
 class Seconds:
-    """Of each test function, for pytest."""
+    """Of each test function, for pytest, and which ones had processes of their own."""
 
     def __init__(self) -> None:
         self.of: dict[str, float] = {}
+        self.parents: set[str] = set()
+        self._of_children = 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("[")[0]
         self.of[name] = self.of.get(name, 0) + report.duration
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if used.ru_utime + used.ru_stime > self._of_children:
+            self._of_children = used.ru_utime + used.ru_stime
+            self.parents.add(name)
 
 
 def reached(module: str, tests: list[str], folder: Path) -> dict[int, list[str]]:
-    """Line of a module -> the test functions that run it, the quick ones first."""
+    """Line of a module -> the test functions that may run it, the quick ones first.
+
+    What a test's own processes run is not seen; they may run every line.
+    """
     found = folder / "reached.txt"
 
     def work() -> int:
@@ -149,12 +167,13 @@ def reached(module: str, tests: list[str], folder: Path) -> dict[int, list[str]]
             failed = pytest.main([*QUIET, "-k", "not every_bin", *tests], [seconds])
         lines = recorder.get_data().contexts_by_lineno(watched)
         quick_first = sorted(seconds.of, key=seconds.of.__getitem__)
+        parents = {name.rsplit("::", 1)[-1] for name in seconds.parents}
+        lines[_UNSEEN] = []
         with found.open("w") as file:
             for line, contexts in lines.items():
                 # A line that runs while a module is imported concerns all tests.
-                names = {context.rsplit(".", 1)[-1] for context in contexts}
-                every = "" in names
-                chosen = [n for n in quick_first if every or n.rsplit("::", 1)[-1] in names]
+                names = {context.rsplit(".", 1)[-1] for context in contexts} | parents
+                chosen = [n for n in quick_first if "" in names or n.rsplit("::", 1)[-1] in names]
                 file.write(f"{line} {' '.join(chosen)}\n")
         return int(failed)
 
@@ -195,7 +214,7 @@ def main() -> int:
             for number, kind in chosen:
                 mutant, line = mutate(tree, number)
                 path.write_text(ast.unparse(mutant))
-                names = [lines[near] for near in statement(tree, line) if near in lines]
+                names = [lines.get(near, lines[_UNSEEN]) for near in statement(tree, line)]
                 selected = list(dict.fromkeys(name for group in names for name in group))
                 arguments = [*QUIET, "-x", *selected]
                 noticed = bool(selected) and bool(forked(lambda a=arguments: pytest.main(a)))

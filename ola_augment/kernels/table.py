@@ -76,9 +76,9 @@ class Row:
         if (self.batched is None) != (self.kind in _DETERMINED):
             wanted = "needs no" if self.batched else "needs a"
             raise TypeError(f"operation {self.name!r}: {self.kind!r} {wanted} batched kernel")
-        low, high = self.domain or (0.0, 0.0)
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise ValueError(f"operation {self.name!r}: domain {self.domain} is no finite interval")
+        domain = self.domain
+        if domain is not None and not -math.inf < domain[0] <= domain[1] < math.inf:
+            raise ValueError(f"operation {self.name!r}: domain {domain} is no finite interval")
         if not self.bound >= 0:
             raise ValueError(f"operation {self.name!r}: bound must be 0 or more, got {self.bound}")
 

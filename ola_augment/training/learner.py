@@ -303,17 +303,13 @@ class OLALearner:
                 self._gradients = self._held_out.gradients(self._model)
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
-            usable = True
-            try:
-                with (
-                    self._signal.capture(batch, self._gradients, loss_scale)
-                    if captures or batch
-                    else contextlib.nullcontext()
-                ) as given:
-                    step.losses = given if isinstance(given, Tensor) else None
-                    yield step
-            except NotFinite:
-                usable = False
+            with (
+                self._signal.capture(batch, self._gradients, loss_scale)
+                if captures or batch
+                else contextlib.nullcontext()
+            ) as given:
+                step.losses = given if isinstance(given, Tensor) else None
+                yield step
             drawn = [actions] if actions is not None else list(self._drawn)
             self._drawn.clear()
             if not drawn:
@@ -321,7 +317,7 @@ class OLALearner:
                     "nothing was augmented: call learner.augment(images) before the step ends, or "
                     "pass actions"
                 )
-            self._actions += drawn * (usable and captures)
+            self._actions += drawn * captures
             self._half = ("augmented", count + 1)
             if count + 1 == self.micro_batches and self.reference != "next":
                 step.stats = self._reward(step, self._gradients)
@@ -492,7 +488,7 @@ class OLALearner:
             restore()
         self.pairs, self.skipped = counts  # type: ignore[assignment]
         self.drop()
-        self._half = (half, self.micro_batches if half else 0)
+        self._half = (half, self.micro_batches)
 
 
 def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpdater:

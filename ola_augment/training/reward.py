@@ -80,23 +80,23 @@ def normalize(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over all ranks; the values themselves in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    return sum_over_ranks(values) / dist.get_world_size()
+    """Mean over all ranks; the values in a single process."""
+    return sum_over_ranks(values) / _ranks()
 
 
 def all_ranks(okay: bool, device: torch.device) -> bool:
     """Whether it is true on every rank: none goes a way of its own."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return okay
     return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum over all ranks of ``torch.distributed``; the values themselves in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if _ranks() == 1:
         return values
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -37,10 +37,7 @@ class Signal(Protocol):
         """Record one augmented micro-batch; its reference gradient, where it is known already."""
 
     def read(
-        self,
-        gradients: Mapping[str, Tensor] | None = None,
-        loss: Tensor | None = None,
-        loss_scale: float = 1.0,
+        self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None, loss_scale: float
     ) -> tuple[Tensor, ...]:
         """What the updater's step takes after the actions; what was recorded is forgotten."""
 
@@ -60,7 +57,7 @@ class Alignments:
         ValueError: ``cosine`` or ``norms`` of an engine whose captures have no norms.
     """
 
-    def __init__(self, engine: Engine, cosine: bool = False, norms: bool = False) -> None:
+    def __init__(self, engine: Engine, cosine: bool, norms: bool) -> None:
         accepted = inspect.signature(engine.capture).parameters
         if (cosine or norms) and "norms" not in accepted:
             raise ValueError(
@@ -104,10 +101,7 @@ class Alignments:
         self._read.append(read)
 
     def read(
-        self,
-        gradients: Mapping[str, Tensor] | None = None,
-        loss: Tensor | None = None,
-        loss_scale: float = 1.0,
+        self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None, loss_scale: float
     ) -> tuple[Tensor, ...]:
         """(B,) alignments or cosines, in the order of the examples, and their (B,) norms.
 
@@ -149,10 +143,7 @@ class NextStepLoss:
         return contextlib.nullcontext()
 
     def read(
-        self,
-        gradients: Mapping[str, Tensor] | None = None,
-        loss: Tensor | None = None,
-        loss_scale: float = 1.0,
+        self, gradients: Mapping[str, Tensor] | None, loss: Tensor | None, loss_scale: float
     ) -> tuple[Tensor, ...]:
         """Scalar.
 

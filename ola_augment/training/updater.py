@@ -200,7 +200,7 @@ class _PolicyGradient:
         for step in state["pending"]:
             if (shapes := [tuple(gradient.shape) for gradient in step]) != expected:
                 raise ValueError(f"state is for logits of {shapes}, the policy has {expected}")
-        examples = state.get("examples", [1.0] * len(state["pending"]))
+        examples = state.get("examples", [])
         if len(examples) != len(state["pending"]):
             raise ValueError("state counts the examples of other steps than it holds")
         self._check_optimizer_state(state["optimizer"])

@@ -190,13 +190,13 @@ def _transposed(
 def embedding(
     input: Tensor,
     weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    padding_idx: int | None,
+    max_norm: float | None,
+    norm_type: float,
+    scale_grad_by_freq: bool,
+    sparse: bool,
 ) -> Iterator[Use]:
-    """The row of ``padding_idx`` receives no gradient."""
+    """The row of ``padding_idx`` receives no gradient; torch hands over its defaults, too."""
     if max_norm is not None or scale_grad_by_freq or sparse:
         raise RuntimeError(
             "embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be aligned "

@@ -3,6 +3,8 @@
 xhat, the layer without its affine part, is computed from the input again when delta arrives.
 BatchNorm in training mode: xhat_i depends on the whole batch, and delta_i is example i's share of
 the derivative of the total loss; the shares sum to the derivative of the total.
+
+torch's functions hand over all of their arguments, defaults too.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> Iterator[Use]:
     """Batch statistics when training, the running ones otherwise."""
 
@@ -84,13 +86,13 @@ def _along_channels(vector: Tensor, like: Tensor) -> Tensor:
 
 def instance_norm(
     input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
 ) -> Iterator[Use]:
     """Each example's own statistics, or the running ones."""
     mean, var = (None, None) if use_input_stats else (running_mean, running_var)
@@ -102,11 +104,7 @@ def instance_norm(
 
 
 def group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
+    input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Iterator[Use]:
     """Statistics over groups of channels."""
     return _channels(lambda: F.group_norm(widen(input), num_groups, eps=eps), weight, bias)
@@ -115,9 +113,9 @@ def group_norm(
 def layer_norm(
     input: Tensor,
     normalized_shape: list[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Iterator[Use]:
     """Statistics over the trailing dimensions."""
     shape = list(normalized_shape)
@@ -125,10 +123,7 @@ def layer_norm(
 
 
 def rms_norm(
-    input: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float | None
 ) -> Iterator[Use]:
     """Root mean square over the trailing dimensions, no shift."""
     shape = list(normalized_shape)
