@@ -159,6 +159,9 @@ class Operation:
             height: of the image, in pixels.
             width: of the image, in pixels.
 
+        Returns:
+            In the operation's own unit: degrees, pixels, bits, grey levels or a factor.
+
         Raises:
             ValueError: there is no such bin.
         """
