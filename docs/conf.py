@@ -45,6 +45,8 @@ autosummary_generate = False
 napoleon_use_ivar = True
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+# What docstrings name in single backticks is code, and a link where it can be.
+default_role = "py:obj"
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
