@@ -205,7 +205,7 @@ def _check_reference(subject: _Subject, images: Tensor) -> None:
     _assert_same(subject, subject.reference(images), result, "the reference")
 
 
-#: Name -> check.
+#: The checks of :func:`check_transform` by name.
 CHECKS: dict[str, Callable[[_Subject, Tensor], None]] = {
     "shape": _check_shape,
     "dtype": _check_dtype,

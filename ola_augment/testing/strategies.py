@@ -17,7 +17,7 @@ from ola_augment.operation import Operation
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 
-#: Ways for the same values to lie in memory.
+#: Ways for the same values to lie in memory, by name: functions from a tensor to its equal.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "channels last": lambda x: x.movedim(-3, -1).contiguous().movedim(-1, -3),
