@@ -172,6 +172,8 @@ class Operation:
             )
         if self.low is None or self.high is None:
             return 0.0
+        if magnitude_bin == num_bins - 1 and self.side is None and not self.integer:
+            return self.high  # computed, it may lie an ulp outside of what is accepted
         span, steps = self.high - self.low, float(num_bins - 1)
         if self.side is not None:
             span *= width if self.side == "width" else height
