@@ -8,6 +8,7 @@ from pathlib import Path
 import latex2mathml.converter
 from docutils import nodes
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 sys.path.insert(0, str(Path(__file__).parent))
 import catalogue
 
@@ -105,11 +106,19 @@ def mathml(self, node):
     raise nodes.SkipNode
 
 
+def classify_cells(app, doctree):
+    """Short cells, numbers above all, stay on one line; long ones may be broken anywhere."""
+    for entry in doctree.findall(nodes.entry):
+        length = len(entry.astext())
+        entry["classes"] += ["short"] * (length <= 16) + ["long"] * (length > 100)
+
+
 def setup(app):
     """Formulas without a network, and what is generated from the package."""
     app.add_html_math_renderer(
         "mathml", inline_renderers=(mathml, None), block_renderers=(mathml, None)
     )
+    app.connect("doctree-read", classify_cells)
     app.connect("builder-inited", lambda app: catalogue.write(HERE / "generated"))
 
 
