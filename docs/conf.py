@@ -8,6 +8,7 @@ from pathlib import Path
 import latex2mathml.converter
 from docutils import nodes
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, whatever is installed
 sys.path.insert(0, str(Path(__file__).parent))
 import catalogue
 
@@ -45,6 +46,8 @@ autosummary_generate = False
 napoleon_use_ivar = True
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+# What docstrings name in single backticks is code, and a link where it can be.
+default_role = "py:obj"
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -103,11 +106,19 @@ def mathml(self, node):
     raise nodes.SkipNode
 
 
+def classify_cells(app, doctree):
+    """Short cells, numbers above all, stay on one line; long ones may be broken anywhere."""
+    for entry in doctree.findall(nodes.entry):
+        length = len(entry.astext())
+        entry["classes"] += ["short"] * (length <= 16) + ["long"] * (length > 100)
+
+
 def setup(app):
     """Formulas without a network, and what is generated from the package."""
     app.add_html_math_renderer(
         "mathml", inline_renderers=(mathml, None), block_renderers=(mathml, None)
     )
+    app.connect("doctree-read", classify_cells)
     app.connect("builder-inited", lambda app: catalogue.write(HERE / "generated"))
 
 

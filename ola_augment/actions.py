@@ -51,12 +51,25 @@ class Actions(NamedTuple):
         return len(self.num_ops)
 
     def select(self, index: Tensor | slice | list[int] | int) -> Actions:
-        """Actions of some of the examples (``actions[i]`` is a tuple's field, as for any tuple)."""
+        """Actions of some of the examples (``actions[i]`` is a tuple's field, as for any tuple).
+
+        Args:
+            index: of the examples, 0 .. B - 1, or a mask (B,); an int drops the dimension B.
+
+        Returns:
+            The actions of these examples, in the order of ``index``.
+        """
         return Actions(*(field[index] for field in self))
 
     @staticmethod
     def cat(parts: list[Actions]) -> Actions:
         """Concatenate along the batch, as when several micro-batches make one update.
+
+        Args:
+            parts: at least one, all with the same number of slots.
+
+        Returns:
+            The actions of all examples, in the order of the parts.
 
         Raises:
             ValueError: no parts, or parts with different numbers of slots.

@@ -43,6 +43,15 @@ def save_policy(
 
     Raises:
         TypeError: no policy, or one whose kind does not define ``arguments()``.
+        OSError: the file cannot be written; an old one is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> from ola_augment import OLAPolicy
+        >>> path = Path(tempfile.mkdtemp()) / "policy.json"
+        >>> save_policy(OLAPolicy(strength=1.5), path)
+        >>> load_policy(path).strength
+        1.5
     """
     if not isinstance(policy, LogitsModule):
         raise TypeError(f"policy must be a Policy or SplitPolicy, got {type(policy).__name__}")

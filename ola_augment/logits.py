@@ -39,21 +39,43 @@ class LogitsModule(nn.Module):
         self._logits: dict[str, nn.Parameter] = {}
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments that make a module of this kind again, without space and logits; for files."""
+        """Arguments that make a module of this kind again, without space and logits; for files.
+
+        Returns:
+            Argument name -> JSON value.
+
+        Raises:
+            NotImplementedError: a user's own kind that does not define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define arguments()")
 
     def named_logits(self) -> dict[str, nn.Parameter]:
-        """Name -> trainable tensor, of this module and of any submodules."""
+        """The logits of this module and of any submodules.
+
+        Returns:
+            Name -> trainable tensor, float32 or float64, on the CPU.
+        """
         return {**self._logits, **dict(self.named_parameters())}
 
     def requires_grad_(self, requires_grad: bool = True) -> LogitsModule:
-        """Freeze or unfreeze the logits; freezing a model that holds the module does not."""
+        """Freeze or unfreeze the logits; freezing a model that holds the module does not.
+
+        Args:
+            requires_grad: False freezes them.
+
+        Returns:
+            The module itself.
+        """
         for logits in self.named_logits().values():
             logits.requires_grad_(requires_grad)
         return self
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an assigned parameter among the logits.
+
+        Args:
+            name: of the attribute.
+            param: floating point; moved to the CPU, in float32 or float64.
 
         Raises:
             TypeError: no parameter, or not a floating-point one.

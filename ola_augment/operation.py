@@ -160,6 +160,9 @@ class Operation:
             height: of the image, in pixels.
             width: of the image, in pixels.
 
+        Returns:
+            In the operation's own unit: degrees, pixels, bits, grey levels or a factor.
+
         Raises:
             ValueError: there is no such bin.
         """
@@ -171,6 +174,8 @@ class Operation:
         if self.low is None:
             return 0.0
         assert self.high is not None
+        if magnitude_bin == num_bins - 1 and self.side is None and not self.integer:
+            return self.high  # computed, it may lie an ulp outside of what is accepted
         span, steps = self.high - self.low, float(num_bins - 1)
         if self.side is not None:
             span *= width if self.side == "width" else height

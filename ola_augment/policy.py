@@ -66,7 +66,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
     Args:
         space: a :class:`SearchSpace` or its name.
         max_ops: number of slots S.
-        num_magnitude_bins: of a space given by name.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         replacement: whether an operation can be drawn twice for one image.
 
     All of them are attributes that cannot be changed afterwards.
@@ -113,6 +113,9 @@ class Policy(FixedAttributes, LogitsModule, ABC):
 
         In every table, and in ``keep`` with ``drop``, probabilities add up to 1. In DataLoader
         workers logits may change at any moment: compute from a copy of each.
+
+        Returns:
+            Floating tensors of log-probabilities, in the shapes that :class:`LogProbs` names.
         """
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Actions:
@@ -134,7 +137,14 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         return self._drawn_from().draw(n, generator)
 
     def sample_one(self, generator: torch.Generator | None = None) -> Draw:
-        """As ``sample(1)``, in plain numbers: for one image, tensors cost more than the draw."""
+        """As ``sample(1)``, in plain numbers: for one image, tensors cost more than the draw.
+
+        Args:
+            generator: a CPU generator; None uses torch's global one.
+
+        Returns:
+            What was drawn; its ``actions()`` are the :class:`Actions`, without a batch dimension.
+        """
         return self._drawn_from().draw_one(generator)
 
     def log_prob(self, actions: Actions) -> Tensor:
@@ -234,7 +244,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         return like.new_tensor(np.log(factors)).cumsum(0)
 
     def extra_repr(self) -> str:
-        """Space, arguments and, of a policy that learns, the probabilities as they are now."""
+        """Space, arguments and, of a policy that learns, the probabilities as they are now.
+
+        Returns:
+            The text between the parentheses of ``repr(policy)``.
+        """
         arguments = {"space": self.space.name, **self.arguments()}
         described = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         if not self.named_logits():
@@ -264,8 +278,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         more often than others it says how often each is *drawn*.
 
         Args:
-            height: of the images, for magnitudes in pixels.
-            width: of the same.
+            height: of the images in pixels, for magnitudes that scale with it.
+            width: of the images in pixels.
+
+        Returns:
+            Several lines.
 
         Example:
             >>> print(UniformPolicy("rand_augment").summary())  # doctest: +ELLIPSIS
@@ -289,7 +306,10 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         return "\n".join((title, f"{applied}; drawn: {drawn}", *lines))
 
     def applied_ops(self) -> Tensor:
-        """Expected number of applied operations of an image; a scalar, as :meth:`entropy`.
+        """Expected number of applied operations of an image, differentiable in the logits.
+
+        Returns:
+            A scalar in 0 .. ``max_ops``.
 
         Example:
             >>> float(UniformPolicy(num_ops=2, keep_prob=0.5).applied_ops())
@@ -301,7 +321,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         return (num_ops.exp() @ counts) * kept
 
     def entropy(self) -> Tensor:
-        """Entropy of the distribution in nats, differentiable in the logits; a scalar."""
+        """Entropy of the distribution, differentiable in the logits.
+
+        Returns:
+            A scalar in nats, 0 or more.
+        """
         num_ops, keep, drop, magnitude, ops = self._tables()
         slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
@@ -324,7 +348,7 @@ class OLAPolicy(Policy):
     Args:
         space: a :class:`SearchSpace` or its name.
         max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
-        num_magnitude_bins: of a space given by name.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         strength: expected number of applied operations an image, 0 .. ``max_ops``; it can be
             changed later. None learns it, as the paper does.
 
@@ -372,7 +396,15 @@ class OLAPolicy(Policy):
 
     @property
     def strength(self) -> float | None:
-        """Expected number of applied operations an image; None where the policy learns it."""
+        """Expected number of applied operations an image, 0 .. ``max_ops``; None: it is learned.
+
+        It can be set, in a policy that was made with one.
+
+        Raises:
+            TypeError: set to something that is no number.
+            ValueError: set to a number out of range.
+            AttributeError: set in a policy that learns it.
+        """
         return float(self.expected_ops) if "expected_ops" in self.named_logits() else None
 
     @strength.setter
@@ -398,20 +430,35 @@ class OLAPolicy(Policy):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def requires_grad_(self, requires_grad: bool = True) -> OLAPolicy:
-        """Freeze or unfreeze the logits; the strength is not learned by gradients."""
+        """Freeze or unfreeze the logits; the strength is not learned by gradients.
+
+        Args:
+            requires_grad: False freezes them.
+
+        Returns:
+            The policy itself.
+        """
         super().requires_grad_(requires_grad)
         if "expected_ops" in self.named_logits():
             self.expected_ops.requires_grad_(False)
         return self
 
     def arguments(self) -> dict[str, Any]:
-        """For files and ``repr``."""
+        """Arguments that make such a policy again, without space; for files and ``repr``.
+
+        Returns:
+            Argument name -> JSON value.
+        """
         strength = self.strength
         return {"max_ops": self.max_ops} | ({} if strength is None else {"strength": strength})
 
     @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
-        """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k)."""
+        """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k).
+
+        Returns:
+            The tables, differentiable in the logits; with a strength, ``ops`` too.
+        """
         # Copies: another process may write the logits between two reads of them.
         keep = self.keep_logits.clone()
         magnitude = F.log_softmax(self.magnitude_logits.clone(), dim=1)
@@ -454,7 +501,7 @@ class UniformPolicy(Policy):
         space: a :class:`SearchSpace` or its name.
         num_ops: operations drawn for every image, without replacement.
         keep_prob: probability in [0, 1] of applying each.
-        num_magnitude_bins: of a space given by name.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
 
     Raises:
         ValueError: ``keep_prob`` outside [0, 1].
@@ -464,8 +511,8 @@ class UniformPolicy(Policy):
         2
 
     References:
-        UniformAugment: A Search-free Probabilistic Data Augmentation Approach,
-        https://arxiv.org/abs/2003.14348
+        `UniformAugment: A Search-free Probabilistic Data Augmentation Approach
+        <https://arxiv.org/abs/2003.14348>`__
     """
 
     def __init__(
@@ -481,12 +528,20 @@ class UniformPolicy(Policy):
         self.keep_prob = float(keep_prob)
 
     def arguments(self) -> dict[str, Any]:
-        """For files and ``repr``."""
+        """Arguments that make such a policy again, without space; for files and ``repr``.
+
+        Returns:
+            Argument name -> JSON value.
+        """
         return {"num_ops": self.max_ops, "keep_prob": self.keep_prob}
 
     @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
-        """Tables of Algorithm 3."""
+        """Tables of Algorithm 3.
+
+        Returns:
+            The tables, constant.
+        """
         size, bins = len(self.space), self.space.num_magnitude_bins
         return LogProbs(
             num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
@@ -504,9 +559,10 @@ class RandAugmentPolicy(Policy):
         num_ops: operations applied to every image (N); 0 is one slot that is never kept, so that
             images come back as they are.
         magnitude: the bin of all of them (M), 0 .. num_magnitude_bins - 1.
-        num_magnitude_bins: of a space given by name.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
 
     Raises:
+        TypeError: ``num_ops`` or ``magnitude`` is not an int.
         ValueError: ``num_ops`` below 0, ``magnitude`` is no bin of the space.
 
     Example:
@@ -514,8 +570,8 @@ class RandAugmentPolicy(Policy):
         tensor([[9, 9]])
 
     References:
-        RandAugment: Practical automated data augmentation with a reduced search space,
-        https://arxiv.org/abs/1909.13719
+        `RandAugment: Practical automated data augmentation with a reduced search space
+        <https://arxiv.org/abs/1909.13719>`__
     """
 
     def __init__(
@@ -538,12 +594,20 @@ class RandAugmentPolicy(Policy):
         self.magnitude = magnitude
 
     def arguments(self) -> dict[str, Any]:
-        """For files and ``repr``."""
+        """Arguments that make such a policy again, without space; for files and ``repr``.
+
+        Returns:
+            Argument name -> JSON value.
+        """
         return {"num_ops": self.num_ops, "magnitude": self.magnitude}
 
     @depends_on_logits_alone
     def log_probs(self) -> LogProbs:
-        """Tables with all mass on N operations, kept, at bin M."""
+        """Tables with all mass on N operations, kept, at bin M.
+
+        Returns:
+            The tables, constant.
+        """
         size, bins = len(self.space), self.space.num_magnitude_bins
         certain, never = torch.zeros(size), torch.full((size,), -math.inf)
         return LogProbs(

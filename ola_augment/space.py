@@ -32,6 +32,9 @@ class SearchSpace:
         >>> space = SearchSpace((Operation("identity"), Operation("rotate", 0, 30, signed=True)))
         >>> len(space), space.num_magnitude_bins
         (2, 31)
+
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     operations: tuple[Operation, ...]
@@ -65,7 +68,14 @@ class SearchSpace:
 
     @classmethod
     def rand_augment(cls, num_magnitude_bins: int = 31) -> SearchSpace:
-        """RA, the 14 operations of RandAugment (left column of the paper's Table 3)."""
+        """RA, the 14 operations of RandAugment (left column of the paper's Table 3).
+
+        Args:
+            num_magnitude_bins: 2 .. 10,000.
+
+        Returns:
+            The space, named ``"rand_augment"``.
+        """
         return cls(
             _shared(degrees=30, bits=4, factors=(0.1, 1.9), shear=0.3, pixels=10),
             num_magnitude_bins,
@@ -74,7 +84,14 @@ class SearchSpace:
 
     @classmethod
     def wide_long(cls, num_magnitude_bins: int = 31) -> SearchSpace:
-        """WideLong, 19 operations with wide ranges (right column of the paper's Table 3)."""
+        """WideLong, 19 operations with wide ranges (right column of the paper's Table 3).
+
+        Args:
+            num_magnitude_bins: 2 .. 10,000.
+
+        Returns:
+            The space, named ``"wide_long"``.
+        """
         more = (
             Operation("blur"),
             Operation("invert"),
@@ -91,6 +108,10 @@ class SearchSpace:
 
     def magnitudes(self, height: int, width: int) -> Tensor:
         """Every magnitude of the space for images of one size, without signs.
+
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
 
         Returns:
             (A, num_magnitude_bins) float64; row i belongs to ``operations[i]``. Shared between

@@ -66,7 +66,7 @@ def table_of_operations(
         favoured: what is preferred among them.
         magnitude: (A, K) probabilities.
         height: of the images that magnitudes in pixels are for.
-        width: of the same.
+        width: of the images in pixels.
 
     Example:
         >>> space = SearchSpace((Operation("rotate", 0, 30, signed=True),), num_magnitude_bins=2)

@@ -66,3 +66,16 @@ def relative_error(found: Tensor, true: Tensor) -> float:
 def capture(engine, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = sum_loss) -> None:
     with engine.capture():
         loss(model(x), y).backward()
+
+
+def cdist_has_a_second_derivative() -> bool:
+    """Whether torch's can be differentiated along a direction by two reverse passes."""
+    points = torch.randn(3, 2, requires_grad=True)
+    weights = torch.ones(4, 3, requires_grad=True)
+    distances = torch.cdist(torch.randn(4, 2), points)
+    (gradient,) = torch.autograd.grad(distances, points, weights, create_graph=True)
+    try:
+        torch.autograd.grad(gradient.sum(), weights)
+    except NotImplementedError:
+        return False
+    return True

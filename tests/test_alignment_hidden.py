@@ -213,6 +213,13 @@ class HiddenSmall(Base):
         return h + 1e-6 * Square.apply(h, self.a.bias)
 
 
+class Slots:
+    __slots__ = ("calls", "empty")
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
 class Counts(Base):
     """Keeps numbers, tensors, lists, caches and generators, all of which a pass changes."""
 
@@ -224,6 +231,9 @@ class Counts(Base):
         self.cache: dict[str, Tensor] = {}
         self.own = torch.Generator().manual_seed(3)
         self.numpy = np.random.default_rng(4)
+        self.legacy = np.random.RandomState(5)
+        self.entropy = random.SystemRandom()
+        self.slots, self.bytes = Slots(), bytearray(2)
         self.bank = torch.zeros(4, 8, dtype=DOUBLE)
 
     def middle(self, h: Tensor, x: Tensor) -> Tensor:
@@ -233,7 +243,10 @@ class Counts(Base):
         self.history.append(self.last)
         with torch.no_grad():
             self.b.weight.clamp_(-0.3, 0.3)
+        self.slots.calls += 1
+        self.bytes[0] += 1
         scale = torch.rand((), generator=self.own, dtype=DOUBLE) + self.numpy.random() + 1
+        scale = scale + self.legacy.rand() + 0 * self.entropy.random()
         if "shift" not in self.cache:
             self.cache["shift"] = torch.sin(self.a.bias)
         return h * scale + self.cache["shift"]
@@ -272,7 +285,9 @@ def state_of(model: Counts) -> list[object]:
         model.numpy.bit_generator.state, [p.detach().clone() for p in model.parameters()],
         [p._version for p in model.parameters()], [p.grad for p in model.parameters()],
         torch.get_rng_state(), np.random.get_state()[1].tolist(),  # noqa: NPY002
-        random.getstate(), {name: id(value) for name, value in vars(model).items()},
+        random.getstate(), model.slots.calls, bytes(model.bytes),
+        list(model.legacy.get_state())[1].tolist(),
+        {name: id(value) for name, value in vars(model).items()},
     ]  # fmt: skip
 
 

@@ -837,7 +837,7 @@ def test_states_of_a_thermostat():
     [
         (lambda policy: Thermostat(OLAPolicy()), ValueError, "strength"),
         (lambda policy: Thermostat(UniformAugment().policy), TypeError, "OLAPolicy"),
-        (lambda policy: Thermostat(policy, raise_above=0.4), ValueError, "ordered"),
+        (lambda policy: Thermostat(policy, raise_above=0.3), ValueError, "ordered"),
         (lambda policy: Thermostat(policy, raise_above=1.5), ValueError, "ordered"),
         (lambda policy: Thermostat(policy, lower_below=-0.5), ValueError, "ordered"),
         (lambda policy: Thermostat(policy, up=-1), ValueError, "up"),

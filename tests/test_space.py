@@ -189,3 +189,10 @@ def test_bad_spaces_are_refused():
         named_space("wide")
     with pytest.raises(TypeError, match="int"):
         named_space(3)
+
+
+def test_the_last_bin_is_exactly_the_high_end():
+    """Computed, low + (high - low) would be -2.8e-14 here, which solarize does not accept."""
+    solarize = Operation("solarize", 137.32631517078084, 0.0)
+    assert solarize.magnitude(30, 31, 1, 1) == 0.0
+    assert SearchSpace((solarize,)).magnitudes(1, 1)[0, -1] == 0.0

@@ -118,32 +118,37 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
     For who uses BackPACK already: it runs in one backward with BackPACK's other first-order
     quantities. `GradientAlignment` covers more models and needs no extension of the model.
 
-    >>> from backpack import backpack, extend
-    >>> model = extend(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
-    >>> extension = BackPACKAlignment(model)
-    >>> with backpack(extension):
-    ...     inputs = torch.randn(5, 4, requires_grad=True)  # or torch warns of BackPACK's hooks
-    ...     F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
-    >>> model.zero_grad()
-    >>> F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
-    >>> extension.align().shape
-    torch.Size([5])
-
     BackPACK sees whole modules, not functions: every trainable parameter must belong to a module of
     `SUPPORTED`, each module may run once per backward, and the examples lie along dimension 0.
     One backward is captured at a time; a new one replaces an earlier one.
 
     Args:
         model: the model given to ``backpack.extend``.
-        reduction: as for `GradientAlignment`.
-        storage: as for `GradientAlignment`.
+        reduction: how the loss was reduced: "sum" aligns the terms of the scalar as it stands,
+            "mean" multiplies each by the batch size, so that it is <grad l_i, g>.
+        storage: how pairs wait for g: "bfloat16" (half the room, relative error about 1e-3),
+            "exact" or "int8" (a quarter, 1e-2).
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: no trainable parameter; a parameter of an unsupported module; a parameter tied
             between modules, which BackPACK would count wrongly.
 
+    Example:
+        >>> from backpack import backpack, extend
+        >>> model = extend(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+        >>> extension = BackPACKAlignment(model)
+        >>> with backpack(extension):
+        ...     inputs = torch.randn(5, 4, requires_grad=True)  # or torch warns of BackPACK's hooks
+        ...     F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
+        >>> model.zero_grad()
+        >>> F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
+        >>> extension.align().shape
+        torch.Size([5])
+
     References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
+
         `BackPACK: Packing more into backprop <https://arxiv.org/abs/1912.10985>`__
     """
 
@@ -181,7 +186,11 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         self._zeroed = False
 
     def capture(self) -> AbstractContextManager[None]:
-        """Short for ``backpack(extension)``."""
+        """Short for ``backpack(extension)``.
+
+        Returns:
+            A context manager; the forward and backward pass belong inside.
+        """
         with_extension: AbstractContextManager[None] = backpack(self)
         return with_extension
 
@@ -190,8 +199,8 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
 
         Args:
             module: the module.
-            x: its input, examples along dimension 0.
-            delta: the gradient of its output.
+            x: its input, floating or whole, examples along dimension 0.
+            delta: the gradient of its output, of the output's shape.
 
         Raises:
             RuntimeError: the module ran twice, or its batch is not the others'.
@@ -241,10 +250,11 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
 
     @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
-        """As `GradientAlignment.align`.
+        """Align the captured examples with a reference gradient and forget them.
 
         Args:
-            gradients: parameter name -> tensor; by default the parameters' ``.grad``.
+            gradients: parameter name -> tensor of its shape; parameters that are not named count as
+                zero. By default the parameters' ``.grad``: read them before gradient clipping.
 
         Returns:
             (B,) alignments, float32 or float64.

@@ -47,6 +47,15 @@ class DirectionalAlignment:
     through the batch's statistics too, where `GradientAlignment` gives its share of the
     total's; their sums agree.
 
+    Args:
+        model: the module that the losses depend on; may be a DistributedDataParallel.
+        loss: called as ``loss(model, *batch)``, returns one loss per example, (B,).
+        method: "finite_difference" or "jvp".
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: no trainable parameter, or an unknown ``method``.
+
     Example:
         >>> def loss(model, inputs, targets):
         ...     return (model(inputs) - targets).square().mean(1)
@@ -59,14 +68,8 @@ class DirectionalAlignment:
         >>> engine.align().shape
         torch.Size([4])
 
-    Args:
-        model: the module that the losses depend on; may be a DistributedDataParallel.
-        loss: called as ``loss(model, *batch)``, returns one loss per example, (B,).
-        method: "finite_difference" or "jvp".
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: no trainable parameter, or an unknown ``method``.
+    References:
+        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
     """
 
     def __init__(
@@ -128,7 +131,8 @@ class DirectionalAlignment:
         """Align the last batch's examples with a reference gradient and forget them.
 
         Args:
-            gradients: parameter name -> tensor; by default the parameters' ``.grad``.
+            gradients: parameter name -> tensor of its shape; parameters that are not named count as
+                zero. By default the parameters' ``.grad``: read them before gradient clipping.
 
         Returns:
             (B,) alignments of the example's own losses, in the losses' precision.

@@ -147,8 +147,21 @@ class GradientAlignment:
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
         """Align the examples of the latest capture and forget them.
 
-        The arguments, the result and the errors are those of `Captured.align`. After an error the
-        capture is kept, unless an alignment was not finite.
+        After an error the capture is kept, unless an alignment was not finite.
+
+        Args:
+            gradients: parameter name -> tensor of its shape, g; parameters that are not named count
+                as zero. By default the parameters' ``.grad``: read them before gradient clipping.
+                None for a capture that was given its reference gradient.
+
+        Returns:
+            (B,) alignments, float32 (float64 for double precision models), in the order of the
+            examples.
+
+        Raises:
+            RuntimeError: nothing is captured, or what `Captured.align` cannot align.
+            TypeError: ``gradients`` is not a mapping of tensors.
+            ValueError: ``gradients`` does not fit the parameters or the capture.
         """
         if self._captured is None:
             raise RuntimeError("nothing to align: run a forward and backward inside capture()")
@@ -158,6 +171,9 @@ class GradientAlignment:
 
     def gradients(self) -> dict[str, Tensor]:
         """Copies of the parameters' ``.grad`` by name: a reference gradient for `capture`.
+
+        Returns:
+            Parameter name -> tensor of its shape; parameters without a ``.grad`` are left out.
 
         Raises:
             RuntimeError: no parameter has one.

@@ -7,7 +7,7 @@ import functools
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import numpy as np
@@ -123,9 +123,15 @@ class Undisturbed:
             state = value.get_state()
             self._restores.append(lambda: value.set_state(state))
             return []
+        if isinstance(value, random.SystemRandom):  # the machine's own, without a state
+            return []
         if isinstance(value, random.Random):
             python = value.getstate()
             self._restores.append(lambda: value.setstate(python))
+            return []
+        if isinstance(value, np.random.RandomState):
+            legacy = value.get_state()
+            self._restores.append(lambda: value.set_state(legacy))
             return []
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator.state
@@ -135,18 +141,35 @@ class Undisturbed:
             return [value.__self__, value.__func__]
         if isinstance(value, FunctionType):
             return self._reached_by(value)
+        if isinstance(value, bytearray):
+            written = bytes(value)
+            self._restores.append(lambda: value.__setitem__(slice(None), written))
+            return []
+        held = self._in_slots(value)
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
-            return []
-        held: list[Any] = [attributes]
+            return held
+        held.append(attributes)
         if isinstance(value, nn.Module):
             for base in type(value).__mro__:
                 held += [own for own in vars(base).values() if isinstance(own, FunctionType)]
         return held
 
+    def _in_slots(self, value: Any) -> list[Any]:
+        """Attributes of an object whose class has no room for others."""
+        held: list[Any] = []
+        for base in type(value).__mro__:
+            for slot in vars(base).values() if "__slots__" in vars(base) else ():
+                if isinstance(slot, MemberDescriptorType):
+                    with contextlib.suppress(AttributeError):  # an empty slot
+                        content = slot.__get__(value)
+                        self._restores.append(functools.partial(slot.__set__, value, content))
+                        held.append(content)
+        return held
+
     def _reached_by(self, function: FunctionType) -> list[Any]:
         """Cells of a closure, and the global names that the code reads and may rebind."""
-        if function.__module__.partition(".")[0] in ("torch", "torchvision", "numpy"):
+        if (function.__module__ or "").partition(".")[0] in ("torch", "torchvision", "numpy"):
             return []
         held = []
         for cell in function.__closure__ or ():

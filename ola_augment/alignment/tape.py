@@ -152,6 +152,14 @@ class Captured:
 
     `GradientAlignment.capture` hands it out; it is complete when the ``with`` block ends. Several
     may wait at once. It holds what the alignments need for as long as it lives.
+
+    Example:
+        >>> from ola_augment import GradientAlignment
+        >>> model = nn.Linear(3, 2)
+        >>> with GradientAlignment(model).capture(norms=True) as captured:
+        ...     model(torch.ones(4, 3)).square().sum().backward()
+        >>> captured.norms().shape
+        torch.Size([4])
     """
 
     def __init__(self, current: Callable[[], Mapping[str, nn.Parameter]]) -> None:

@@ -15,6 +15,8 @@ from ola_augment.training.checkpoint import load_checkpoint, save_checkpoint
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import scale_to_float
 
+__all__ = ["OLATrainer"]
+
 #: Inside a checkpoint's folder, beside the Trainer's own files.
 STATE_NAME = "ola_learner.pt"
 
@@ -25,26 +27,32 @@ class OLATrainer(Trainer):  # type: ignore[misc]
     The batches of one update are augmented, those of the next are plain; clipping,
     ``gradient_accumulation_steps``, mixed precision and DDP stay as the arguments have them. The
     policy is saved in the Trainer's checkpoints and restored by
-    ``train(resume_from_checkpoint=...)``::
-
-        learner = OLALearner(model, OLAAugment())
-        OLATrainer(model=model, args=args, train_dataset=dataset, learner=learner).train()
+    ``train(resume_from_checkpoint=...)``.
 
     Batches have ``pixel_values`` (or ``images``, or ``image``) that are uint8 or in [0, 1], not
     normalised: that is for ``preprocess``. Where the collator augments, it puts the
     :class:`Actions` under ``actions``, and every batch is augmented.
 
     Args:
-        args: as for ``Trainer``; one device a process.
+        args: positional arguments of ``Trainer``, of which none is needed.
         learner: of the model that is trained.
         preprocess: images -> the model's input, in training, evaluation and prediction; None
             scales uint8 to [0, 1].
-        kwargs: as for ``Trainer``.
+        kwargs: keyword arguments of ``Trainer``: ``model``, ``args`` (one device a process),
+            ``train_dataset`` and all others but ``model_init``.
 
     Raises:
         TypeError: ``learner`` is no :class:`OLALearner`.
         ValueError: a learner of another model, ``model_init``, several GPUs in one process, or
             DeepSpeed, which keeps gradients to itself.
+
+    Example:
+        >>> from ola_augment import OLAAugment
+        >>> learner = OLALearner(model, OLAAugment())  # doctest: +SKIP
+        >>> trainer = OLATrainer(
+        ...     model=model, args=args, train_dataset=dataset, learner=learner
+        ... )  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     def __init__(
@@ -76,7 +84,16 @@ class OLATrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward pass of one batch, augmented where it is its turn."""
+        """Forward and backward pass of one batch, augmented where it is its turn.
+
+        Args:
+            model: as the Trainer has prepared it.
+            inputs: the batch, with ``pixel_values``, ``images`` or ``image``.
+            num_items_in_batch: of the whole update, for losses that are sums.
+
+        Returns:
+            The loss, a scalar without gradient.
+        """
         scaler = getattr(self.accelerator, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         accumulate = self.current_gradient_accumulation_steps
@@ -93,6 +110,14 @@ class OLATrainer(Trainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train, from a checkpoint with its policy if there is one.
+
+        Args:
+            resume_from_checkpoint: the folder of a checkpoint; True takes the latest in
+                ``args.output_dir``; None starts anew.
+            kwargs: other arguments of ``Trainer.train``.
+
+        Returns:
+            The ``TrainOutput``.
 
         Raises:
             ValueError: the checkpoint holds no policy, or one that does not fit.

@@ -15,17 +15,15 @@ try:
 except ModuleNotFoundError:  # the same under its older name
     from pytorch_lightning import Callback
 
+__all__ = ["OLACallback"]
+
 
 class OLACallback(Callback):  # type: ignore[misc]
     """Learns an augmentation policy during ``Trainer.fit``, with automatic optimization.
 
     ``training_step`` sees an augmented batch in one update and a plain one in the next; clipping,
     ``accumulate_grad_batches``, mixed precision and DDP stay as the trainer has them. The policy is
-    saved and restored with Lightning's checkpoints::
-
-        module = LitModel()
-        learner = OLALearner(module.network, OLAAugment())
-        Trainer(callbacks=[OLACallback(learner)]).fit(module, loader)
+    saved and restored with Lightning's checkpoints.
 
     Batches are tuples or lists, images first, or mappings with ``images``, ``image`` or
     ``pixel_values``: uint8 or in [0, 1], so that normalisation belongs into ``training_step``.
@@ -38,6 +36,13 @@ class OLACallback(Callback):  # type: ignore[misc]
         TypeError: ``learner`` is no :class:`OLALearner`.
         ValueError: when fitting: manual optimization, a learner of a network that the module does
             not hold, or batches without images.
+
+    Example:
+        >>> import torch
+        >>> from ola_augment import OLAAugment
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> callback = OLACallback(OLALearner(network, OLAAugment()))
+        >>> Trainer(callbacks=[callback]).fit(module, loader)  # doctest: +SKIP
     """
 
     def __init__(self, learner: OLALearner) -> None:
@@ -57,7 +62,16 @@ class OLACallback(Callback):  # type: ignore[misc]
         return self.pairs.stats
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the module, and let its ``training_step`` receive our batches."""
+        """Check the module, and let its ``training_step`` receive our batches.
+
+        Args:
+            trainer: that fits.
+            pl_module: the LightningModule.
+
+        Raises:
+            ValueError: manual optimization, or a learner of a network that the module does not
+                hold.
+        """
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "OLACallback needs automatic optimization; with automatic_optimization=False put "
@@ -135,11 +149,22 @@ class OLACallback(Callback):  # type: ignore[misc]
             raise _NoBackward
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy and meta-optimizer, for Lightning's checkpoint."""
+        """Policy and meta-optimizer, for Lightning's checkpoint.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
         return self.pairs.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore :meth:`state_dict`.
+
+        Args:
+            state_dict: of a callback whose learner has the same kinds of parts.
+
+        Raises:
+            ValueError: it does not fit; nothing has changed.
+        """
         self.pairs.load_state_dict(state_dict)
 
 

@@ -10,25 +10,35 @@ from torch import Tensor
 
 from ola_augment.training.reward import Reward, gradient_alignment_reward, takes_norms
 
+__all__ = ["CreditedMixup"]
+
 
 class CreditedMixup(Mixup):  # type: ignore[misc]
     """A ``timm.data.Mixup`` for augmented batches.
 
     A mixed example has two images and the draws of both. Its reward is credited to each of them in
-    proportion to its share of the example; a draw gets the sum of what its two examples earn::
-
-        mixup = CreditedMixup(mixup_alpha=0.2, num_classes=10)
-        updater = GARUpdater(augment.policy, reward=mixup.credited())
-        learner = OLALearner(model, augment, updater=updater)
-        with learner.augmented_step():
-            mixed, targets = mixup(normalize(learner.augment(images)), labels)
-            criterion(model(mixed), targets).backward()
+    proportion to its share of the example; a draw gets the sum of what its two examples earn.
 
     Mix every augmented batch of the learner, and plain ones by a ``Mixup`` of their own.
 
     Args:
-        args: as for ``timm.data.Mixup``.
-        kwargs: as for ``timm.data.Mixup``.
+        args: positional arguments of ``timm.data.Mixup``.
+        kwargs: its keyword arguments, such as ``mixup_alpha``, ``cutmix_alpha``, ``mode`` and
+            ``num_classes``.
+
+    Example:
+        >>> from ola_augment import GARUpdater, OLAAugment, OLALearner
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> augment, mixup = OLAAugment(), CreditedMixup(mixup_alpha=0.2, num_classes=2)
+        >>> updater = GARUpdater(augment.policy, reward=mixup.credited())
+        >>> learner = OLALearner(model, augment, updater=updater)
+        >>> images, labels = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+        >>> with learner.augmented_step():
+        ...     mixed, targets = mixup(learner.augment(images), labels)
+        ...     torch.nn.functional.cross_entropy(model(mixed), targets).backward()
+
+    References:
+        `mixup: Beyond Empirical Risk Minimization <https://arxiv.org/abs/1710.09412>`__
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +63,14 @@ class CreditedMixup(Mixup):  # type: ignore[misc]
         """A reward for an updater, credited to images.
 
         Args:
-            reward: of the mixed examples.
+            reward: of the mixed examples: from alignments (B,), and norms (B,) if it takes them, to
+                rewards (B,).
+
+        Returns:
+            A function of the same arguments: the rewards (B,) of the images' draws.
+
+        Raises:
+            TypeError: ``reward`` is not callable.
         """
         if takes_norms(reward):
             return lambda alignments, norms: self._credit(reward(alignments, norms))

@@ -14,6 +14,8 @@ from ola_augment.training.batches import IMAGES
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.updater import UpdateStats
 
+__all__ = ["Pairs", "read_images", "with_images"]
+
 
 class Pairs:
     """Hands the micro-batches of a loop that steps by itself to a learner, half by half.
@@ -27,6 +29,22 @@ class Pairs:
 
     Attributes:
         stats: of the policy's latest update, or None.
+
+    Raises:
+        TypeError: ``learner`` is no :class:`OLALearner`.
+
+    Example:
+        >>> import torch
+        >>> from ola_augment import OLAAugment
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> pairs = Pairs(OLALearner(model, OLAAugment()))
+        >>> for images in torch.zeros(2, 4, 3, 8, 8):  # an augmented batch, then a plain one
+        ...     with pairs.batch((images,), accumulate=1) as (seen,):
+        ...         model(seen).square().mean().backward()
+        ...     model.zero_grad()  # after the optimizer's step
+        ...     pairs.updated()
+        >>> pairs.stats.stepped
+        True
     """
 
     def __init__(self, learner: OLALearner) -> None:
@@ -45,7 +63,7 @@ class Pairs:
         Args:
             batch: as the loader gave it, augmented by workers or not.
             accumulate: micro-batches of this update.
-            loss_scale: as for :meth:`OLALearner.augmented_step`.
+            loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
 
         Yields:
             The batch for the model: augmented where it is its turn, without the workers' actions.
@@ -88,7 +106,11 @@ class Pairs:
         self._plain_next = not self._plain_next
 
     def state_dict(self) -> dict[str, Any]:
-        """The learner's, and which half is next; a pair that awaits its reward loses it."""
+        """The learner's, and which half is next; a pair that awaits its reward loses it.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
         try:
             state = self.learner.state_dict()
         except RuntimeError:  # a capture cannot be saved
@@ -98,6 +120,9 @@ class Pairs:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.
+
+        Args:
+            state: of a learner with the same kinds of parts.
 
         Raises:
             ValueError: it does not fit; nothing has changed.
@@ -114,6 +139,9 @@ def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
     Args:
         batch: a mapping with ``images``, ``image`` or ``pixel_values`` and perhaps ``actions``, or
             a sequence, images first and :class:`Actions`, if any, last.
+
+    Returns:
+        The images, and the actions on the CPU or None.
 
     Raises:
         ValueError: no such thing.
@@ -135,7 +163,15 @@ def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
 
 
 def with_images(batch: Any, images: Tensor) -> Any:
-    """A batch like another one, with these images and without actions."""
+    """A batch like another one, with these images and without actions.
+
+    Args:
+        batch: with images where :func:`read_images` finds them.
+        images: in their place.
+
+    Returns:
+        A new batch; other entries are the same objects.
+    """
     if isinstance(batch, Mapping):
         changed: Any = copy.copy(batch)
         changed.pop("actions", None)

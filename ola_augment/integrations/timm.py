@@ -15,6 +15,8 @@ from ola_augment.operation import Operation
 from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
 
+__all__ = ["TimmRandAugmentPolicy"]
+
 _TOP = 10  # timm's largest level
 _STEPS = 20  # bins a level
 _BINS = _TOP * _STEPS + 1
@@ -24,9 +26,9 @@ _KEYS = {"m": int, "n": int, "p": float, "mstd": float, "mmax": int, "inc": int}
 class TimmRandAugmentPolicy(Policy):
     """What a string such as ``"rand-m9-mstd0.5-inc1"`` means to timm.
 
-    ``PolicyTransform(TimmRandAugmentPolicy("rand-m9-mstd0.5-inc1"), interpolation=BILINEAR,
-    fill=128)`` augments as timm does, batch by batch; ``OLAAugment(policy.space)`` learns over the
-    same operations and magnitudes. timm need not be installed.
+    A :class:`PolicyTransform` of it, with ``interpolation="bilinear", fill=128``, augments as timm
+    does, batch by batch; ``OLAAugment(policy.space)`` learns over the same operations and
+    magnitudes. timm need not be installed.
 
     Args:
         config: sections apart by ``-``, the first ``rand``: m (level, 0 .. 10; 10), n (operations
@@ -40,6 +42,17 @@ class TimmRandAugmentPolicy(Policy):
     Raises:
         ValueError: a section that is unknown, out of range, or cannot be expressed: ``t`` (sets
             with weights, drawn without replacement, or with Gaussian blur) and ``mmax`` above 10.
+
+    Example:
+        >>> from ola_augment import PolicyTransform
+        >>> policy = TimmRandAugmentPolicy("rand-m9-mstd0.5-inc1")
+        >>> augment = PolicyTransform(policy, interpolation="bilinear", fill=128)
+        >>> augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
+
+    References:
+        `RandAugment: Practical automated data augmentation with a reduced search space
+        <https://arxiv.org/abs/1909.13719>`__
     """
 
     def __init__(self, config: str) -> None:
@@ -69,11 +82,19 @@ class TimmRandAugmentPolicy(Policy):
         self._keep = float(values["p"])
 
     def arguments(self) -> dict[str, Any]:
-        """For files and ``repr``."""
+        """Arguments that make such a policy again, for files and ``repr``.
+
+        Returns:
+            Argument name -> JSON value.
+        """
         return {"config": self.config}
 
     def log_probs(self) -> LogProbs:
-        """All mass on n operations, each kept with p, its magnitude as m, mstd and mmax say."""
+        """All mass on n operations, each kept with p, its magnitude as m, mstd and mmax say.
+
+        Returns:
+            The tables, constant.
+        """
         num_ops = torch.full((self.max_ops,), -math.inf)
         num_ops[-1] = 0
         keep = torch.tensor(self._keep)
@@ -156,7 +177,15 @@ def _operations(increasing: bool) -> tuple[Operation, ...]:
 
 
 def solarize_add(images: Tensor, magnitudes: Tensor) -> Tensor:
-    """Add to the levels below 128, up to 255."""
+    """Add to the levels below 128, up to 255.
+
+    Args:
+        images: (n, C, H, W) floating in [0, 1].
+        magnitudes: (n,) in grey levels of 255.
+
+    Returns:
+        (n, C, H, W) in [0, 1].
+    """
     levels = (images * 255).round()
     added = (levels + magnitudes.reshape(-1, 1, 1, 1)).clamp(max=255)
     return torch.where(levels < 128, added, levels) / 255

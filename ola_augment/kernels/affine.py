@@ -67,7 +67,7 @@ def affine_nearest(
 
     Args:
         images: (n, C, H, W) of any dtype.
-        fixed: (n, 6) int64, the matrices in 16.16 fixed point, see :func:`fixed_point`.
+        fixed: (n, 6) int64, the matrices in 16.16 fixed point, of :func:`fixed_point`.
         fill: (C, 1, 1), for the pixels that come from outside of the image.
         matrices: (n, 6) floating point, if some of them stretch rows and columns.
     """

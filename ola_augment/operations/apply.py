@@ -66,6 +66,12 @@ def apply_actions(
             are looked at on the CPU only); actions that break an invariant of :class:`Actions`; a
             magnitude that leaves what its operation accepts at this size; a user's own kernel or
             matrix that returned something else than a tensor of the right shape.
+
+    Example:
+        >>> from ola_augment import OLAPolicy
+        >>> policy, images = OLAPolicy(), torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+        >>> apply_actions(images, policy.space, policy.sample(8)).shape
+        torch.Size([8, 3, 32, 32])
     """
     result: Tensor = _check_and_run(images, space, actions, interpolation, fill)
     return result
@@ -106,11 +112,14 @@ def run_actions(
     """:func:`apply_actions` without its checks, for what was checked or drawn here.
 
     Args:
-        images: as there.
-        space: as there.
-        actions: as there.
+        images: (B, C, H, W), uint8 or floating in [0, 1].
+        space: that the actions were drawn from.
+        actions: of B examples.
         fill: one value per channel.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
+
+    Returns:
+        A new tensor of the shape, dtype and device of ``images``.
     """
     height, width = images.shape[2:]
     whole = images.dtype == torch.uint8 and images.device.type == "cpu"

@@ -101,11 +101,11 @@ def transform_points(
             image reaches from 0 to its width and height.
         space: that the actions were drawn from.
         actions: of B examples.
-        height: of the images.
-        width: of the images.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
 
     Returns:
-        A new tensor like ``points``.
+        A new tensor of the shape and dtype of ``points``.
 
     Raises:
         TypeError, ValueError: no floating tensor (B, N, 2), a size without pixels, actions that do

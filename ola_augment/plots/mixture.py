@@ -21,8 +21,15 @@ def split_usage(results: Sequence[dict[str, Any]], epochs: int) -> Figure:
             (T numbers); runs of the same net and method become a mean and a band of all seeds.
         epochs: that the T points span.
 
+    Returns:
+        A figure: a column for each net, usage above losses, a line for each method.
+
     Raises:
         ValueError: no runs.
+
+    Example:
+        >>> run = {"net": "mlp", "method": "ola", "usage": [(0.6, 0.7), (0.1, 0.9)]}
+        >>> figure = split_usage([{**run, "losses": [2.3, 0.9]}], epochs=1)
     """
     from matplotlib.figure import Figure
 

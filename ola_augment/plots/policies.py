@@ -35,6 +35,12 @@ def policy_over_time(history: Sequence[Mapping[str, Any]], space: SearchSpace) -
 
     Raises:
         ValueError: a history without policy metrics, or of another space.
+
+    Example:
+        >>> from ola_augment import OLAPolicy
+        >>> from ola_augment.training import policy_metrics
+        >>> policy = OLAPolicy()
+        >>> figure = policy_over_time([{"epoch": 1, **policy_metrics(policy)}], policy.space)
     """
     from matplotlib.figure import Figure
 
@@ -118,8 +124,8 @@ def policy_tables(
     Args:
         policies: one, or several over the same operations by their titles, which are sorted by the
             preference of the last one.
-        height: of the images, for magnitudes in pixels.
-        width: of the same.
+        height: of the images in pixels, for magnitudes that scale with it.
+        width: of the images in pixels.
 
     Returns:
         A figure: for each policy the probability of keeping each operation (or of drawing it, where

@@ -34,12 +34,20 @@ def augmented_samples(
 
     Args:
         augment: whose policy draws.
-        images: (B, C, H, W), as for :meth:`PolicyTransform.augment`; one row of the figure each.
-        draws: augmented versions of each image.
-        labels: B class names.
+        images: (B, C, H, W), uint8 or floating in [0, 1]; one row of the figure each.
+        draws: augmented versions of each image, at least 1.
+        labels: B class names; None writes "original".
+
+    Returns:
+        A figure of B rows and 1 + ``draws`` columns.
 
     Raises:
         ValueError: no images, no draws, or labels of another number.
+
+    Example:
+        >>> from ola_augment import UniformAugment
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> figure = augmented_samples(UniformAugment(), images, labels=["cat", "dog"])
     """
     from matplotlib.figure import Figure
 
@@ -78,8 +86,11 @@ def sample_strip(
 
     Args:
         augments: transforms by the title of their row.
-        images: (B, C, H, W), one column of the figure each.
-        labels: B class names.
+        images: (B, C, H, W), uint8 or floating in [0, 1]; one column of the figure each.
+        labels: B class names; None writes none.
+
+    Returns:
+        A figure of B columns: a row of originals, and one for each transform.
 
     Raises:
         ValueError: no images, no transform, or labels of another number.
@@ -146,8 +157,8 @@ def describe(actions: Actions, space: SearchSpace, height: int, width: int) -> l
     Args:
         actions: of B examples.
         space: that they index.
-        height: of the images, for magnitudes in pixels.
-        width: of the same.
+        height: of the images in pixels, for magnitudes that scale with it.
+        width: of the images in pixels.
 
     Returns:
         B texts; ``"unchanged"`` where nothing is applied.

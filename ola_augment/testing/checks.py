@@ -73,12 +73,17 @@ def check_transform(
         seed: makes the next call deterministic; by default it seeds torch, NumPy and ``random``.
         images: what to try; :func:`images` by default.
         checks: which; by default all of :data:`CHECKS` that can be made.
-        tolerance: in grey levels of 255, for floating images too.
-        max_examples: images for each check.
+        tolerance: in grey levels of 255, for floating images too; 0 or more.
+        max_examples: images for each check, at least 1.
 
     Raises:
         AssertionError: something failed; an exception of the transform counts as a failure.
         ValueError: an unknown check, or one that needs an argument that is missing.
+
+    Example:
+        >>> from ola_augment import UniformAugment
+        >>> check_transform(UniformAugment(), max_examples=2)
+        >>> check_transform(lambda images: images.flip(-1), checks=["shape", "input"])
     """
     if isinstance(transform, PolicyTransform):
         replay, neutral = replay or _replayed(transform), neutral or _nothing_kept(transform)
@@ -200,7 +205,7 @@ def _check_reference(subject: _Subject, images: Tensor) -> None:
     _assert_same(subject, subject.reference(images), result, "the reference")
 
 
-#: Name -> check.
+#: The checks of :func:`check_transform` by name.
 CHECKS: dict[str, Callable[[_Subject, Tensor], None]] = {
     "shape": _check_shape,
     "dtype": _check_dtype,

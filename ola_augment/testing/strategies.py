@@ -17,7 +17,7 @@ from ola_augment.operation import Operation
 from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 
-#: Ways for the same values to lie in memory.
+#: Ways for the same values to lie in memory, by name: functions from a tensor to its equal.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "channels last": lambda x: x.movedim(-3, -1).contiguous().movedim(-1, -3),
@@ -48,11 +48,17 @@ def images(
     Args:
         draw: given by hypothesis.
         dtypes: uint8, and floating ones, whose values lie in [0, 1].
-        channels: how many there may be.
+        channels: how many there may be, of 1 and 3.
         batch: True for (B, C, H, W) with B from 0 on, False for (C, H, W), None for both.
         max_batch: largest B.
-        sides: smallest and largest height and width.
+        sides: smallest and largest height and width, in pixels.
         layouts: keys of :data:`LAYOUTS`, or "expanded": channels that share their memory.
+
+    Returns:
+        A strategy of tensors (C, H, W) or (B, C, H, W).
+
+    Example:
+        >>> strategy = images(dtypes=[torch.uint8], channels=[3], batch=True)
     """
     low, high = sides
     side = st.sampled_from(range(low, min(low + 3, high + 1))) | st.integers(low, high)
@@ -107,6 +113,12 @@ def spaces(draw: st.DrawFn, *, names: Sequence[str] = tuple(TABLE)) -> SearchSpa
     Args:
         draw: given by hypothesis.
         names: of the operations to choose from.
+
+    Returns:
+        A strategy of :class:`SearchSpace`.
+
+    Example:
+        >>> strategy = spaces(names=["rotate", "invert"])
     """
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=6, unique=True))
     operations = tuple(draw(_operations(TABLE[name])) for name in chosen)
@@ -146,6 +158,12 @@ def actions(
         space: that they index.
         batch_size: how many examples; None for 0 .. 4.
         max_ops: how many slots; None for 1 .. 4, at most as many as there are operations.
+
+    Returns:
+        A strategy of :class:`Actions`.
+
+    Example:
+        >>> strategy = actions(SearchSpace.rand_augment(), batch_size=8)
     """
     batch = draw(st.integers(0, 4)) if batch_size is None else batch_size
     slots = draw(st.integers(1, min(4, len(space)))) if max_ops is None else max_ops
@@ -180,6 +198,12 @@ def policies(draw: st.DrawFn, space: SearchSpace | None = None) -> Policy:
     Args:
         draw: given by hypothesis.
         space: of the policy; None for any of :func:`spaces`.
+
+    Returns:
+        A strategy of :class:`Policy`.
+
+    Example:
+        >>> strategy = policies(SearchSpace.rand_augment())
     """
     space = draw(spaces()) if space is None else space
     kind = draw(st.sampled_from([OLAPolicy, UniformPolicy, RandAugmentPolicy]))

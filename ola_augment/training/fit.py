@@ -119,6 +119,17 @@ def fit(
             learner of another model or transform, a loader without batches or with batches of an
             unknown kind, or a checkpoint that does not fit.
         FloatingPointError: a bad step with ``skip_bad_steps=False``.
+
+    Example:
+        >>> from ola_augment import OLAAugment
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+        >>> learner = OLALearner(model, OLAAugment())
+        >>> images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+        >>> loader = [(images, torch.arange(8) % 2)] * 2
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> history = fit(model, loader, optimizer, epochs=1, learner=learner, progress=False)
+        >>> history[0]["steps"], learner.pairs
+        (2, 1)
     """
     if epochs < 1 or checkpoint_every < 1:
         raise ValueError(

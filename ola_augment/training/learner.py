@@ -71,7 +71,7 @@ class OLALearner:
     Args:
         model: that is trained; may be a ``DistributedDataParallel``.
         augment: the transform whose policy learns.
-        lr: of the policy's Adam.
+        lr: of the policy's Adam, positive.
         reference: where the reference gradient g comes from. "next" (the paper): the plain batch,
             after the augmented update. "current": the plain batch, before either update: run its
             backward first, step the optimizer when both are done. Or batches that are never
@@ -204,7 +204,11 @@ class OLALearner:
             held_out: batches of images from where the model will be used, or of a part of the
                 training images; after ``learner.learn_pairs`` they may join the training.
             pairs: of augmented and plain steps in the whole run.
-            loss: of a held-out batch, see :class:`OLALearner`.
+            loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
+                a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+
+        Returns:
+            The learner, to be used like any other.
 
         Raises:
             TypeError: another policy than an :class:`OLAPolicy`.
@@ -256,6 +260,9 @@ class OLALearner:
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model other than this learner's.
 
+        Args:
+            model: with or without its ``DistributedDataParallel``.
+
         Raises:
             ValueError: it is another one.
         """
@@ -263,7 +270,17 @@ class OLALearner:
             raise ValueError("learner must be of the model that is trained, it has another one")
 
     def augment(self, images: Tensor) -> Tensor:
-        """Augment a batch for the next augmented step, as :meth:`PolicyTransform.augment`."""
+        """Augment a batch for the augmented step, and remember what was drawn.
+
+        Args:
+            images: (B, C, H, W), uint8 or floating in [0, 1].
+
+        Returns:
+            A new tensor of the shape and dtype of ``images``.
+
+        Raises:
+            TypeError, ValueError: what :meth:`PolicyTransform.augment` refuses.
+        """
         images, actions = self.transform.augment(images)
         self._drawn.append(actions)
         return images
@@ -286,7 +303,7 @@ class OLALearner:
             batch: for a ``DirectionalAlignment``, which computes ``step.losses`` itself.
             actions: of images that were augmented elsewhere, as in DataLoader workers; None takes
                 those of :meth:`augment`, called inside the block or before it.
-            loss_scale: ``scaler.get_scale()`` under a GradScaler.
+            loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
 
         Yields:
             The :class:`Step`.
@@ -332,7 +349,7 @@ class OLALearner:
         """The forward and backward pass of a plain (micro-)batch; clip gradients after it.
 
         Args:
-            loss_scale: as for :meth:`augmented_step`.
+            loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
 
         Yields:
             The :class:`Step`; its ``stats`` are filled in after the block.
@@ -415,6 +432,9 @@ class OLALearner:
         taken where nothing waits for the second: the reward was given already (held-out
         reference), or the pair teaches nothing (``learn_every``).
 
+        Returns:
+            A new dictionary.
+
         Raises:
             RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
                 saved: save between pairs, or give it up with :meth:`drop`.
@@ -443,6 +463,9 @@ class OLALearner:
         """Restore :meth:`state_dict`; a pair that is under way is forgotten.
 
         Held-out batches go on where they were, if they come in the same order again.
+
+        Args:
+            state: of a learner with the same kinds of parts.
 
         Raises:
             ValueError: the state of another version, policy, space, updater or kind of reference,

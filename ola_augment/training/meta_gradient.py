@@ -27,9 +27,9 @@ class MetaGradientUpdater:
     Args:
         model: trained by the user's own optimizer.
         meta_parameters: phi, leaf tensors that require gradients.
-        inner_lr: alpha, the learning rate of plain SGD. For other optimizers alpha scales the
-            meta-gradient only, which Adam, the default meta-optimizer, does not see.
-        lr: of the meta-optimizer, Adam.
+        inner_lr: alpha, the learning rate of plain SGD; positive. For other optimizers alpha scales
+            the meta-gradient only, which Adam, the default meta-optimizer, does not see.
+        lr: of the meta-optimizer, Adam; positive.
         optimizer: over phi, instead of Adam; ``lr`` is then ignored.
 
     Raises:
@@ -82,7 +82,15 @@ class MetaGradientUpdater:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model at a copy of theta_t, which the optimizer will not overwrite."""
+        """Call the model at a copy of theta_t, which the optimizer will not overwrite.
+
+        Args:
+            args: passed to the model.
+            kwargs: passed to the model.
+
+        Returns:
+            What the model returns.
+        """
         if self._gradients is not None or not self._theta:
             self._theta = {
                 name: parameter.detach().clone().requires_grad_()
@@ -124,6 +132,9 @@ class MetaGradientUpdater:
 
     def unrolled_parameters(self) -> dict[str, Tensor]:
         """theta_{t+1} = theta_t - alpha grad l_t(phi), for ``torch.func.functional_call``.
+
+        Returns:
+            Parameter name -> tensor of its shape, differentiable in phi.
 
         Raises:
             RuntimeError: no :meth:`backward` before.

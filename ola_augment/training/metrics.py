@@ -121,7 +121,10 @@ def accuracy(
     Args:
         model: images -> (B, classes).
         batches: of images (B, C, H, W) and labels (B,).
-        preprocess: images -> the model's input.
+        preprocess: images -> the model's input; by default uint8 is scaled to [0, 1].
+
+    Returns:
+        The share.
 
     Raises:
         ValueError: no examples.

@@ -69,6 +69,12 @@ def normalize(values: Tensor) -> Tensor:
     """Shift and scale to mean 0 and (population) standard deviation 1, over all ranks.
 
     Values that differ by rounding alone count as equal and give zeros.
+
+    Args:
+        values: (B,) floating, finite.
+
+    Returns:
+        (B,) of the same dtype.
     """
     exact = values.detach().double()
     count = sum_over_ranks(exact.new_tensor(float(len(exact))))

@@ -40,7 +40,8 @@ class SplitPolicy(LogitsModule):
         inverted: use the inverted softmax.
 
     Attributes:
-        logits: (S,) s; no parameter of a model that holds the policy, see :class:`Policy`.
+        logits: (S,) s, on the CPU and in shared memory; no parameter of a model that holds the
+            policy.
 
     Raises:
         ValueError: fewer than 2 splits.
@@ -61,18 +62,29 @@ class SplitPolicy(LogitsModule):
         self.logits = nn.Parameter(torch.zeros(num_splits, device="cpu"))
 
     def arguments(self) -> dict[str, Any]:
-        """For files."""
+        """Arguments that make such a policy again, for files.
+
+        Returns:
+            Argument name -> JSON value.
+        """
         return {"num_splits": len(self.logits), "inverted": self.inverted}
 
     def extra_repr(self) -> str:
-        """How much of each split is used."""
+        """How much of each split is used.
+
+        Returns:
+            The text between the parentheses of ``repr(policy)``.
+        """
         usage = ", ".join(f"{used:.2f}" for used in self.usage().tolist())
         return f"inverted={self.inverted}, usage=[{usage}]"
 
     def log_usage(self) -> Tensor:
-        """(S,), log of 1 - softmax(s)_i, or of softmax(s)_i when not inverted.
+        """Log of 1 - softmax(s)_i, or of softmax(s)_i when not inverted.
 
         In log space: in float32 a softmax that rounds to 1 would make 1 - softmax 0 or negative.
+
+        Returns:
+            (S,), differentiable in the logits.
         """
         log_softmax = F.log_softmax(self.logits.clone(), dim=0)  # workers see it change
         if not self.inverted:
@@ -81,15 +93,34 @@ class SplitPolicy(LogitsModule):
         return log_softmax.expand(len(others), -1).masked_fill(others, -torch.inf).logsumexp(1)
 
     def usage(self) -> Tensor:
-        """(S,) in [0, 1], how much of each split is used: 1 - softmax(s)_i (Figure 2), no grad."""
+        """How much of each split is used: the exponential of :meth:`log_usage` (Figure 2).
+
+        Returns:
+            (S,) in [0, 1], no grad.
+        """
         return self.log_usage().detach().exp()
 
     def log_probs(self) -> Tensor:
-        """(S,), log-probability of drawing an example from each split."""
+        """Log-probability of drawing an example from each split.
+
+        Returns:
+            (S,), differentiable in the logits.
+        """
         return F.log_softmax(self.log_usage(), dim=0)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> SplitActions:
-        """Draw the splits of n examples, on the CPU."""
+        """Draw the splits of n examples, on the CPU.
+
+        Args:
+            n: number of examples, 0 or more.
+            generator: a CPU generator; None uses torch's global one.
+
+        Returns:
+            The splits of n examples, with their ``log_prob`` and no gradient.
+
+        Raises:
+            ValueError: n below 0.
+        """
         if n < 0:
             raise ValueError(f"n must be 0 or more, got {n}")
         with torch.no_grad():
@@ -100,7 +131,13 @@ class SplitPolicy(LogitsModule):
         return SplitActions(splits, log_probs[splits])
 
     def log_prob(self, actions: SplitActions) -> Tensor:
-        """(B,), log-probability of the splits under today's logits, differentiable.
+        """Log-probability of the splits under today's logits.
+
+        Args:
+            actions: of B examples.
+
+        Returns:
+            (B,), differentiable in the logits.
 
         Raises:
             ValueError: a split that the policy does not have.
@@ -114,7 +151,11 @@ class SplitPolicy(LogitsModule):
         return self.log_probs()[splits.to(self.logits.device)]
 
     def entropy(self) -> Tensor:
-        """Entropy in nats, differentiable; a scalar."""
+        """Entropy of the distribution, differentiable in the logits.
+
+        Returns:
+            A scalar in nats, 0 .. log S.
+        """
         log_probs = self.log_probs()
         return -(log_probs.exp() * log_probs).sum()
 
@@ -190,6 +231,12 @@ class SplitBatchSampler(Sampler[list[int]]):
 
     def actions(self, indices: Sequence[int] | Tensor) -> SplitActions:
         """Splits of a batch of data-set indices, with their log-probability under today's logits.
+
+        Args:
+            indices: B indices of the data set, as the sampler gave them.
+
+        Returns:
+            The splits of B examples, in the order of the indices.
 
         Raises:
             ValueError: an index that is in no split.

@@ -16,16 +16,15 @@ class Thermostat:
 
     A model that knows its training images by heart has room for more augmentation, one that cannot
     even fit them for less; no first-order reward sees either. In the manner of the adaptive
-    augmentation of StyleGAN2-ADA (Karras et al., 2020, `arXiv:2006.06676
-    <https://arxiv.org/abs/2006.06676>`_), with training accuracy as its heuristic.
+    augmentation of StyleGAN2-ADA (Karras et al., 2020), with training accuracy as its heuristic.
 
     Args:
         policy: an :class:`OLAPolicy` with a ``strength``, which is where it starts.
-        raise_above: of the running mean of the accuracy, above which the strength rises.
-        lower_below: below which it falls, at most ``raise_above``.
-        up: operations an image, for each call above.
-        down: operations an image, for each call below.
-        most: largest strength; None is the policy's ``max_ops``.
+        raise_above: running mean of the accuracy, in [0, 1], above which the strength rises.
+        lower_below: running mean below which it falls, in [0, ``raise_above``].
+        up: by how many operations an image it rises with each call, 0 or more.
+        down: by how many it falls with each call, 0 or more.
+        most: largest strength, 0 .. ``max_ops``; None is the policy's ``max_ops``.
         lower_after: calls before which it does not fall: any model starts with a low accuracy.
         smoothing: of the running mean, in [0, 1).
 
@@ -42,6 +41,10 @@ class Thermostat:
         >>> thermostat = Thermostat(policy, up=0.5, smoothing=0.0)
         >>> thermostat.step(accuracy=0.99)
         1.5
+
+    References:
+        `Training Generative Adversarial Networks with Limited Data
+        <https://arxiv.org/abs/2006.06676>`__
     """
 
     def __init__(
@@ -82,10 +85,13 @@ class Thermostat:
         self.calls = 0
 
     def step(self, accuracy: float) -> float:
-        """Take in the accuracy of one plain training batch; the new strength.
+        """Take in the accuracy of one plain training batch, and move the strength.
 
         Args:
             accuracy: in [0, 1]; under ``torch.distributed`` the ranks' are averaged.
+
+        Returns:
+            The new strength.
 
         Raises:
             ValueError: no accuracy; nothing has changed.
@@ -104,11 +110,18 @@ class Thermostat:
         return strength
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean and the number of calls; the strength is in the policy's state."""
+        """The running mean and the number of calls; the strength is in the policy's state.
+
+        Returns:
+            A new dictionary of plain numbers.
+        """
         return {"accuracy": self.accuracy, "calls": self.calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
+
+        Args:
+            state: of any thermostat.
 
         Raises:
             ValueError: not such a state; nothing has changed.

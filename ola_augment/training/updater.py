@@ -172,7 +172,11 @@ class _PolicyGradient:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beside the logits: the meta-optimizer and the steps not yet applied."""
+        """Everything beside the logits: the meta-optimizer and the steps not yet applied.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
         return {
             "kind": type(self).__name__,
             "accumulate": self.accumulate,
@@ -183,6 +187,9 @@ class _PolicyGradient:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; load the policy's own state separately.
+
+        Args:
+            state: of an updater of the same kind and settings, for a policy of the same sizes.
 
         Raises:
             ValueError: the state belongs to a policy of other sizes, another kind of updater or
@@ -245,8 +252,8 @@ class GARUpdater(_PolicyGradient):
     Args:
         policy: anything with ``log_prob(actions)``, ``entropy()`` and ``named_logits()`` (or, as
             other modules have, ``parameters()``).
-        lr: of the meta-optimizer, Adam. The paper's is 0.1 (:meth:`paper`); 0.03 did as well and
-            saturates later (docs/results.md).
+        lr: of the meta-optimizer, Adam; positive. The paper's is 0.1 (:meth:`paper`); 0.03 did as
+            well and saturates later (`Results <../results.html>`__).
         accumulate: calls of :meth:`step` whose gradients are averaged for one update.
         optimizer: over ``policy.named_logits().values()``, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
@@ -285,7 +292,18 @@ class GARUpdater(_PolicyGradient):
 
     @classmethod
     def paper(cls, policy: LearnablePolicy[Any], accumulate: int = 1) -> GARUpdater:
-        """Make an updater with the paper's settings: equation 1, normalised, and Adam at 0.1."""
+        """Make an updater with the paper's settings: equation 1, normalised, and Adam at 0.1.
+
+        Args:
+            policy: with logits to learn.
+            accumulate: calls of :meth:`step` whose gradients are averaged for one update.
+
+        Returns:
+            The updater.
+
+        Raises:
+            ValueError: a policy without trainable logits, or ``accumulate`` below 1.
+        """
         return cls(policy, lr=0.1, accumulate=accumulate)
 
     def step(self, actions: Any, alignments: Tensor, norms: Tensor | None = None) -> UpdateStats:
@@ -293,10 +311,14 @@ class GARUpdater(_PolicyGradient):
 
         Args:
             actions: of B examples, with the ``log_prob`` they were drawn with.
-            alignments: (B,), <grad l_i(theta_t), grad L(theta_{t+1})>.
-            norms: (B,), ``|grad l_i(theta_t)|``, for rewards that take them.
+            alignments: (B,) floating, <grad l_i(theta_t), grad L(theta_{t+1})>.
+            norms: (B,) floating, ``|grad l_i(theta_t)|``, for rewards that take them.
+
+        Returns:
+            What the call did.
 
         Raises:
+            RuntimeError: the policy is frozen.
             TypeError: alignments or norms that are no floating-point tensor.
             ValueError: alignments, norms or rewards of another shape than (B,), or NaN or Inf among
                 them; the logits and the gradients added up so far are untouched.
@@ -314,8 +336,9 @@ class NSLRUpdater(_PolicyGradient):
     so the rewards of ``accumulate`` steps are normalised together and make one update.
 
     Args:
-        policy: as for :class:`GARUpdater`.
-        lr: of the meta-optimizer, Adam.
+        policy: anything with ``log_prob(actions)``, ``entropy()`` and ``named_logits()`` (or, as
+            other modules have, ``parameters()``).
+        lr: of the meta-optimizer, Adam; positive.
         accumulate: steps that make one update, at least 2.
         optimizer: over ``policy.named_logits().values()``, instead of Adam; ``lr`` is then ignored.
         entropy_weight: beyond the paper: adds this times the policy's entropy to the objective.
@@ -356,9 +379,13 @@ class NSLRUpdater(_PolicyGradient):
 
         Args:
             actions: of B examples, with the ``log_prob`` they were drawn with.
-            next_loss: scalar, L(theta_{t+1}) on the batch after the update.
+            next_loss: floating scalar, L(theta_{t+1}) on the batch after the update.
+
+        Returns:
+            What the call did.
 
         Raises:
+            RuntimeError: the policy is frozen.
             TypeError: a loss that is no floating-point tensor.
             ValueError: a loss that is no scalar, NaN or Inf; nothing has changed.
         """
@@ -373,11 +400,22 @@ class NSLRUpdater(_PolicyGradient):
         return self._stats(-losses, stepped, clipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beside the logits: the meta-optimizer and the steps not yet applied."""
+        """Everything beside the logits: the meta-optimizer and the steps not yet applied.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
         return {**super().state_dict(), "losses": [loss.clone() for loss in self._losses]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; load the policy's own state separately."""
+        """Restore :meth:`state_dict`; load the policy's own state separately.
+
+        Args:
+            state: of an updater of the same kind and settings, for a policy of the same sizes.
+
+        Raises:
+            ValueError: the state does not fit; nothing has changed.
+        """
         losses = [loss.clone() for loss in state.get("losses", [])]
         if len(losses) != len(state["pending"]):
             raise ValueError("state holds another number of losses than of steps")

@@ -70,7 +70,8 @@ class ValueUpdater:
             more often and so learned by heart sooner, and then it is worth less: values of draws
             that do not depend on them can be compared.
         prior: examples' worth of belief that all are worth the same, positive.
-        reward: as for :class:`GARUpdater`.
+        reward: of the examples of a batch: ``reward(alignments)``, or ``reward(alignments, norms)``
+            with the norms of their gradients, all (B,).
 
     Raises:
         TypeError: another kind of policy, or a reward that is no function.
@@ -132,7 +133,14 @@ class ValueUpdater:
         self._moment = torch.zeros(size, dtype=torch.float64)
 
     def features(self, actions: Actions) -> Tensor:
-        """(B, 3 A) float64: what an example's applied operations contribute to its reward."""
+        """What an example's applied operations contribute to its reward.
+
+        Args:
+            actions: of B examples.
+
+        Returns:
+            (B, 3 A) float64.
+        """
         applied = self._basis[actions.ops.clamp(min=0), actions.magnitude_bins]
         applied = applied * actions.keep[..., None]
         shape = (len(actions.ops), len(self.policy.space), _DEGREES)
@@ -140,7 +148,11 @@ class ValueUpdater:
         return applied.new_zeros(shape).scatter_add(1, index, applied).flatten(1)
 
     def values(self) -> Values:
-        """The estimates so far."""
+        """The estimates so far.
+
+        Returns:
+            Of all operations and bins; before the first step all are worth 0.
+        """
         prior = self.prior * torch.eye(len(self._moment), dtype=torch.float64)
         covariance = torch.linalg.inv(self._precision + prior)
         weights = covariance @ self._moment
@@ -158,8 +170,11 @@ class ValueUpdater:
 
         Args:
             actions: of B examples.
-            alignments: (B,), <grad l_i, g>.
-            norms: (B,), ``|grad l_i|``, for rewards that take them.
+            alignments: (B,) floating, <grad l_i, g>.
+            norms: (B,) floating, ``|grad l_i|``, for rewards that take them.
+
+        Returns:
+            What the call did; ``stepped`` is False while it explores.
 
         Raises:
             TypeError: alignments or norms that are no floating-point tensor.
@@ -214,7 +229,11 @@ class ValueUpdater:
         return self.scale * self.limit * (t / self.limit).tanh()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned, beside the logits."""
+        """What was learned, beside the logits.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
         return {
             "kind": type(self).__name__,
             "explores": self.explores,
@@ -224,6 +243,9 @@ class ValueUpdater:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; load the policy's own state separately.
+
+        Args:
+            state: of a ValueUpdater for a policy over as many operations.
 
         Raises:
             ValueError: the state is of another kind of updater, of another size, or not finite;

@@ -66,7 +66,7 @@ def follow(
     its moved corners, clamped to the image; key points move.
 
     Args:
-        annotation: fits its images, see :func:`check_annotation`.
+        annotation: that :func:`check_annotation` has found to fit its images.
         space: that the actions index.
         actions: of the images, with a batch dimension.
         leading: how many of a mask's dimensions are the batch's.

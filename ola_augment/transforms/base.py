@@ -76,6 +76,11 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     Attributes:
         policy: the :class:`Policy`.
 
+    Raises:
+        TypeError: ``policy`` is no :class:`Policy`, or an argument of another type.
+        ValueError: a generator that is not on the CPU, an unknown interpolation, or a fill outside
+            0 .. 255.
+
     Example:
         >>> from ola_augment import UniformPolicy
         >>> transform = PolicyTransform(UniformPolicy("rand_augment", num_ops=3))
@@ -169,11 +174,14 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         """Apply actions drawn before; deterministic.
 
         Args:
-            images: as for :meth:`augment`.
+            images: (B, C, H, W) or (C, H, W), or several dimensions; uint8 or floating in [0, 1].
             actions: as many as there are images, from the same search space.
 
+        Returns:
+            A new tensor of the shape and dtype of ``images``.
+
         Raises:
-            TypeError, ValueError: as :meth:`augment`, or actions that do not match.
+            TypeError, ValueError: what :meth:`augment` refuses, or actions that do not match.
         """
         images = _plain(images)
         self._check(images)
@@ -212,7 +220,18 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *inputs: Any) -> Any:
-        """Augment a sample; ``torch.compile`` leaves the call as it is."""
+        """Augment a sample; ``torch.compile`` leaves the call as it is.
+
+        Args:
+            inputs: an image, or a sample that holds one, as one argument or several.
+
+        Returns:
+            The sample with its images augmented, its annotations moved with them, and the rest as
+            it was; of the same structure, types, shapes and dtypes.
+
+        Raises:
+            TypeError, ValueError: what :meth:`make_params` refuses.
+        """
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
@@ -257,6 +276,12 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Check a sample and draw for it (torchvision's hook).
 
+        Args:
+            flat_inputs: the images and annotations of the sample.
+
+        Returns:
+            ``actions``, the :class:`Actions`, and ``batch``, the batch dimensions of the images.
+
         Raises:
             TypeError: no image in the sample.
             ValueError: images of different sizes, annotations that do not fit their image, or what
@@ -292,7 +317,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return {"actions": actions, "batch": shared.batch}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply what was drawn to one entry of a sample (torchvision's hook)."""
+        """Apply what was drawn to one entry of a sample (torchvision's hook).
+
+        Args:
+            inpt: an image or annotation.
+            params: of :meth:`make_params`.
+
+        Returns:
+            The entry, augmented or moved; of the same type, shape and dtype.
+        """
         actions = params["actions"]
         if isinstance(inpt, ANNOTATIONS):
             return follow(inpt, self.space, actions, len(params["batch"]), self._mask_fill)
@@ -338,7 +371,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         Args:
             path: of the JSON file.
             space: with the operations of the file, for spaces with a user's own kernels.
-            generator: to draw with, as at construction.
+            generator: a CPU generator to draw with; None uses torch's global one.
 
         Returns:
             A transform of this class.
@@ -360,7 +393,11 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return transform
 
     def extra_repr(self) -> str:
-        """Search space, slots, bins and how pixels are resampled."""
+        """Search space, slots, bins and how pixels are resampled.
+
+        Returns:
+            The text between the parentheses of ``repr(transform)``.
+        """
         return (
             f"space={self.space.name!r}, max_ops={self.policy.max_ops}, "
             f"num_magnitude_bins={self.space.num_magnitude_bins}, "

@@ -17,12 +17,19 @@ class OLAAugment(PolicyTransform):
     Args:
         space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
         max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        generator: see :class:`PolicyTransform`.
-        strength: expected number of applied operations an image; None learns it, see
-            :class:`OLAPolicy`.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
+        interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
+            ``InterpolationMode``, its name, or Pillow's number for it.
+        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+            floats): one number or one per channel, None for black, or a dictionary of these by
+            type of input.
+        generator: a CPU generator to draw with; None uses torch's global one.
+        strength: expected number of applied operations an image, 0 .. ``max_ops``: the policy
+            then learns which operations, not how many. None learns both, as the paper does.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unknown space, a number out of range, or a generator that is not on the CPU.
 
     Example:
         >>> augment = OLAAugment("wide_long", generator=torch.Generator().manual_seed(0))
@@ -60,19 +67,26 @@ class UniformAugment(PolicyTransform):
     """UniformAugment (Algorithm 3): two operations, each kept with probability 1/2.
 
     Args:
-        space: as for :class:`OLAAugment`.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        generator: see :class:`PolicyTransform`.
+        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
+        interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
+            ``InterpolationMode``, its name, or Pillow's number for it.
+        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+            floats): one number or one per channel, None for black, or a dictionary of these by
+            type of input.
+        generator: a CPU generator to draw with; None uses torch's global one.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unknown space, a number out of range, or a generator that is not on the CPU.
 
     Example:
         >>> UniformAugment()(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([3, 32, 32])
 
     References:
-        UniformAugment: A Search-free Probabilistic Data Augmentation Approach,
-        https://arxiv.org/abs/2003.14348
+        `UniformAugment: A Search-free Probabilistic Data Augmentation Approach
+        <https://arxiv.org/abs/2003.14348>`__
     """
 
     _policy_kind = UniformPolicy
@@ -97,21 +111,28 @@ class RandAugment(PolicyTransform):
     """RandAugment (Cubuk et al., 2020) with the argument names of torchvision's.
 
     Args:
-        num_ops: operations applied to every image, with replacement.
-        magnitude: the bin of all of them.
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        space: as for :class:`OLAAugment`.
-        generator: see :class:`PolicyTransform`.
+        num_ops: operations applied to every image, 0 or more, with replacement.
+        magnitude: the bin of all of them, 0 .. num_magnitude_bins - 1.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
+        interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
+            ``InterpolationMode``, its name, or Pillow's number for it.
+        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+            floats): one number or one per channel, None for black, or a dictionary of these by
+            type of input.
+        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        generator: a CPU generator to draw with; None uses torch's global one.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unknown space, a number out of range, or a generator that is not on the CPU.
 
     Example:
         >>> RandAugment(num_ops=2, magnitude=9)(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([3, 32, 32])
 
     References:
-        RandAugment: Practical automated data augmentation with a reduced search space,
-        https://arxiv.org/abs/1909.13719
+        `RandAugment: Practical automated data augmentation with a reduced search space
+        <https://arxiv.org/abs/1909.13719>`__
     """
 
     _policy_kind = RandAugmentPolicy
@@ -139,19 +160,26 @@ class TrivialAugment(PolicyTransform):
     """TrivialAugment (Müller and Hutter, 2021): one uniform operation at a uniform magnitude.
 
     Args:
-        num_magnitude_bins: of a space given by name.
-        interpolation: see :class:`PolicyTransform`.
-        fill: see :class:`PolicyTransform`.
-        space: as for :class:`OLAAugment`.
-        generator: see :class:`PolicyTransform`.
+        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
+        interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
+            ``InterpolationMode``, its name, or Pillow's number for it.
+        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+            floats): one number or one per channel, None for black, or a dictionary of these by
+            type of input.
+        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        generator: a CPU generator to draw with; None uses torch's global one.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unknown space, a number out of range, or a generator that is not on the CPU.
 
     Example:
         >>> TrivialAugment()(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([3, 32, 32])
 
     References:
-        TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation,
-        https://arxiv.org/abs/2103.10158
+        `TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation
+        <https://arxiv.org/abs/2103.10158>`__
     """
 
     _policy_kind = UniformPolicy

@@ -65,7 +65,14 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
         return _actions(self._params) if self._params else None
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
-        """Draw :class:`ola_augment.Actions`, a parameter for each field."""
+        """Draw :class:`ola_augment.Actions`, a parameter for each field.
+
+        Args:
+            batch_shape: (B, C, H, W) of the images.
+
+        Returns:
+            The fields by name, on the CPU.
+        """
         batch = batch_shape[0]
         actions = self.augment._sample(1 if self.same_on_batch and batch else batch)
         if self.same_on_batch and batch:
@@ -73,7 +80,15 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
         return actions._asdict()
 
     def compute_transformation(self, input: Tensor, params: Params, flags: Any) -> Tensor:
-        """Matrices (B, 3, 3) from the image to the result, pixel centres at whole numbers.
+        """Matrices from the image to the result, pixel centres at whole numbers.
+
+        Args:
+            input: the images (B, C, H, W).
+            params: of :meth:`generate_parameters`.
+            flags: kornia's, not read.
+
+        Returns:
+            (B, 3, 3), of the dtype and device of ``input``.
 
         Raises:
             ValueError: the actions hold a user's own kernel whose geometry is unknown.
@@ -97,13 +112,33 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any, transform: Tensor | None = None
     ) -> Tensor:
-        """Apply what was drawn to images (B, C, H, W)."""
+        """Apply what was drawn to images.
+
+        Args:
+            input: (B, C, H, W) floating in [0, 1].
+            params: of :meth:`generate_parameters`.
+            flags: kornia's, not read.
+            transform: the matrices, not read.
+
+        Returns:
+            A new tensor of the shape and dtype of ``input``.
+        """
         return self.augment.replay(input, _actions(params))
 
     def apply_transform_mask(
         self, input: Tensor, params: Params, flags: Any, transform: Tensor | None = None
     ) -> Tensor:
-        """Move masks (B, C, H, W) with their images: nearest pixel, 0 outside."""
+        """Move masks with their images: nearest pixel, 0 outside.
+
+        Args:
+            input: (B, C, H, W), of any dtype.
+            params: of :meth:`generate_parameters`.
+            flags: kornia's, not read.
+            transform: the matrices, not read.
+
+        Returns:
+            A new tensor of the shape and dtype of ``input``.
+        """
         return apply_geometry_to_masks(input, self.augment.space, _actions(params))
 
     def inverse_transform(
@@ -113,7 +148,17 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
         transform: Tensor | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Move pixels back by the inverse of the matrix."""
+        """Move pixels back by the inverse of the matrix.
+
+        Args:
+            input: (B, C, H, W) floating.
+            flags: kornia's; ``resample`` says how.
+            transform: (B, 3, 3), of the inverse.
+            size: height and width of the result; None is that of ``input``.
+
+        Returns:
+            (B, C, height, width).
+        """
         assert transform is not None
         mode = flags["resample"].name.lower()
         height, width = size or input.shape[-2:]

@@ -55,10 +55,13 @@ def operation(
         high: magnitude of the last bin.
         parameter: which random parameter is the magnitude.
         name: of the operation; by default that of the augmentation's class.
-        integer: see :class:`ola_augment.Operation`, as the others.
-        signed: as there.
-        side: as there.
-        per: as there.
+        integer: truncate magnitudes toward ``low``, to a whole distance from it.
+        signed: negate the magnitude with probability 1/2.
+        side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
+        per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
+
+    Returns:
+        The operation, for a :class:`ola_augment.SearchSpace`.
 
     Raises:
         TypeError: no such augmentation: one that mixes images, works on volumes or is a container.
@@ -111,6 +114,19 @@ def search_space(num_magnitude_bins: int = 31) -> SearchSpace:
 
     At bin k of 31 they compute what kornia's own wrappers compute for the magnitude k / 30 of
     their range: its brightness adds, its shear reaches 54 degrees.
+
+    Args:
+        num_magnitude_bins: 2 .. 10,000.
+
+    Returns:
+        The space, named ``"kornia"``.
+
+    Raises:
+        ValueError: a number of bins out of range.
+
+    Example:
+        >>> len(search_space())
+        16
     """
     factors, unit = (0.1, 1.9), (0.0, 1.0)
     warp = {"align_corners": True}
