@@ -388,6 +388,24 @@ def test_heads_called_outside_are_credited_to_the_pass_of_their_data() -> None:
             model.pred(model(x1) + model(x2)).sum().backward()
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(5), nn.GroupNorm(1, 5), nn.BatchNorm1d(5)])
+def test_a_normalisation_outside_knows_which_dimension_is_the_examples(norm: nn.Module) -> None:
+    """As many examples as features: only the first dimension can be the examples'."""
+    model = SimSiam()
+    model.pred = copy.deepcopy(norm).double().eval()
+    g = random_direction(model)
+    engine = GradientAlignment(model, storage="exact")
+    x, _ = batch(5)
+    for _ in range(2):
+        with engine.capture() as captured:
+            model.pred(model(x)).exp().sum().backward()
+        rows = []
+        for loss in model.pred(model(x)).exp().sum(1):
+            found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            rows.append(sum((a * b).sum() for a, b in zip(found, g.values(), strict=True)))
+        assert relative_error(captured.align(g), torch.stack(rows)) < 1e-10
+
+
 def test_a_batch_sent_through_a_method_is_refused() -> None:
     model = SimSiam()
     engine = GradientAlignment(model)
