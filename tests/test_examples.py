@@ -283,7 +283,7 @@ def test_comparison_and_its_pictures(run, tmp_path, monkeypatch):
 
 
 def test_strip(run, tmp_path):
-    run("strip.py", "--epochs", 1, "--out", tmp_path / "strip.png")
+    run("strip.py", "--photographs", "--epochs", 1, "--out", tmp_path / "strip.png")
     assert (tmp_path / "strip.png").stat().st_size > 5000
 
 
