@@ -317,7 +317,7 @@ def test_the_default_is_the_recommended_setting(monkeypatch):
 
 
 def test_strip(run, tmp_path):
-    run("strip.py", "--epochs", 1, "--out", tmp_path / "strip.png")
+    run("strip.py", "--photographs", "--epochs", 1, "--out", tmp_path / "strip.png")
     assert (tmp_path / "strip.png").stat().st_size > 5000
 
 
