@@ -1,4 +1,4 @@
-"""One image a call, as torchvision is used, and the first call: rows of ``augment.py``.
+"""One image a call, as torchvision is used: rows of ``augment.py``.
 
 Every row is a ratio, ours over torchvision's, of medians over repeats in which both take turns.
 """
@@ -6,11 +6,7 @@ Every row is a ratio, ours over torchvision's, of medians over repeats in which 
 from __future__ import annotations
 
 import io
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -32,8 +28,6 @@ CALLS = {32: 300, 224: 100}
 LIMIT = 1.0
 #: Ours in a collate function must be this many times as fast as torchvision image by image.
 COLLATE = 5
-#: Seconds to the first result on a cold cache.
-FIRST = 2.0
 
 PAIRS = {
     "RandAugment": (ola_augment.RandAugment, v2.RandAugment),
@@ -151,31 +145,3 @@ def measure_collate(crops: Callable[[int, int], Tensor], repeats: int) -> list[s
     )
     print(f"\n128 tensors of 32x32 in a collate function: {1 / share:.1f} times as fast")
     return [f"collate: {1 / share:.1f}x, at least {COLLATE}x"] if 1 / share < COLLATE else []
-
-
-FIRST_CALL = """
-import time, torch, ola_augment
-images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8)
-augment = ola_augment.TrivialAugment()
-start = time.perf_counter()
-augment.augment(images)
-print(time.perf_counter() - start)
-from ola_augment.operations import compile_kernels
-compile_kernels()
-print(time.perf_counter() - start)
-"""
-
-
-def measure_first_call() -> list[str]:
-    """Print the seconds to the first result, and until the compiled kernels are there."""
-    with tempfile.TemporaryDirectory() as directory:
-        run = subprocess.run(
-            [sys.executable, "-c", FIRST_CALL],
-            env={**os.environ, "NUMBA_CACHE_DIR": directory},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    first, compiled = map(float, run.stdout.split())
-    print(f"\nFirst call on a cold cache: {first:.2f} s; compiled kernels after {compiled:.1f} s")
-    return [f"first call: {first:.2f} s, at most {FIRST}"] if first > FIRST else []
