@@ -84,14 +84,16 @@ def by_strength(runs: Path, beds: list[str]) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     colors = plt.get_cmap("viridis")(torch.linspace(0, 0.9, len(beds)).tolist())
     for bed, color in zip(beds, colors, strict=True):
-        means = {
-            method: statistics.mean(scores)
-            for method, scores in accuracies(runs, bed, [*STRENGTHS, "ola"]).items()
-        }
+        scores = accuracies(runs, bed, [*STRENGTHS, "ola"])
+        seeds = len(scores["strength-0"])  # OLA's others are not on the curve
+        means = {method: statistics.mean(values[:seeds]) for method, values in scores.items()}
         base, own = means["strength-0"], means.pop("ola")
         strengths = [float(method.removeprefix("strength-")) for method in means]
         axes.plot(strengths, [mean - base for mean in means.values()], "o-", color=color, label=bed)
-        chosen = [mean_strength(f) for f in (runs / bed / "runs").glob("ola-seed*/metrics.jsonl")]
+        chosen = [
+            mean_strength(runs / bed / "runs" / f"ola-seed{seed}" / "metrics.jsonl")
+            for seed in range(seeds)
+        ]
         star = {"marker": "*", "s": 220, "edgecolor": "black", "zorder": 3}
         axes.scatter(statistics.mean(chosen), own - base, color=color, **star)
     axes.axhline(0, color="0.8", zorder=0)
