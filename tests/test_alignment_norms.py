@@ -136,7 +136,8 @@ FUNCTIONS = {
         lambda x, b, w: b.addmm(x, w, beta=3, alpha=0.5), [(1, 4), (5, 4)], (5,),
     ),
     "baddbmm, left": (
-        lambda x, b, w: torch.baddbmm(b, w.expand(len(x), -1, -1), x), [(4,), (3, 2)], (2, 4),
+        lambda x, b, w: torch.baddbmm(b, w.expand(len(x), -1, -1), x, alpha=0.5),
+        [(4,), (3, 2)], (2, 4),
     ),
     "baddbmm, right": (
         lambda x, b, w: torch.baddbmm(b, x, w.expand(len(x), -1, -1), beta=3, alpha=0.5),
@@ -238,8 +239,8 @@ WAYS = {
     "linear, 5 x 5 x 16 > 5 x 64": (F.linear, (5, 8), (8, 8), False),
     "groups, 3 x 3 x 20 <= 3 x 64": (partial(F.conv2d, groups=2), (8, 2, 4), (8, 4, 2, 2), True),
     "groups, 4 x 4 x 20 > 4 x 64": (partial(F.conv2d, groups=2), (8, 2, 5), (8, 4, 2, 2), False),
-    "transposed, 7 x 7 x 32 <= 7 x 240": (F.conv_transpose2d, (12, 1, 7), (12, 5, 2, 2), True),
-    "transposed, 8 x 8 x 32 > 8 x 240": (F.conv_transpose2d, (12, 1, 8), (12, 5, 2, 2), False),
+    "transposed, 7 x 7 x 32 <= 7 x 240": (F.conv_transpose2d, (12, 7, 1), (12, 5, 2, 2), True),
+    "transposed, 8 x 8 x 32 > 8 x 240": (F.conv_transpose2d, (12, 8, 1), (12, 5, 2, 2), False),
     "two crops, 6 x 6 x 40 <= 6 x 256": (crops, (2, 8, 2, 4), (8, 8, 2, 2), True),
     "two crops, 8 x 8 x 40 > 8 x 256": (crops, (2, 8, 2, 5), (8, 8, 2, 2), False),
 }
