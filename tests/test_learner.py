@@ -781,8 +781,8 @@ def test_the_thermostats_rule_written_out():
         mean = 0.95 * mean + (1 - 0.95) * accuracy
         if mean > 0.9:
             strength = min(strength + 0.02, 4.0)
-        elif mean < 0.5:
-            strength = max(strength - 0.01, 0.0)
+        elif mean < 0.4:
+            strength = max(strength - 0.05, 0.0)
         assert thermostat.step(accuracy) == pytest.approx(strength, abs=1e-5)
         assert thermostat.policy.strength == pytest.approx(strength, abs=1e-5)
         assert thermostat.accuracy == pytest.approx(mean)
