@@ -86,12 +86,15 @@ def normalize(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over all ranks; the values in a single process."""
-    return sum_over_ranks(values) / _ranks()
+    """Mean over all ranks; the values themselves in a single process."""
+    ranks = _ranks()
+    return values if ranks == 1 else sum_over_ranks(values) / ranks
 
 
 def all_ranks(okay: bool, device: torch.device) -> bool:
     """Whether it is true on every rank: none goes a way of its own."""
+    if _ranks() == 1:  # without a word to the device
+        return okay
     return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
 
 
