@@ -115,36 +115,16 @@ class Undisturbed:
             return [v for _, v in content] if isinstance(value, dict) else content
         if isinstance(value, (tuple, frozenset)):
             return list(value)
-        if isinstance(value, np.ndarray):
-            array = value.copy()
-            self._restores.append(lambda: np.copyto(value, array))
-            return []
-        if isinstance(value, torch.Generator):
-            state = value.get_state()
-            self._restores.append(lambda: value.set_state(state))
-            return []
         if isinstance(value, random.SystemRandom):  # the machine's own, without a state
             return []
-        if isinstance(value, random.Random):
-            python = value.getstate()
-            self._restores.append(lambda: value.setstate(python))
-            return []
-        if isinstance(value, np.random.RandomState):
-            legacy = value.get_state()
-            self._restores.append(lambda: value.set_state(legacy))
-            return []
-        if isinstance(value, np.random.Generator):
-            bits = value.bit_generator.state
-            self._restores.append(lambda: setattr(value.bit_generator, "state", bits))
-            return []
+        for kind, read, write in _STATES:
+            if isinstance(value, kind):
+                self._restores.append(functools.partial(write, value, read(value)))
+                return []
         if isinstance(value, MethodType):
             return [value.__self__, value.__func__]
         if isinstance(value, FunctionType):
             return self._reached_by(value)
-        if isinstance(value, bytearray):
-            written = bytes(value)
-            self._restores.append(lambda: value.__setitem__(slice(None), written))
-            return []
         held = self._in_slots(value)
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
@@ -200,6 +180,20 @@ def _refill(container: Any, content: list[Any]) -> None:
     else:
         container.extend(content)
 
+
+#: What holds no other object: its type, how its state is read, and how it is written back.
+_STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]], ...] = (
+    (np.ndarray, lambda array: array.copy(), np.copyto),
+    (bytearray, bytes, lambda array, state: array.__setitem__(slice(None), state)),
+    (torch.Generator, lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    (random.Random, lambda g: g.getstate(), lambda g, state: g.setstate(state)),
+    (np.random.RandomState, lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    (
+        np.random.Generator,
+        lambda g: g.bit_generator.state,
+        lambda g, state: setattr(g.bit_generator, "state", state),
+    ),
+)
 
 #: A model that holds more than this (its trainer, a data set) is walked that far.
 _MOST_OBJECTS = 100_000
