@@ -159,9 +159,7 @@ def make_learner(
     options: argparse.Namespace,
 ) -> OLALearner:
     pairs = options.epochs * len(batches) // 2
-    learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
     reference: Any = options.reference
-    learn_every = options.learn_every or 1
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(preprocess.test(images)), labels)
@@ -169,12 +167,13 @@ def make_learner(
     if reference == "held-out":
         parts = -(-len(batches.late[0]) // options.batch_size)
         reference = list(zip(*(part.tensor_split(parts) for part in batches.late), strict=True))
-        learn_every = options.learn_every or max(1, learned // ENOUGH_PAIRS)
     if is_recommended(options):
         learner = OLALearner.recommended(model, augment, reference, pairs, loss)
         if options.shuffle:
             learner.updater.reward = shuffled
         return learner
+    learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
+    enough = max(1, learned // ENOUGH_PAIRS) if options.reference == "held-out" else 1
     thermostat = updater = None
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=pairs // 4)
@@ -188,7 +187,7 @@ def make_learner(
         model,
         augment,
         reference=reference,
-        learn_every=learn_every,
+        learn_every=options.learn_every or enough,
         learn_pairs=None if options.learn_until == 1 else max(1, learned),
         thermostat=thermostat,
         updater=updater,

@@ -13,9 +13,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from beds import BEDS
-from comparison import COMPARED, STRENGTHS
+from comparison import AT_EQUAL_TIME, STRENGTHS
 from learning_signal import ORACLES, read_oracles
-from scipy.stats import spearmanr, t
+from scipy.stats import spearmanr
+from train import half_width
 
 from ola_augment import PolicyTransform, load_policy
 
@@ -32,20 +33,22 @@ def accuracies(runs: Path, bed: str, methods: list[str]) -> dict[str, list[float
     return {method: scores for method, scores in found.items() if scores}
 
 
+def fewest_seeds(runs: Path, bed: str) -> int:
+    """Of the methods of the table that ran on a bed."""
+    return min(map(len, accuracies(runs, bed, AT_EQUAL_TIME).values()))
+
+
 def compared(runs: Path, beds: list[str]) -> plt.Figure:
     """Test accuracy less the mean of UniformAugment's, with 95 % intervals, bed by bed."""
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.62 * len(beds)), layout="constrained")
     for row, bed in enumerate(beds):
-        scores = accuracies(runs, bed, [*COMPARED, "ola"])
+        scores = accuracies(runs, bed, AT_EQUAL_TIME)
         base = statistics.mean(scores["uniform"])
         for place, (method, values) in enumerate(scores.items()):
-            half = 0.0
-            if len(values) > 1:
-                half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
             axes.errorbar(
                 statistics.mean(values) - base,
                 row + 0.13 * (place - 2),
-                xerr=half,
+                xerr=half_width(values),
                 fmt="o",
                 markersize=5,
                 color=COLORS[method],
@@ -141,11 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     beds = [bed for bed in BEDS if (options.runs / bed).exists()]
     # An interval of two seeds says nothing.
-    several = [
-        b
-        for b in beds
-        if min(map(len, accuracies(options.runs, b, [*COMPARED, "ola"]).values())) > 2
-    ]
+    several = [b for b in beds if fewest_seeds(options.runs, b) > 2]
     figures = {"compared": compared(options.runs, several or beds)}
     steered = [b for b in beds if len(accuracies(options.runs, b, STRENGTHS)) == len(STRENGTHS)]
     if steered:

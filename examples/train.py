@@ -10,7 +10,6 @@ with the same result, when the same command is given again with ``--resume``.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -73,13 +72,10 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
     # Any operation alike, so many an image: what OLA's thermostat chooses from.
     **{
-        f"strength-{strength}": functools.partial(
-            lambda strength, space, generator: OLAAugment(
-                space, strength=strength, generator=generator
-            ),
-            strength,
+        f"strength-{number}": lambda space, generator, number=number: OLAAugment(
+            space, strength=number, generator=generator
         )
-        for strength in (0, 0.5, 1, 2, 4)
+        for number in (0, 0.5, 1, 2, 4)
     },
 }
 
@@ -247,14 +243,18 @@ def learned(policies: list[OLAPolicy]) -> str:
 
 
 def interval(scores: list[float]) -> str:
-    """Mean and 95 % interval of the mean, by Student's t; the mean alone for a single run."""
-    mean = statistics.mean(scores)
+    """Mean and 95 % interval of the mean; the mean alone for a single run."""
+    mean = f"{statistics.mean(scores):.2f}"
+    return mean if len(scores) < 2 else f"{mean} ± {half_width(scores):.2f}"
+
+
+def half_width(scores: list[float]) -> float:
+    """Of the 95 % interval of the mean, by Student's t; 0 for a single run."""
     if len(scores) < 2:
-        return f"{mean:.2f}"
+        return 0.0
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(scores) - 1) * statistics.stdev(scores) / len(scores) ** 0.5
-    return f"{mean:.2f} ± {half:.2f}"
+    return t.ppf(0.975, len(scores) - 1) * statistics.stdev(scores) / len(scores) ** 0.5
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -401,6 +401,15 @@ def worker_settings(threads: int) -> Iterator[None]:
     yield
 
 
+def random_batches(args: argparse.Namespace) -> list[Batch]:
+    """The two of a pair."""
+    shape, device = (args.batch, 3, 32, 32), torch.device(args.device)
+    return [
+        (torch.randn(shape, device=device), torch.randint(0, CLASSES, shape[:1], device=device))
+        for _ in range(2)
+    ]
+
+
 def measure(args: argparse.Namespace) -> dict[str, float | None]:
     """Run one method in this process."""
     global BATCH_SIZE
@@ -415,11 +424,7 @@ def measure(args: argparse.Namespace) -> dict[str, float | None]:
             module.inplace = False
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    shape = (args.batch, 3, 32, 32)
-    batches = [
-        (torch.randn(shape, device=device), torch.randint(0, CLASSES, shape[:1], device=device))
-        for _ in range(2)
-    ]
+    batches = random_batches(args)
     other = copy.deepcopy(model)
     without = method.against(other, torch.optim.SGD(other.parameters(), lr=0.01))
     run = method.make(model, optimizer)
@@ -449,8 +454,6 @@ def sum_check(args: argparse.Namespace) -> None:
     The methods of `SumCheck` that a capture calls are timed where they are called, in seconds of
     this thread.
     """
-    global BATCH_SIZE
-    BATCH_SIZE = args.batch
     spent = [0.0]
 
     def timed(function: Callable[..., object]) -> Callable[..., object]:
@@ -464,8 +467,7 @@ def sum_check(args: argparse.Namespace) -> None:
 
     for name in ("receive", "computed", "compare"):
         setattr(SumCheck, name, timed(getattr(SumCheck, name)))
-    shape = (args.batch, 3, 32, 32)
-    batches = [(torch.randn(shape), torch.randint(0, CLASSES, shape[:1])) for _ in range(2)]
+    batches = random_batches(args)
     network = make_network(args.model, CLASSES)
     for mode in ("exact", "reference first"):
         models = copy.deepcopy(network), copy.deepcopy(network)
@@ -487,10 +489,7 @@ def products(args: argparse.Namespace) -> None:
 
     In seconds of this thread: the least that products with g add, in the parameters' precision.
     """
-    global BATCH_SIZE
-    BATCH_SIZE = args.batch
-    shape = (args.batch, 3, 32, 32)
-    batches = [(torch.randn(shape), torch.randint(0, CLASSES, shape[:1])) for _ in range(2)]
+    batches = random_batches(args)
     model = make_network(args.model, CLASSES)
     spent = [0.0]
 
@@ -562,13 +561,9 @@ def main() -> int:
         with worker_settings(args.threads):
             print(json.dumps(measure(args)))
         return 0
-    if args.sum_check:
+    if args.sum_check or args.products:
         with worker_settings(args.threads):
-            sum_check(args)
-        return 0
-    if args.products:
-        with worker_settings(args.threads):
-            products(args)
+            (sum_check if args.sum_check else products)(args)
         return 0
     results = collect(args)
     print(table(results))
