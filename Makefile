@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## digits that will be turned when the model is used: what OLA finds out (minutes)
 	$(BIN)/python examples/train.py $(DEMO)
 
-test: lint bounds ## lint, check types and run all tests
-	$(BIN)/python -m pytest
+test: lint bounds ## lint, check types and run all tests, two at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bounds: $(STAMP) ## 2,000 fuzzed calls and some tests of the kernels with every index checked
 	$(CHECKED) $(BIN)/python examples/reliability/fuzz_kernels.py --cases 2000

@@ -64,21 +64,35 @@ def compared(runs: Path, beds: list[str]) -> plt.Figure:
 
 
 def against_oracle(runs: Path, bed: str) -> plt.Figure:
-    """How useful each operation is alone, and how often the learned policies draw it."""
+    """How useful each operation is alone, beside how often the learned policies draw it."""
     known = read_oracles(ORACLES)[bed]
     policies = [load_policy(p) for p in sorted((runs / bed / "runs").glob("ola-seed*/policy.json"))]
-    probs = torch.stack([p.log_probs().ops.detach().exp() for p in policies]).mean(0)
+    probs = torch.stack([p.log_probs().ops.detach().exp() for p in policies])
     names = [operation.name for operation in policies[0].space.operations]
-    useful = [100 * statistics.mean(known[name].values()) for name in names]
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    axes.axhline(1 / len(names), color="0.8", zorder=0)
-    axes.scatter(useful, probs.tolist(), color=COLORS["ola"])
-    for name, x, y in zip(names, useful, probs.tolist(), strict=True):
-        axes.annotate(name, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
-    rank = spearmanr(useful, probs.tolist()).statistic
-    axes.set_title(f"{bed}: rank correlation {rank:+.2f}, {len(policies)} seeds")
-    axes.set_xlabel("test accuracy with this operation alone (%)")
-    axes.set_ylabel("learned probability of drawing it")
+    alone = {name: [100 * score for score in known[name].values()] for name in names}
+    useful = {name: statistics.mean(scores) for name, scores in alone.items()}
+    learned = dict(zip(names, probs.mean(0).tolist(), strict=True))
+    rank = spearmanr(list(useful.values()), list(learned.values())).statistic
+    rows = sorted(names, key=useful.__getitem__)
+    figure, (truth, drawn) = plt.subplots(1, 2, figsize=(7.5, 5), sharey=True, layout="constrained")
+    truth.errorbar(
+        [useful[name] for name in rows],
+        rows,
+        xerr=[half_width(alone[name]) for name in rows],
+        fmt="o",
+        markersize=5,
+        color="0.3",
+    )
+    truth.axvline(useful["identity"], color="0.8", zorder=0)
+    truth.set_xlabel(f"test accuracy with it alone (%; {len(alone[names[0]])} seeds)")
+    drawn.barh(rows, [learned[name] for name in rows], color=COLORS["ola"])
+    drawn.axvline(1 / len(names), color="0.8", zorder=0)
+    drawn.set_xlabel(f"learned probability of drawing it ({len(policies)} seeds)")
+    for axes in (truth, drawn):
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", color="0.93")
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{bed}: rank correlation {rank:+.2f}")
     return figure
 
 

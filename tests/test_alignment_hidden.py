@@ -542,3 +542,21 @@ def test_mixing_that_equal_values_hide(size: int) -> None:
             engine.capture(),
         ):
             F.cross_entropy(model(x), y).backward()
+
+
+class Faint(Base):
+    """The examples differ by less than a rounding of what comes out, as deep in small networks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(1e-14 * self.c(1e-14 * self.a(1e-10 * x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Linear(8, 8).double()
+        self.b = nn.Linear(8, 8).double()
+
+
+def test_examples_that_rounding_makes_equal_are_told_apart():
+    model = Faint()
+    engine = GradientAlignment(model)
+    assert [outcome(engine, model, 4, seed) for seed in range(3)] == ["exact"] * 3

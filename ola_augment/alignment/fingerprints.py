@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from enum import Enum
@@ -94,11 +95,13 @@ class Fingerprints(Watch[bool]):
         rows = chosen.repeat_interleave(layout.inner).repeat(layout.outer).to(output.device)
         if output.shape[layout.dim] != len(rows):  # what was moved before led to another path
             return output
-        rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1))
-        scale = 0.01 * output.detach().nan_to_num(0, 0, 0).abs().mean()
-        scale = torch.where(scale > 0, scale, 0.01)
-        moved = output * 1.1 + torch.where(output < 0, -scale, scale)
-        return torch.where(rows, moved, output)
+        rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1)).to(output.dtype)
+        own = output.detach()
+        size = float(own.abs().mean())
+        if not math.isfinite(size):
+            size = float(own.nan_to_num(0, 0, 0).abs().mean())
+        shift = torch.copysign(rows * (0.01 * size or 0.01), own)
+        return torch.addcmul(shift, output, 1 + 0.1 * rows)
 
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Run it; a BatchNorm with the statistics of the run on the batch itself."""
@@ -171,17 +174,27 @@ def _decide(
         sets: which they were, (batch,) bool, for each run.
         precision: relative, of what the same sums over the same rows may differ by.
     """
-    batch = len(sets[0])
     moves = [{dim: (run[dim] - plain[dim]).abs() for dim in plain} for run in changed]
     if not any(bool(move[dim].any()) for move in moves for dim in move):
         return Unrelated.CONSTANT
+    return _layout(shape, leading, plain, list(zip(moves, sets, strict=True)), precision)
+
+
+def _layout(
+    shape: torch.Size,
+    leading: int,
+    plain: dict[int, Tensor],
+    moves: list[tuple[dict[int, Tensor], Tensor]],
+    precision: float,
+) -> Decision:
+    """The only layout in which no row but those of the changed examples moved."""
     # The same rows go through the same sums: what does not follow is the same to the last bit, or
     # differs by rounding where memory lies otherwise.
     for relative in (0.0, precision):
         agreeing = [
             layout
-            for layout in candidates(shape, range(min(leading, len(shape))), batch)
-            if all(_alone(layout, plain, *one, relative) for one in zip(moves, sets, strict=True))
+            for layout in candidates(shape, range(min(leading, len(shape))), len(moves[0][1]))
+            if all(_alone(layout, plain, *one, relative) for one in moves)
         ]
         if len(agreeing) == 1:
             return agreeing[0]
@@ -262,21 +275,12 @@ def judged_again(
             if (after := run.seen.get(step)) is not None and after.keys() == before.keys()
         ]
 
-        def agrees(
-            layout: Layout,
-            before: dict[int, Tensor] = before,
-            moves: list[tuple[dict[int, Tensor], Tensor]] = moves,
-            precision: float = plain.rounding[step],
-        ) -> bool:
-            return all(_alone(layout, before, *one, precision) for one in moves)
-
+        shape, leading = plain.shapes[step]
+        precision = plain.rounding[step]
         if isinstance(decision, Layout):
-            if not agrees(decision):
+            if not all(_alone(decision, before, *one, precision) for one in moves):
                 others[step] = Unrelated.UNCLEAR
         elif any(bool(one.any()) for move, _ in moves for one in move.values()):
             # It only looked like a constant: its examples had come to be equal.
-            shape, leading = plain.shapes[step]
-            dims = range(min(leading, len(shape)))
-            possible = list(filter(agrees, candidates(shape, dims, plain.batch)))
-            others[step] = possible[0] if len(possible) == 1 else Unrelated.UNCLEAR
+            others[step] = _layout(shape, leading, before, moves, precision)
     return others

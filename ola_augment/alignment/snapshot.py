@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -110,9 +111,9 @@ class Undisturbed:
             self._tensors.append(value)
             return []
         if isinstance(value, (dict, list, set, deque)):
-            content = list(value.items()) if isinstance(value, dict) else list(value)
+            content = _content(value)
             self._restores.append(lambda: _refill(value, content))
-            return [v for _, v in content] if isinstance(value, dict) else content
+            return list(value.values()) if isinstance(value, dict) else content
         if isinstance(value, (tuple, frozenset)):
             return list(value)
         if isinstance(value, random.SystemRandom):  # the machine's own, without a state
@@ -166,16 +167,21 @@ class Undisturbed:
         return held
 
 
+def _content(container: Any) -> list[Any]:
+    """Of a dictionary its keys, then its values."""
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
 def _refill(container: Any, content: list[Any]) -> None:
     """Put the content back where it differs: untouched containers stay untouched."""
-    now = list(container.items()) if isinstance(container, dict) else list(container)
-    if len(now) == len(content) and all(
-        (a[0] is b[0] and a[1] is b[1]) if isinstance(container, dict) else a is b
-        for a, b in zip(now, content, strict=True)
-    ):
+    now = _content(container)
+    if len(now) == len(content) and all(map(operator.is_, now, content)):
         return
     container.clear()
-    if isinstance(container, (dict, set)):
+    if isinstance(container, dict):
+        half = len(content) // 2
+        container.update(zip(content[:half], content[half:], strict=True))
+    elif isinstance(container, set):
         container.update(content)
     else:
         container.extend(content)
