@@ -560,3 +560,28 @@ def test_examples_that_rounding_makes_equal_are_told_apart():
     model = Faint()
     engine = GradientAlignment(model)
     assert [outcome(engine, model, 4, seed) for seed in range(3)] == ["exact"] * 3
+
+
+class Rounded(Base):
+    """The weights go through a coarser format, and their gradients on the way back."""
+
+    coarse = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.linear(x, self.a.weight.to(self.coarse).to(x.dtype), self.a.bias))
+
+
+@pytest.mark.parametrize("fine", [torch.float32, torch.float64])
+@pytest.mark.parametrize("coarse", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_rounded_on_the_way(fine: torch.dtype, coarse: torch.dtype) -> None:
+    model = Rounded().to(fine)
+    model.coarse = coarse
+    engine = GradientAlignment(model)
+    for seed in range(3):
+        x, y = batch(5, seed)
+        g = random_direction(model, seed)
+        with engine.capture() as captured:
+            F.cross_entropy(model(x.to(fine)), y, reduction="sum").backward()
+        expected = true_alignments(model, x.to(fine), y, g)
+        eps = max(torch.finfo(dtype).eps for dtype in (fine, coarse))
+        assert relative_error(captured.align(g), expected) < 10 * eps

@@ -53,8 +53,17 @@ def test_timm():
     assert learned(learner)
 
 
+@pytest.fixture
+def no_accelerator():
+    """Accelerate keeps what the first one in a process was told."""
+    state = pytest.importorskip("accelerate.state").AcceleratorState
+    state._reset_state(True)
+    yield
+    state._reset_state(True)
+
+
+@pytest.mark.usefixtures("no_accelerator")
 def test_accelerate():
-    pytest.importorskip("accelerate")
     learner = run("accelerate_loop", "--epochs", 1, "--mixed-precision", "bf16")
     assert learner.pairs == 8
     assert learned(learner)

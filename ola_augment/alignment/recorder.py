@@ -224,6 +224,10 @@ class Recorder(Watch[Tape]):
                 self._watch(output, found, use, origin)
         if constant:
             self._keep_values(names)
+            for output in constant.values():
+                if output.is_floating_point() or output.is_complex():
+                    for check in (self._check, self.exact):  # casts round gradients, too
+                        check.computed(names, output.dtype)
             read = read or self.read(args, kwargs)
             self.follow(function, read, constant, draws if draws and draws.moved() else None)
         return result
