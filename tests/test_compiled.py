@@ -35,7 +35,7 @@ def first_calls():
     while KERNELS.ready() is None:
         time.sleep(0.05)
     same = torch.equal(augment.replay(images, actions), first)
-    os.write(1, f"{int(seconds < 2)} {int(numba)} {int(same)}\n".encode())  # at once
+    os.write(1, f"{int(seconds < 2)} {int(numba)} {int(same)}\\n".encode())  # at once
 
 for _ in range(int(sys.argv[1])):
     if os.fork() == 0:
