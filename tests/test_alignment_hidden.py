@@ -585,3 +585,61 @@ def test_weights_that_are_rounded_on_the_way(fine: torch.dtype, coarse: torch.dt
         expected = true_alignments(model, x.to(fine), y, g)
         eps = max(torch.finfo(dtype).eps for dtype in (fine, coarse))
         assert relative_error(captured.align(g), expected) < 10 * eps
+
+
+class Writes(Base):
+    """Parameters are written in place into a part of what the batch became."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.rand(4, 2, dtype=DOUBLE))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, p = self.a(x), self.p.flatten()
+        if self.how == "add to columns":
+            h[:, 2:].add_(p[2:])
+        elif self.how == "add to a view":
+            h.view(-1, 4, 2).add_(self.p)
+        elif self.how == "multiply, then rows":
+            h[:, 2:].mul_(p[2:])
+            h[:2].mul_(2.0)
+        elif self.how == "the view is read, too":
+            part = h[:, 2:]
+            part.add_(p[2:])
+            h = h + part.sum(1, keepdim=True)
+        elif self.how == "columns out of order":
+            h.view(-1, 4, 2).transpose(1, 2)[:, 1].add_(self.p[:, 0])
+        elif self.how == "some examples":
+            rows = torch.arange(len(x) // 2)
+            h[:, :3].index_add_(0, rows, p[:3].expand(len(rows), -1))
+        elif self.how == "into nothing":
+            mask = x[:, 0] > 0
+            h[mask] = h[mask] * p
+        return self.b(h)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "add to columns",
+        "add to a view",
+        "multiply, then rows",
+        "the view is read, too",
+        "columns out of order",
+        "some examples",
+    ],
+)
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_writes_into_a_part_of_the_data(how: str, size: int) -> None:
+    model = Writes(how)
+    engine = GradientAlignment(model)
+    assert [outcome(engine, model, size, seed) for seed in range(4)] == ["exact"] * 4
+
+
+def test_a_selection_may_be_empty() -> None:
+    model = Writes("into nothing")
+    engine = GradientAlignment(model)
+    for seed in range(12):
+        found = outcome(engine, model, 3, seed)
+        assert found == "exact" or "could not be told apart" in found

@@ -85,6 +85,24 @@ def eagerly() -> contextlib.AbstractContextManager[object]:
     return stance
 
 
+def written(output: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Where the gradient of a tensor arrives that was written in place, and which part is its own.
+
+    autograd takes a write into a view for one into the view's base: a hook on the view sees only
+    what is computed from that view.
+    """
+    base = output._base
+    if base is None or base.dtype != output.dtype:
+        return output, lambda delta: delta
+    whole = base.size(), base.stride()
+    part = output.size(), output.stride(), output.storage_offset() - base.storage_offset()
+
+    def own(delta: Tensor) -> Tensor:
+        return delta.new_empty_strided(*whole).copy_(delta).as_strided(*part)
+
+    return base, own
+
+
 def set_version(tensor: Tensor, version: int) -> None:
     """Set the counter of in-place changes, by which autograd knows what it saved is still valid."""
     torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))

@@ -147,7 +147,10 @@ class Fingerprints(Watch[bool]):
         dims = [d for d in range(min(leading, tensor.dim())) if tensor.shape[d] % self.batch == 0]
         if not dims:
             return {-1: _random_sum(tensor.reshape(1, -1))}
-        return {d: _random_sum(tensor.movedim(d, 0).reshape(tensor.shape[d], -1)) for d in dims}
+        others = {d: math.prod(tensor.shape[:d]) * math.prod(tensor.shape[d + 1 :]) for d in dims}
+        return {
+            d: _random_sum(tensor.movedim(d, 0).reshape(tensor.shape[d], others[d])) for d in dims
+        }
 
 
 def _random_sum(matrix: Tensor) -> Tensor:
