@@ -643,3 +643,34 @@ def test_a_selection_may_be_empty() -> None:
     for seed in range(12):
         found = outcome(engine, model, 3, seed)
         assert found == "exact" or "could not be told apart" in found
+
+
+class InPlaceAfter(Base):
+    """What a layer on tokens gives is a view to autograd, and is written into afterwards."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.e = nn.Linear(2, 8).double()
+        self.norm = nn.InstanceNorm1d(3, affine=True).double()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 3, 2)
+        if self.how == "einsum":
+            h = torch.einsum("bti,oi->bto", x, self.e.weight).mul_(2.0)
+        elif self.how == "norm":
+            h = F.relu(self.norm(self.e(x)), inplace=True)
+        elif self.how == "rows":
+            h = self.e(x)
+            h += 1
+            h[:, 0] = 0
+        else:
+            h = F.relu(self.e(x), inplace=True)
+        return self.b(h.mean(1))
+
+
+@pytest.mark.parametrize("how", ["relu", "rows", "norm", "einsum"])
+def test_a_layer_on_tokens_and_a_write_behind_it(how: str) -> None:
+    model = InPlaceAfter(how)
+    engine = GradientAlignment(model)
+    assert [outcome(engine, model, 5, seed) for seed in range(3)] == ["exact"] * 3

@@ -223,7 +223,9 @@ CASES: dict[str, Callable[[], Case]] = {
         r=(W, 3),
         w=(3, W, W),
     ),
-    "GRU by hand": _case(lambda m, x: torch.stack(_scan(m, x), 1), w=(W, W), u=(W, W), b=(W,)),
+    "GRU by hand": _case(
+        lambda m, x: torch.stack(_scan(m, x), 1), w=(W, W), u=(W, W), v=(W, W), b=(W,)
+    ),
     "multihead attention": _case(
         lambda m, x: m.a(x, x, x, need_weights=False)[0],
         a=nn.MultiheadAttention(W, 2, batch_first=True),
@@ -251,6 +253,6 @@ def _scan(m: Any, x: Tensor) -> list[Tensor]:
     state, states = torch.zeros_like(x[:, 0]), []
     for step in x.unbind(1):
         gate = torch.sigmoid(torch.addmm(m.b, step, m.w))
-        state = torch.lerp(state, torch.tanh(state @ m.u), gate)
+        state = torch.lerp(state, torch.tanh(step @ m.v + state @ m.u), gate)
         states.append(state)
     return states

@@ -85,20 +85,24 @@ def eagerly() -> contextlib.AbstractContextManager[object]:
     return stance
 
 
-def written(output: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Where the gradient of a tensor arrives that was written in place, and which part is its own.
+def gradient_of(output: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The tensor whose hook sees all of an output's gradient, and the output's part of it.
 
-    autograd takes a write into a view for one into the view's base: a hook on the view sees only
-    what is computed from that view.
+    That is its base where the output is a view (of a linear layer on tokens, say): where a view is
+    written in place, then or later, autograd takes it for a write into the base, and a hook on the
+    view sees only what is computed from the view itself.
     """
     base = output._base
     if base is None or base.dtype != output.dtype:
         return output, lambda delta: delta
-    whole = base.size(), base.stride()
-    part = output.size(), output.stride(), output.storage_offset() - base.storage_offset()
+    size, stride = base.size(), base.stride()
+    part = output.size(), output.stride()
+    offset = output.storage_offset() - base.storage_offset()
 
     def own(delta: Tensor) -> Tensor:
-        return delta.new_empty_strided(*whole).copy_(delta).as_strided(*part)
+        if delta.stride() != stride:
+            delta = delta.new_empty_strided(size, stride).copy_(delta)
+        return delta.as_strided(*part, delta.storage_offset() + offset)
 
     return base, own
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node as GraphNode
 
-from ola_augment.alignment._torch import SET_GRAD, written
+from ola_augment.alignment._torch import SET_GRAD, gradient_of
 from ola_augment.alignment.expressions import (
     Leaf,
     Node,
@@ -221,7 +221,7 @@ class Recorder(Watch[Tape]):
                 if writes:
                     self.forget(output)
                 found = uses or self._linearise(function, args, kwargs, index)
-                self._watch(output, found, use, origin, writes)
+                self._watch(output, found, use, origin)
         if constant:
             self._keep_values(names)
             for output in constant.values():
@@ -287,9 +287,7 @@ class Recorder(Watch[Tape]):
             )
         return self._uses(differentiable(function, index), args, kwargs)
 
-    def _watch(
-        self, output: Tensor, uses: list[_NodeUse], use: _Use, tape: Tape, writes: bool
-    ) -> None:
+    def _watch(self, output: Tensor, uses: list[_NodeUse], use: _Use, tape: Tape) -> None:
         """Turn the output's gradient into terms of the pass that its data came from."""
         uses = list(uses)
         if tape.norms is not None:
@@ -318,11 +316,8 @@ class Recorder(Watch[Tape]):
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
 
-        if writes:
-            base, own = written(output)
-            base.register_hook(lambda delta: receive(own(delta)))  # type: ignore[no-untyped-call]
-        else:
-            output.register_hook(receive)  # type: ignore[no-untyped-call]
+        source, part = gradient_of(output)
+        source.register_hook(lambda delta: receive(part(delta)))  # type: ignore[no-untyped-call]
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
         if self.verifying:
