@@ -199,6 +199,11 @@ def test_refusals():
         with pytest.raises(ValueError, match=message):
             trainer(OLACallback(learner), gradient_clip_val=None).fit(module, loader())
     module = Module()
+    sharded = trainer(OLACallback(learner_of(module.network)))
+    sharded.strategy.__class__ = type("FSDPStrategy", (type(sharded.strategy),), {})
+    with pytest.raises(ValueError, match="FSDPStrategy shards"):
+        sharded.fit(module, loader())
+    module = Module()
     with pytest.raises(ValueError, match="images"):
         trainer(OLACallback(learner_of(module.network))).fit(
             module, as_they_are([{"pixels": torch.zeros(2)}])

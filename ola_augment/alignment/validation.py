@@ -87,8 +87,8 @@ def _refusal(module: nn.Module, fallback: bool) -> str | None:
         return "scripted code hides its calls; pass the Python module"
     if isinstance(module, DataParallel):
         return "its replicas are copies of the parameters; use DistributedDataParallel"
-    if type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
-        return "its parameters are sharded; use DistributedDataParallel"
+    if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineEngine"):
+        return "its parameters or gradients are sharded; use DistributedDataParallel"
     if not any(parameter.requires_grad for parameter in own):
         return None
     if isinstance(module, nn.EmbeddingBag):

@@ -18,6 +18,9 @@ except ModuleNotFoundError:  # the same under its older name
 __all__ = ["OLACallback"]
 
 
+_SHARDING = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
+
+
 class OLACallback(Callback):  # type: ignore[misc]
     """Learns an augmentation policy during ``Trainer.fit``, with automatic optimization.
 
@@ -34,8 +37,9 @@ class OLACallback(Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: ``learner`` is no :class:`OLALearner`.
-        ValueError: when fitting: manual optimization, a learner of a network that the module does
-            not hold, or batches without images.
+        ValueError: when fitting: manual optimization, a strategy that shards parameters or
+            gradients, a learner of a network that the module does not hold, or batches without
+            images.
 
     Example:
         >>> import torch
@@ -69,13 +73,19 @@ class OLACallback(Callback):  # type: ignore[misc]
             pl_module: the LightningModule.
 
         Raises:
-            ValueError: manual optimization, or a learner of a network that the module does not
-                hold.
+            ValueError: manual optimization, a strategy that shards, or a learner of a network that
+                the module does not hold.
         """
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "OLACallback needs automatic optimization; with automatic_optimization=False put "
                 "learner.augmented_step() and learner.plain_step() into your training_step"
+            )
+        strategy = type(trainer.strategy)
+        if any(base.__name__ in _SHARDING for base in strategy.__mro__):
+            raise ValueError(
+                f"OLACallback needs whole parameters and gradients, which {strategy.__name__} "
+                'shards: use strategy="ddp"'
             )
         if not any(self._is_learners(module) for module in pl_module.modules()):
             raise ValueError(
