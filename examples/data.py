@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets.folder import is_image_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 # One image may ask for no more than this.
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,18 @@ def _image_folder(path: Path, size: int) -> ImageData:
     )
 
 
+def _is_image(parts: tuple[str, ...]) -> bool:
+    """Whether a path is one; what macOS leaves beside each file is hidden, or in a folder apart."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return is_image_file(parts[-1]) and not hidden
+
+
 def _zip_files(path: Path) -> list:
     archive = zipfile.ZipFile(path)
     found = []
     for entry in sorted(archive.namelist()):
         parts = PurePosixPath(entry).parts
-        if len(parts) >= 3 and PurePosixPath(entry).suffix.lower() in SUFFIXES:
+        if len(parts) >= 3 and _is_image(parts):
             found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
     return found
 
@@ -192,7 +198,7 @@ def _reader(archive: zipfile.ZipFile, entry: str):
 def _directory_files(path: Path) -> list:
     found = []
     for entry in sorted(path.glob("*/*/*")):
-        if entry.suffix.lower() in SUFFIXES:
+        if _is_image(entry.parts[-3:]):
             found.append((*entry.parts[-3:-1], str(entry), entry.read_bytes))
     return found
 
@@ -208,7 +214,7 @@ def _decode(name: str, read, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(read())) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            picture = image.convert("RGB")
+            picture = _eight_bits(image).convert("RGB")
     except _UNREADABLE as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
     if picture.size != (size, size):
@@ -217,6 +223,16 @@ def _decode(name: str, read, size: int) -> np.ndarray:
         left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
         picture = picture.resize(wide).crop((left, top, left + size, top + size))
     return np.asarray(picture)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Sixteen bits of grey become eight; Pillow by itself would cut them off at 255."""
+    if image.mode[0] not in "IF":
+        return image
+    levels = np.asarray(image)
+    if image.mode[0] == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"mode {image.mode} with levels {levels.min()} .. {levels.max()}")
+    return Image.fromarray((levels // 257).astype(np.uint8))
 
 
 class Batches:

@@ -142,6 +142,23 @@ def test_an_image_that_cannot_be_read_is_named(run, tmp_path, monkeypatch):
             run("train.py", "--data", f"imagefolder:{tmp_path / 'images.zip'}", "--out", tmp_path)
 
 
+def test_hidden_files_are_no_images_and_sixteen_bits_become_eight(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(levels).save(tmp_path / part / "a" / "deep.PNG")
+        (tmp_path / part / "a" / "._deep.PNG").write_text("what macOS leaves")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in tmp_path.rglob("*.PNG"):
+            archive.write(file, file.relative_to(tmp_path))
+            archive.writestr(f"__MACOSX/{file.relative_to(tmp_path)}", "more of it")
+    load_data = importlib.import_module("data").load_data
+    for source in (tmp_path, tmp_path / "images.zip"):
+        (image,) = load_data(f"imagefolder:{source}", image_size=8).train_images
+        assert torch.equal(image[0], torch.from_numpy(levels // 257).to(torch.uint8))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
