@@ -11,9 +11,10 @@ from ola_augment.policy import OLAPolicy, Policy, RandAugmentPolicy, UniformPoli
 from ola_augment.space import SearchSpace
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater
+from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import (
     OLAAugment,

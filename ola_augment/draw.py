@@ -38,6 +38,13 @@ class LogProbs(NamedTuple):
     ops: Tensor | None = None
 
 
+def log_one_hot(index: int, size: int) -> Tensor:
+    """A certain outcome: (size,), 0 at ``index`` and -inf elsewhere."""
+    table = torch.full((size,), -torch.inf)
+    table[index] = 0
+    return table
+
+
 class Tables:
     """A policy's distribution as draws read it; made once for as many draws as it is valid for.
 

@@ -53,7 +53,8 @@ def test_a_cut_weight_pulls_ten_times():
 
 
 def test_the_largest_weight_itself_is_not_cut(monkeypatch):
-    monkeypatch.setattr("ola_augment.training.updater.MAX_WEIGHT", 1.0)  # that of fresh actions
+    # That of fresh actions.
+    monkeypatch.setattr("ola_augment.training.policy_gradient.MAX_WEIGHT", 1.0)
     policy = OLAPolicy("rand_augment", 2)
     updater = GARUpdater(policy)
     actions = drawn(policy)

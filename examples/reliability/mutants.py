@@ -31,6 +31,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: Module -> the tests that must notice.
 MODULES = {
+    "training/policy_gradient.py": "test_updater test_updater_survives test_bad_values test_values",
     "training/updater.py": "test_updater test_updater_survives test_bad_values test_values",
     "training/reward.py": "test_updater test_updater_survives test_values",
     "training/values.py": "test_values",
@@ -38,8 +39,11 @@ MODULES = {
     "training/learner.py": "test_learner test_updater_survives",
     "training/signals.py": "test_learner test_updater",
     "files.py": "test_files test_files_survive test_learner",
-    "policy.py": "test_policy test_draw test_bad_values test_policies_in_models test_files "
-    "test_values test_watch",
+    **{
+        f"policy/{file}.py": "test_policy test_draw test_bad_values test_policies_in_models "
+        "test_files test_values test_watch"
+        for file in ("base", "learned", "fixed")
+    },
     "actions.py": "test_bad_values test_policy",
     "space.py": "test_space test_bad_values test_files",
     "operation.py": "test_space test_bad_values test_operations_custom",

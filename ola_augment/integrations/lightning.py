@@ -8,7 +8,7 @@ from typing import Any
 
 from ola_augment.integrations.pairs import Pairs
 from ola_augment.training.learner import OLALearner
-from ola_augment.training.updater import UpdateStats
+from ola_augment.training.policy_gradient import UpdateStats
 
 try:
     from lightning.pytorch import Callback

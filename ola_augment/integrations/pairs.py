@@ -12,7 +12,7 @@ from torch import Tensor
 from ola_augment.actions import Actions
 from ola_augment.training.batches import IMAGES
 from ola_augment.training.learner import OLALearner, Step
-from ola_augment.training.updater import UpdateStats
+from ola_augment.training.policy_gradient import UpdateStats
 
 __all__ = ["Pairs", "read_images", "with_images"]
 

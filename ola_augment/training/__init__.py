@@ -5,6 +5,7 @@ from ola_augment.training.fit import fit
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.metrics import accuracy, policy_metrics, scale_to_float
+from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.reward import (
     cosine_reward,
     gradient_alignment_reward,
@@ -13,7 +14,7 @@ from ola_augment.training.reward import (
 )
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import Values, ValueUpdater
 
 __all__ = [

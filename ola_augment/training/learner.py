@@ -16,10 +16,11 @@ from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.training.held_out import BatchLoss, HeldOut
+from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.reward import all_ranks
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.updater import GARUpdater, NSLRUpdater, UpdateStats
+from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 

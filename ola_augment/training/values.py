@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
+from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
 from ola_augment.training.reward import (
     Reward,
     cosine_reward,
     sum_over_ranks,
     takes_norms,
 )
-from ola_augment.training.updater import UpdateStats, checked_rewards, refuse_frozen
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3

@@ -1,21 +1,18 @@
-"""Policies: distributions over the augmentations of one image (Algorithms 2 and 3)."""
+"""What every policy can do, whatever its tables: draw, log-probability, entropy, summary."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.draw import Draw, LogProbs, Tables, log_prob
 from ola_augment.logits import LogitsModule
-from ola_augment.operation import whole
 from ola_augment.space import SearchSpace, named_space
 from ola_augment.summary import favour, table_of_operations
 
@@ -77,7 +74,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         TypeError: ``max_ops`` is not an int, or ``space`` neither a name nor a space.
 
     Example:
-        >>> policy = UniformPolicy("wide_long")  # one of its kinds
+        >>> from ola_augment import UniformPolicy  # one of its kinds
+        >>> policy = UniformPolicy("wide_long")
         >>> policy.sample(8).keep.shape
         torch.Size([8, 2])
     """
@@ -285,6 +283,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             Several lines.
 
         Example:
+            >>> from ola_augment import UniformPolicy
             >>> print(UniformPolicy("rand_augment").summary())  # doctest: +ELLIPSIS
             UniformPolicy over 'rand_augment' (14 operations)
             applied to an image on average: 1.00; drawn: 2
@@ -334,294 +333,6 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         else:
             slots = counts * (_entropy(ops) + ops.exp() @ slot)
         return _entropy(num_ops) + num_ops.exp() @ slots
-
-
-class OLAPolicy(Policy):
-    """The learned policy of Algorithm 2; uniform at the start, all logits 0.
-
-    With ``strength`` it learns which operations, not how many: an operation that is dropped in
-    Algorithm 2 is drawn again, so that operation a fills a slot with probability
-    sigmoid(l_d[a]) / sum_b sigmoid(l_d[b]), and each of the ``max_ops`` slots is applied with
-    probability ``strength / max_ops``. A good operation can so reach every image; in Algorithm 2 it
-    reaches those it is drawn for.
-
-    Args:
-        space: a :class:`SearchSpace` or its name.
-        max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
-        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
-        strength: expected number of applied operations an image, 0 .. ``max_ops``; it can be
-            changed later. None learns it, as the paper does.
-
-    Attributes:
-        num_ops_logits: (max_ops,) l_r, of 1 .. max_ops operations; only without ``strength``.
-        keep_logits: (A,) l_d; an operation is kept with probability sigmoid(l_d).
-        magnitude_logits: (A, K) l_k.
-
-    Raises:
-        ValueError: ``strength`` out of range.
-        TypeError: ``strength`` is no number.
-
-    Example:
-        >>> policy = OLAPolicy("wide_long")
-        >>> actions = policy.sample(8)
-        >>> policy.log_prob(actions).shape
-        torch.Size([8])
-        >>> OLAPolicy("wide_long", strength=1.5).strength
-        1.5
-
-    References:
-        `In-Loop Meta-Learning with Gradient-Alignment Reward <https://arxiv.org/abs/2102.03275>`__
-    """
-
-    def __init__(
-        self,
-        space: str | SearchSpace = "wide_long",
-        max_ops: int | None = None,
-        num_magnitude_bins: int = 31,
-        strength: float | None = None,
-    ) -> None:
-        space = named_space(space, num_magnitude_bins)
-        if max_ops is None:
-            max_ops = 4 if strength is not None else min(4, len(space))
-        super().__init__(space, max_ops, replacement=strength is not None)
-        size, bins = len(self.space), self.space.num_magnitude_bins
-        if strength is None:
-            self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))
-        else:
-            # Beside the logits, where workers see it change and files keep it.
-            self.expected_ops = nn.Parameter(torch.zeros((), device="cpu"), requires_grad=False)
-            self.strength = strength
-        self.keep_logits = nn.Parameter(torch.zeros(size, device="cpu"))
-        self.magnitude_logits = nn.Parameter(torch.zeros(size, bins, device="cpu"))
-
-    @property
-    def strength(self) -> float | None:
-        """Expected number of applied operations an image, 0 .. ``max_ops``; None: it is learned.
-
-        It can be set, in a policy that was made with one.
-
-        Raises:
-            TypeError: set to something that is no number.
-            ValueError: set to a number out of range.
-            AttributeError: set in a policy that learns it.
-        """
-        return float(self.expected_ops) if "expected_ops" in self.named_logits() else None
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"strength must be a number, got {value!r}")
-        if "expected_ops" not in self.named_logits():
-            raise AttributeError(
-                "this policy learns its strength; make an OLAPolicy(strength=...) to set it"
-            )
-        if not 0 <= value <= self.max_ops:
-            raise ValueError(f"strength must lie in 0 .. max_ops = {self.max_ops}, got {value}")
-        with torch.no_grad():
-            self.expected_ops.fill_(float(value))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        value = state_dict.get(f"{prefix}expected_ops")
-        fits = not isinstance(value, Tensor) or value.dim() or 0 <= float(value) <= self.max_ops
-        if not fits:
-            errors: list[str] = rest[-1]
-            errors.append(f"{prefix}expected_ops must lie in 0 .. {self.max_ops}, got {value}")
-            return
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def requires_grad_(self, requires_grad: bool = True) -> OLAPolicy:
-        """Freeze or unfreeze the logits; the strength is not learned by gradients.
-
-        Args:
-            requires_grad: False freezes them.
-
-        Returns:
-            The policy itself.
-        """
-        super().requires_grad_(requires_grad)
-        if "expected_ops" in self.named_logits():
-            self.expected_ops.requires_grad_(False)
-        return self
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments that make such a policy again, without space; for files and ``repr``.
-
-        Returns:
-            Argument name -> JSON value.
-        """
-        strength = self.strength
-        return {"max_ops": self.max_ops} | ({} if strength is None else {"strength": strength})
-
-    @depends_on_logits_alone
-    def log_probs(self) -> LogProbs:
-        """Tables of Algorithm 2: softmax(l_r), sigmoid(l_d), softmax(l_k).
-
-        Returns:
-            The tables, differentiable in the logits; with a strength, ``ops`` too.
-        """
-        # Copies: another process may write the logits between two reads of them.
-        keep = self.keep_logits.clone()
-        magnitude = F.log_softmax(self.magnitude_logits.clone(), dim=1)
-        strength = self.strength
-        if strength is None:
-            num_ops = F.log_softmax(self.num_ops_logits.clone(), dim=0)
-            return LogProbs(num_ops, F.logsigmoid(keep), F.logsigmoid(-keep), magnitude)
-        applied = torch.full_like(keep, strength / self.max_ops)
-        return LogProbs(
-            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops).to(keep.dtype),
-            keep=applied.log(),
-            drop=torch.log1p(-applied),
-            magnitude=magnitude,
-            ops=F.log_softmax(F.logsigmoid(keep), dim=0),
-        )
-
-
-def check_strength(policy: object) -> None:
-    """Refuse a policy without a given strength.
-
-    Raises:
-        TypeError: no :class:`OLAPolicy`.
-        ValueError: one that learns its strength.
-    """
-    if not isinstance(policy, OLAPolicy):
-        raise TypeError(f"policy must be an OLAPolicy, got {type(policy).__name__}")
-    if policy.strength is None:
-        raise ValueError(
-            "policy learns its strength, here it must be given: OLAPolicy(strength=...) or "
-            "OLAAugment(strength=...)"
-        )
-
-
-class UniformPolicy(Policy):
-    """UniformAugment (Algorithm 3): nothing is learned.
-
-    With ``num_ops=1, keep_prob=1.0`` it is TrivialAugment (Müller and Hutter, 2021).
-
-    Args:
-        space: a :class:`SearchSpace` or its name.
-        num_ops: operations drawn for every image, without replacement.
-        keep_prob: probability in [0, 1] of applying each.
-        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
-
-    Raises:
-        ValueError: ``keep_prob`` outside [0, 1].
-
-    Example:
-        >>> int(UniformPolicy("wide_long", num_ops=2).sample(1).num_ops)
-        2
-
-    References:
-        `UniformAugment: A Search-free Probabilistic Data Augmentation Approach
-        <https://arxiv.org/abs/2003.14348>`__
-    """
-
-    def __init__(
-        self,
-        space: str | SearchSpace = "wide_long",
-        num_ops: int = 2,
-        keep_prob: float = 0.5,
-        num_magnitude_bins: int = 31,
-    ) -> None:
-        super().__init__(space, num_ops, num_magnitude_bins)
-        if not 0 <= keep_prob <= 1:
-            raise ValueError(f"keep_prob must lie in [0, 1], got {keep_prob}")
-        self.keep_prob = float(keep_prob)
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments that make such a policy again, without space; for files and ``repr``.
-
-        Returns:
-            Argument name -> JSON value.
-        """
-        return {"num_ops": self.max_ops, "keep_prob": self.keep_prob}
-
-    @depends_on_logits_alone
-    def log_probs(self) -> LogProbs:
-        """Tables of Algorithm 3.
-
-        Returns:
-            The tables, constant.
-        """
-        size, bins = len(self.space), self.space.num_magnitude_bins
-        return LogProbs(
-            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
-            keep=torch.tensor(self.keep_prob).log().expand(size),
-            drop=torch.tensor(1 - self.keep_prob).log().expand(size),
-            magnitude=torch.full((size, bins), -math.log(bins)),
-        )
-
-
-class RandAugmentPolicy(Policy):
-    """RandAugment (Cubuk et al., 2020): N operations with replacement, all at one magnitude bin.
-
-    Args:
-        space: a :class:`SearchSpace` or its name.
-        num_ops: operations applied to every image (N); 0 is one slot that is never kept, so that
-            images come back as they are.
-        magnitude: the bin of all of them (M), 0 .. num_magnitude_bins - 1.
-        num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
-
-    Raises:
-        TypeError: ``num_ops`` or ``magnitude`` is not an int.
-        ValueError: ``num_ops`` below 0, ``magnitude`` is no bin of the space.
-
-    Example:
-        >>> RandAugmentPolicy(num_ops=2, magnitude=9).sample(1).magnitude_bins
-        tensor([[9, 9]])
-
-    References:
-        `RandAugment: Practical automated data augmentation with a reduced search space
-        <https://arxiv.org/abs/1909.13719>`__
-    """
-
-    def __init__(
-        self,
-        space: str | SearchSpace = "rand_augment",
-        num_ops: int = 2,
-        magnitude: int = 9,
-        num_magnitude_bins: int = 31,
-    ) -> None:
-        num_ops = whole("num_ops", num_ops)
-        if num_ops < 0:
-            raise ValueError(f"num_ops must be 0 or more, got {num_ops}")
-        super().__init__(space, max(1, num_ops), num_magnitude_bins, replacement=True)
-        self.num_ops = num_ops
-        bins = self.space.num_magnitude_bins
-        if isinstance(magnitude, bool) or not isinstance(magnitude, int):
-            raise TypeError(f"magnitude must be an int (a bin), got {magnitude!r}")
-        if not 0 <= magnitude < bins:
-            raise ValueError(f"magnitude must be a bin in 0 .. {bins - 1}, got {magnitude}")
-        self.magnitude = magnitude
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments that make such a policy again, without space; for files and ``repr``.
-
-        Returns:
-            Argument name -> JSON value.
-        """
-        return {"num_ops": self.num_ops, "magnitude": self.magnitude}
-
-    @depends_on_logits_alone
-    def log_probs(self) -> LogProbs:
-        """Tables with all mass on N operations, kept, at bin M.
-
-        Returns:
-            The tables, constant.
-        """
-        size, bins = len(self.space), self.space.num_magnitude_bins
-        certain, never = torch.zeros(size), torch.full((size,), -math.inf)
-        return LogProbs(
-            num_ops=_log_one_hot(self.max_ops - 1, self.max_ops),
-            keep=certain if self.num_ops else never,
-            drop=never if self.num_ops else certain,
-            magnitude=_log_one_hot(self.magnitude, bins).expand(size, bins),
-        )
-
-
-def _log_one_hot(index: int, size: int) -> Tensor:
-    table = torch.full((size,), -math.inf)
-    table[index] = 0
-    return table
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
