@@ -311,6 +311,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             A scalar in 0 .. ``max_ops``.
 
         Example:
+            >>> from ola_augment import UniformPolicy
             >>> float(UniformPolicy(num_ops=2, keep_prob=0.5).applied_ops())
             1.0
         """
