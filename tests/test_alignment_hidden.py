@@ -674,3 +674,28 @@ def test_a_layer_on_tokens_and_a_write_behind_it(how: str) -> None:
     model = InPlaceAfter(how)
     engine = GradientAlignment(model)
     assert [outcome(engine, model, 5, seed) for seed in range(3)] == ["exact"] * 3
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return -0.5 * gradient
+
+
+class ChangedGradients(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.requires_grad:
+            h.register_hook(lambda gradient: 0.3 * gradient)
+        return self.b(Reversed.apply(h))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_hooks_and_functions_that_change_gradients(size: int) -> None:
+    model = ChangedGradients()
+    engine = GradientAlignment(model)
+    assert [outcome(engine, model, size, seed) for seed in range(3)] == ["exact"] * 3

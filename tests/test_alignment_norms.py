@@ -353,3 +353,66 @@ def test_norms_must_be_asked_for():
         model(torch.randn(2, 5)).sum().backward()
     with pytest.raises(RuntimeError, match="norms=True"):
         captured.norms()
+
+
+class OneByOne(nn.Module):
+    """Layers and products that see one example without the batch's dimension."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.w, self.q = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(4, 8))
+        self.bilinear, self.norm = nn.Bilinear(8, 8, 8), nn.LayerNorm(8)
+        self.embed, self.conv = nn.Embedding(4, 8), nn.Conv2d(1, 2, 2, padding=1)
+        self.up = nn.ConvTranspose1d(2, 2, 2)
+
+    def one(self, x):
+        h, w, q = self.a(x), self.w, self.q
+        return {
+            "linear, twice": lambda: h + self.a(2 * x),
+            "bilinear": lambda: self.bilinear(h, h),
+            "norm": lambda: self.norm(h),
+            "embedding": lambda: h + self.embed((x[0] > 0).long()),
+            "conv": lambda: self.conv(h.view(1, 2, 4)).flatten()[:8],
+            "transposed conv": lambda: self.up(h.view(2, 4)).flatten()[:8],
+            "matmul": lambda: h @ w,
+            "mv": lambda: torch.mv(w, h),
+            "addmv": lambda: torch.addmv(q[0], w, h),
+            "einsum": lambda: torch.einsum("i,io->o", h, w),
+            "dot": lambda: h + torch.dot(h, w[0]),
+            "outer": lambda: torch.outer(q[:, 0], h).sum(0),
+            "stack": lambda: torch.stack([h, w[0]]).sum(0),
+            "cat": lambda: torch.cat([h[:4], w[0, :4]]),
+            "numbers": lambda: h * w[0, 0] + x.sum() * w[0, 1],
+            "attention": lambda: F.scaled_dot_product_attention(
+                q, h * x[:3, None], h * x[:3, None]
+            ).mean(0),
+        }[self.how]()
+
+    def forward(self, x):
+        return torch.stack([self.b(self.one(one)) for one in x])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "linear, twice", "bilinear", "norm", "embedding", "conv", "transposed conv", "matmul", "mv",
+        "addmv", "einsum", "dot", "outer", "stack", "cat", "numbers", "attention",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("first", [False, True], ids=["reference after", "reference first"])
+def test_a_batch_of_one_may_lack_its_dimension(how, first):
+    torch.manual_seed(0)
+    model = OneByOne(how).double()
+    engine = GradientAlignment(model)
+    g = random_direction(model)
+    for _ in range(3):
+        x, y = torch.randn(1, 6, dtype=torch.float64), torch.tensor([2])
+        with engine.capture(gradients=g if first else None, norms=True) as captured:
+            sum_loss(model(x), y).backward()
+        found = captured.align() if first else captured.align(g)
+        torch.testing.assert_close(found, per_example(model, x, y, g), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(captured.norms(), true_norms(model, x, y))
+    with pytest.raises(RuntimeError, match="could not be told apart"), engine.capture():
+        sum_loss(model(torch.randn(3, 6).double()), torch.tensor([0, 1, 2])).backward()

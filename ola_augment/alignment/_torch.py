@@ -85,26 +85,32 @@ def eagerly() -> contextlib.AbstractContextManager[object]:
     return stance
 
 
-def gradient_of(output: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The tensor whose hook sees all of an output's gradient, and the output's part of it.
+def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
+    """Call with an output's gradient, as it enters the backward of what computed the output.
 
-    That is its base where the output is a view (of a linear layer on tokens, say): where a view is
-    written in place, then or later, autograd takes it for a write into the base, and a hook on the
-    view sees only what is computed from the view itself.
+    That is behind the output's own gradient hooks. A view (what a linear layer on tokens gives) is
+    looked at through its base: where it is written in place, then or later, autograd takes it for a
+    write into the base, and the view's own node is no longer passed.
     """
     base = output._base
     if base is None or base.dtype != output.dtype:
-        return output, lambda delta: delta
-    size, stride = base.size(), base.stride()
-    part = output.size(), output.stride()
-    offset = output.storage_offset() - base.storage_offset()
+        base, own = output, None
+    else:
+        offset = output.storage_offset() - base.storage_offset()
+        own = output.size(), output.stride(), offset
+    size, stride, number = base.size(), base.stride(), base.output_nr
 
-    def own(delta: Tensor) -> Tensor:
-        if delta.stride() != stride:
-            delta = delta.new_empty_strided(size, stride).copy_(delta)
-        return delta.as_strided(*part, delta.storage_offset() + offset)
+    def before(gradients: tuple[Tensor | None, ...]) -> None:
+        delta = gradients[number]
+        if delta is not None and own is not None:
+            if delta.stride() != stride:
+                delta = delta.new_empty_strided(size, stride).copy_(delta)
+            delta = delta.as_strided(*own[:2], delta.storage_offset() + own[2])
+        if delta is not None:
+            receive(delta)
 
-    return base, own
+    assert base.grad_fn is not None
+    base.grad_fn.register_prehook(before)
 
 
 def set_version(tensor: Tensor, version: int) -> None:

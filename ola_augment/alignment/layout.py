@@ -42,6 +42,9 @@ class Layout:
 
     def each(self, tensor: Tensor) -> Iterator[Tensor]:
         """For each example the tensor with all rows but its own at zero."""
+        if self.batch == 1:  # it may lack the examples' dimension
+            yield tensor
+            return
         for example in range(self.batch):
             own = torch.zeros_like(tensor)
             for start in range(self.outer):
@@ -53,7 +56,7 @@ class Layout:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of each example's rows, (batch,), in at least single precision."""
-        rows = self.rows(tensor).flatten(1)
+        rows = self.rows(tensor.unsqueeze(-1)).flatten(1)
         return rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 

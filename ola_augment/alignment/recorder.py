@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node as GraphNode
 
-from ola_augment.alignment._torch import SET_GRAD, gradient_of
+from ola_augment.alignment._torch import SET_GRAD, on_gradient
 from ola_augment.alignment.expressions import (
     Leaf,
     Node,
@@ -316,8 +316,7 @@ class Recorder(Watch[Tape]):
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
 
-        source, part = gradient_of(output)
-        source.register_hook(lambda delta: receive(part(delta)))  # type: ignore[no-untyped-call]
+        on_gradient(output, receive)
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
         if self.verifying:

@@ -112,7 +112,7 @@ class Separation:
         for chosen in sets:
             self._check_heads(chosen)
             self._check_loss(first, chosen)
-        if hooks or any(isinstance(node, BackwardCFunction) for node in self._graph):
+        if sets and (hooks or any(isinstance(n, BackwardCFunction) for n in self._graph)):
             with Undisturbed(model):
                 self._check_hooks(first, sets[0])
 

@@ -17,6 +17,7 @@ from ola_augment.alignment.layout import Layout
 from ola_augment.alignment.rules.generic import linear as linear_in_each
 from ola_augment.alignment.rules.rule import (
     RULES,
+    MakeTerm,
     Rule,
     Use,
     broadcast,
@@ -39,14 +40,19 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterato
 
 def _weight_gradients(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """delta_i^T x_i, (B, O, I), summed over an example's rows (B, T, O) and (B, T, I)."""
-    return delta.flatten(1, -2).mT @ input.to(delta.dtype).flatten(1, -2)
+    return _positions(delta).mT @ _positions(input.to(delta.dtype))
 
 
 def _weight_norms(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor | None:
-    delta = delta.flatten(1, -2)
+    delta = _positions(delta)
     if not _gram_is_cheaper(delta.shape[1], shape):
         return None
-    return gram_norms(delta, input.to(delta.dtype).flatten(1, -2))
+    return gram_norms(delta, _positions(input.to(delta.dtype)))
+
+
+def _positions(rows: Tensor) -> Tensor:
+    """(B, ..., C) -> (B, T, C); T is 1 for a vector, which a single example may be."""
+    return rows.unsqueeze(1).flatten(1, -2)
 
 
 def _gram_is_cheaper(positions: int, shape: torch.Size, groups: int = 1) -> bool:
@@ -97,11 +103,23 @@ def convolution(
         def operator(x: Tensor, w: Tensor) -> Tensor:
             return function(x, w, None, *settings, **named)
 
+        if input.dim() < weight.dim():  # a single example without its dimension
+            yield from _unbatched(uses(input.unsqueeze(0), weight, bias, *settings, **named))
+            return
         adjoint = of_kernel(weight.dim() - 2, settings_of(*settings, **named))
         yield weight, pair(operator, input, adjoint=adjoint)
         yield bias, sum_to_channels
 
     return uses
+
+
+def _unbatched(uses: Iterator[Use]) -> Iterator[Use]:
+    for w, term in uses:
+
+        def of_one(delta: Tensor, layout: Layout, term: MakeTerm = term) -> Term:
+            return term(delta.unsqueeze(0), layout)
+
+        yield w, of_one
 
 
 def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
@@ -212,12 +230,12 @@ def embedding(
         found = delta.new_zeros(len(delta), *shape)
         for own, index, gradient in zip(delta, indices, found, strict=True):
             own = own if padding is None else own * (index != padding).unsqueeze(-1)
-            gradient.index_add_(0, index.flatten(), own.flatten(0, -2))
+            gradient.index_add_(0, index.flatten(), own.unsqueeze(0).flatten(0, -2))
         return found
 
     def norms(delta: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
         # Positions that read the same row meet: <D D^T, equal indices>.
-        delta, indices = delta.flatten(1, -2), indices.flatten(1)
+        delta, indices = _positions(delta), indices.unsqueeze(1).flatten(1)
         equal = indices.unsqueeze(1) == indices.unsqueeze(2)
         if padding is not None:
             equal &= (indices != padding).unsqueeze(1)

@@ -143,8 +143,7 @@ def broadcast(shape: torch.Size, factor: Callable[[Tensor], Tensor]) -> MakeTerm
     def term(delta: Tensor, layout: Layout) -> Term:
         gradient = factor(widen(delta))
         from_right = gradient.dim() - layout.dim
-        carries_examples = len(shape) >= from_right and shape[-from_right] != 1
-        if layout.batch > 1 and carries_examples:
+        if layout.batch > 1 and len(shape) >= from_right and shape[-from_right] != 1:
             return Pair(lambda w: w.expand(gradient.shape), (), gradient, layout)
         return sum_to_shape(gradient, layout, shape)
 
