@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill mutants lint docs bench matrix zoo clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,10 @@ fuzz-kernels: $(STAMP) ## 20,000 good and bad calls of what runs kernels, every 
 
 kill: $(STAMP) ## kill -9 a training run at 20 moments, resume, compare
 	$(BIN)/python examples/reliability/kill.py --epochs 60
+
+audit: $(STAMP) ## known vulnerabilities of what is installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit
 
 mutants: $(STAMP) ## mutation testing, bounded: 90 % must be noticed
 	$(BIN)/python examples/reliability/mutants.py
