@@ -80,5 +80,5 @@ zoo: $(STAMP) ## the alignment engine on some two hundred models against their o
 clean: ## remove what the other targets made
 	rm -rf .venv runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-DEMO := --data digits-rotated --train-size 300 --epochs 400 --seeds 2 \
+DEMO := --data digits-rotated --train-size 300 --epochs 400 --seeds 3 \
 	--method none randaugment uniform ola --quiet --out runs/demo

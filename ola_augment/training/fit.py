@@ -170,13 +170,15 @@ def fit(
         first_epoch, batches_done = paused["epoch"], paused["batches"]
         seconds, history = paused["seconds"], json.loads(paused["history"])
 
+    lines = [json.dumps(record) for record in history]  # each once: runs have thousands of epochs
+
     def save(epoch: int, batches: int) -> None:
         if checkpoint_path is not None and run.between_pairs:
             content = run.state_dict() | {
                 "epoch": epoch,
                 "batches": batches,
                 "seconds": seconds,
-                "history": json.dumps(history),
+                "history": f"[{', '.join(lines)}]",
                 "epoch_random": started,
                 "random": random_states(found),
             }
@@ -184,8 +186,7 @@ def fit(
 
     def write_metrics() -> None:
         if metrics_path is not None:
-            lines = "".join(json.dumps(record) + "\n" for record in history)
-            write_atomically(metrics_path, lines.encode())
+            write_atomically(metrics_path, "".join(line + "\n" for line in lines).encode())
 
     write_metrics()
     total = epochs * len(loader) if isinstance(loader, Sized) else None
@@ -225,6 +226,7 @@ def fit(
             for callback in callbacks:
                 callback.on_epoch(record)
             history.append(record)
+            lines.append(json.dumps(record))
             batches_done, seconds = 0, 0.0
             save(epoch + 1, 0)
             due = due or not run.between_pairs  # as soon as the open pair is complete
