@@ -108,10 +108,10 @@ def check_picture(picture: Any, *, values: bool = True) -> None:
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
-            raise ValueError(
-                f"PIL images must have mode L or RGB, got {picture.mode}; "
-                "image.convert('RGB') makes one"
-            )
+            # Pillow would cut levels beyond 255 off.
+            deep = picture.mode[0] in "IF"
+            way = "scale its levels to 8 bits" if deep else "image.convert('RGB') makes one"
+            raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}; {way}")
         check_size(picture.height, picture.width)
         return
     if isinstance(picture, np.ndarray) and (picture.ndim < 3 or picture.shape[-1] not in (1, 3)):
