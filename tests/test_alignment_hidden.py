@@ -699,3 +699,25 @@ def test_hooks_and_functions_that_change_gradients(size: int) -> None:
     model = ChangedGradients()
     engine = GradientAlignment(model)
     assert [outcome(engine, model, size, seed) for seed in range(3)] == ["exact"] * 3
+
+
+class Masked(Base):
+    """Scores with a parameter's bias and the mask of T5: the lowest number there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(3, 3, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.view(-1, 3, 2)
+        padded = tokens[:, :, :1].mT > 1.5
+        mask = torch.zeros_like(tokens[:, :, :1].mT).masked_fill(padded, torch.finfo(DOUBLE).min)
+        scores = tokens @ tokens.mT + (self.bias + mask)
+        return self.b(self.a((scores.softmax(-1) @ tokens).flatten(1)))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_scores_masked_by_the_lowest_number(size: int) -> None:
+    model = Masked()
+    engine = GradientAlignment(model)
+    assert [outcome(engine, model, size, seed) for seed in range(6)] == ["exact"] * 6

@@ -22,6 +22,10 @@ _BATCH_NORM = (
 )  # fmt: skip
 
 
+#: What masks add to scores is larger.
+_MASK = 1e30
+
+
 class Unrelated(Enum):
     """What changed examples say about a use whose examples do not lie along one dimension."""
 
@@ -98,8 +102,9 @@ class Fingerprints(Watch[bool]):
         rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1)).to(output.dtype)
         own = output.detach()
         size = float(own.abs().mean())
-        if not math.isfinite(size):
-            size = float(own.nan_to_num(0, 0, 0).abs().mean())
+        if not size < _MASK:
+            ordinary = own.abs()[own.abs() < _MASK]
+            size = float(ordinary.mean()) if len(ordinary) else 0.0
         shift = torch.copysign(rows * (0.01 * size or 0.01), own)
         return torch.addcmul(shift, output, 1 + 0.1 * rows)
 
@@ -141,9 +146,9 @@ class Fingerprints(Watch[bool]):
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-        if tensor.numel() and not max(map(abs, map(float, tensor.aminmax()))) < 1e30:
+        if tensor.numel() and not max(map(abs, map(float, tensor.aminmax()))) < _MASK:
             small = tensor.nan_to_num().abs().log1p() * tensor.nan_to_num().sign()
-            tensor = torch.where(tensor.abs() < 1e30, tensor, small)  # masks
+            tensor = torch.where(tensor.abs() < _MASK, tensor, small)  # masks
         dims = [d for d in range(min(leading, tensor.dim())) if tensor.shape[d] % self.batch == 0]
         if not dims:
             return {-1: _random_sum(tensor.reshape(1, -1))}
