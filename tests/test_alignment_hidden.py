@@ -721,3 +721,21 @@ def test_scores_masked_by_the_lowest_number(size: int) -> None:
     model = Masked()
     engine = GradientAlignment(model)
     assert [outcome(engine, model, size, seed) for seed in range(6)] == ["exact"] * 6
+
+
+class Touchy:
+    """Whoever looks at it is told off, as by what torch keeps under deprecated names."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise FutureWarning(f"{name} is deprecated")
+
+
+def test_objects_of_the_model_are_not_asked_what_they_are() -> None:
+    model, same = Branching(), Branching()
+    model.held = [Touchy()]
+    model.library = torch.distributed  # not walked: half of torch, such objects among it
+    x, y = batch(5)
+    g = random_direction(model)
+    with GradientAlignment(model).capture() as captured:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    assert relative_error(captured.align(g), true_alignments(same, x, y, g)) < 1e-9

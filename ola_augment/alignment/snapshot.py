@@ -8,7 +8,7 @@ import operator
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import FunctionType, MemberDescriptorType, MethodType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ class Undisturbed:
     Covered: random states; values, versions and gradients of parameters and buffers; attributes of
     its modules and of the objects in them, lists, dicts, sets, arrays and random generators
     included; what its hooks and forward methods reach through closures and global names; caches of
-    ``parametrize.cached()``. Files, sockets and class attributes are not.
+    ``parametrize.cached()``. Files, sockets, class
+    attributes and Python modules are not.
 
     Args:
         model: with all that hangs on it.
@@ -100,40 +101,42 @@ class Undisturbed:
         pending = [value]
         while pending and len(self._seen) < _MOST_OBJECTS:
             one = pending.pop()
-            if id(one) in self._seen or isinstance(one, _PLAIN):
+            if id(one) in self._seen or issubclass(type(one), _PLAIN):
                 continue
             self._seen[id(one)] = one
             pending.extend(self._remember(one))
 
     def _remember(self, value: Any) -> list[Any]:
         """Note how to restore one object; returns what it holds."""
-        if isinstance(value, Tensor):
+        own = type(value)  # isinstance would ask the object, which may answer or warn as it likes
+        if issubclass(own, Tensor):
             self._tensors.append(value)
             return []
-        if isinstance(value, (dict, list, set, deque)):
+        if issubclass(own, (dict, list, set, deque)):
             content = _content(value)
             self._restores.append(lambda: _refill(value, content))
-            return list(value.values()) if isinstance(value, dict) else content
-        if isinstance(value, (tuple, frozenset)):
+            return list(value.values()) if issubclass(own, dict) else content
+        if issubclass(own, (tuple, frozenset)):
             return list(value)
-        if isinstance(value, random.SystemRandom):  # the machine's own, without a state
+        if issubclass(own, random.SystemRandom):  # the machine's own, without a state
             return []
         for kind, read, write in _STATES:
-            if isinstance(value, kind):
+            if issubclass(own, kind):
                 self._restores.append(functools.partial(write, value, read(value)))
                 return []
-        if isinstance(value, MethodType):
+        if issubclass(own, MethodType):
             return [value.__self__, value.__func__]
-        if isinstance(value, FunctionType):
+        if issubclass(own, FunctionType):
             return self._reached_by(value)
         held = self._in_slots(value)
-        attributes = getattr(value, "__dict__", None)
-        if not isinstance(attributes, dict):
+        try:
+            attributes = object.__getattribute__(value, "__dict__")
+        except AttributeError:
             return held
         held.append(attributes)
-        if isinstance(value, nn.Module):
-            for base in type(value).__mro__:
-                held += [own for own in vars(base).values() if isinstance(own, FunctionType)]
+        if issubclass(own, nn.Module):
+            for base in own.__mro__:
+                held += [one for one in vars(base).values() if isinstance(one, FunctionType)]
         return held
 
     def _in_slots(self, value: Any) -> list[Any]:
@@ -206,4 +209,4 @@ _MOST_OBJECTS = 100_000
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict, np.ndarray)
-_PLAIN = (*_NUMBERS, type, torch.dtype, torch.device, torch.Size)
+_PLAIN = (*_NUMBERS, type, ModuleType, torch.dtype, torch.device, torch.Size)
