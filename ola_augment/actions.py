@@ -92,6 +92,20 @@ _DTYPES = {
 }
 
 
+def as_actions(value: Any) -> Any:
+    """Actions that a framework has rebuilt as a plain tuple or list, and anything else as it is.
+
+    Ray Train, skorch and others move the entries of a tuple to a device and forget its type.
+    """
+    if isinstance(value, Actions) or not isinstance(value, (tuple, list)):
+        return value
+    if len(value) != len(Actions._fields) or not all(isinstance(v, Tensor) for v in value):
+        return value
+    actions = Actions(*value)
+    fits = all(getattr(actions, name).dtype == dtype for name, dtype in _DTYPES.items())
+    return actions if fits and actions.ops.ndim in (1, 2) else value
+
+
 def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None = None) -> None:
     """Refuse actions that break an invariant of :class:`Actions`, or belong to another space.
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ola_augment.actions import Actions
+from ola_augment.actions import Actions, as_actions
 
 IMAGES = ("images", "image", "pixel_values")
-_TARGETS = ("targets", "labels", "label", "target")
+TARGETS = ("targets", "labels", "label", "target")
 
 
 class Batch(NamedTuple):
@@ -36,17 +36,18 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
     """
     if isinstance(batch, Mapping):
         images = next((batch[name] for name in IMAGES if name in batch), None)
-        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        targets = next((batch[name] for name in TARGETS if name in batch), None)
         actions = batch.get("actions")
     else:
         parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
         images, targets, actions = (*parts, None, None, None)[:3] if len(parts) < 4 else (None,) * 3
+    actions = as_actions(actions)
     known = actions is None or isinstance(actions, Actions)
     if not isinstance(images, Tensor) or targets is None or not known:
         what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else _describe(batch)
         raise ValueError(
             f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
-            f"one of {', '.join(IMAGES)} and one of {', '.join(_TARGETS)}; got {what}"
+            f"one of {', '.join(IMAGES)} and one of {', '.join(TARGETS)}; got {what}"
         )
     return Batch(_move(images, device), _move(targets, device), actions)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.alignment.validation import trainable_parameters
-from ola_augment.training.reward import mean_over_ranks
+from ola_augment.training.ranks import mean_over_ranks
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]

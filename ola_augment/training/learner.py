@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,11 @@ from ola_augment.alignment import GradientAlignment, NotFinite
 from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
+from ola_augment.streams import world_size
 from ola_augment.training.held_out import BatchLoss, HeldOut
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.reward import all_ranks
+from ola_augment.training.ranks import own_policy, sum_over_ranks
+from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -25,6 +29,17 @@ from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
 _VERSION = 2
+#: Pairs that taught nothing, one after the other, before the learner says so.
+_IN_VAIN = 10
+_ADVICE = {
+    "not finite": "losses or alignments are NaN or Inf",
+    "one example": "rewards tell the examples of a batch apart, and there is only one: make "
+    "batches larger, or accumulate them",
+    "no second half": "a first half of a pair followed upon another: after each augmented step "
+    "comes a plain one, each of as many micro-batches as announced (micro_batches, or last=)",
+    "no first half": "second halves came alone: before each plain step comes an augmented one",
+    "given up": "the steps were given up, by an error inside them or by drop()",
+}
 
 
 @dataclass
@@ -67,7 +82,8 @@ class OLALearner:
             optimizer.step(); optimizer.zero_grad()
 
     A step that fails, or whose signal is NaN or Inf, leaves the policy as it is; the next pair
-    learns again (``skipped`` counts them). Under ``torch.distributed`` all ranks skip together.
+    learns again. ``skipped`` counts them by their cause; ten in a row are worth a warning. Under
+    ``torch.distributed`` all ranks skip together.
 
     Args:
         model: that is trained; may be a ``DistributedDataParallel``.
@@ -79,7 +95,8 @@ class OLALearner:
             trained on (held out): one is drawn for each pair, again from the start after the last.
         cosine: reward the cosine between the gradients, not their dot product.
         learn_every: learn from every so manyth pair; the others cost nothing.
-        micro_batches: steps that make one half of a pair, when gradients are accumulated.
+        micro_batches: steps that make one half of a pair, when gradients are accumulated; where
+            their number varies, give ``last=`` to each step instead.
         smoothing: of held-out gradients, in [0, 1): g is their running mean over the pairs that
             teach, of which the latest has the share ``1 - smoothing``. Steps with momentum swing
             to and fro; what is left in the mean is what would help for longer than one step.
@@ -97,7 +114,9 @@ class OLALearner:
     Attributes:
         policy: that learns.
         pairs: completed so far.
-        skipped: pairs that should have taught the policy something, and did not.
+        skipped: pairs that should have taught the policy something, and did not, by their cause:
+            "not finite" (on some rank), "one example" (a reward tells the examples of a batch
+            apart), "no second half", "no first half", "given up" (:meth:`drop`, or an error).
 
     Raises:
         TypeError: ``augment`` is no transform with a policy.
@@ -179,9 +198,13 @@ class OLALearner:
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()
+        self._in_vain = 0
+        self._told = False
+        self._lost = False  # the pair's first half was given up
+        self._alone = False  # the second half has none before it
         self._drawn: list[Actions] = []
-        self.drop()
+        self._clear()
 
     @classmethod
     def recommended(
@@ -249,6 +272,35 @@ class OLALearner:
         return not over and not self._frozen and self.pairs % self.learn_every == 0
 
     @property
+    def needs(self) -> str:
+        """What each step has to give beside a backward pass, in words; "" is nothing.
+
+        A :class:`NSLRUpdater` needs ``step.loss``, a ``DirectionalAlignment`` computes the losses
+        of the batch itself.
+        """
+        return self._signal.needs
+
+    @contextlib.contextmanager
+    def on_outputs(self, receive: Callable[[Any], object]) -> Iterator[None]:
+        """Hand what the model gives in a block, where a loop of somebody else calls it.
+
+        Args:
+            receive: called with the outputs of each forward pass.
+
+        Yields:
+            Nothing.
+        """
+
+        def hook(model: nn.Module, inputs: Any, outputs: Any) -> None:
+            receive(outputs)
+
+        handle = self._model.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
     def _frozen(self) -> bool:
         logits = self.policy.named_logits().values()
         return bool(logits) and not any(entry.requires_grad for entry in logits)
@@ -288,15 +340,42 @@ class OLALearner:
 
     def drop(self) -> None:
         """Forget the pair that is under way: its reward will not be given."""
-        self._signal.clear()
+        self._lose("given up")
         self._drawn.clear()
+
+    def _lose(self, cause: str) -> None:
+        if self._half and self.learns and not self._settled:
+            self._skip(cause)
+        self._lost = self._lost or bool(self._half)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._signal.clear()
         self._actions: list[Actions] = []  # of augmented steps that await their reward
         self._gradients: Mapping[str, Tensor] | None = None
-        self._half: tuple[str, int] = ("", 0)  # under way, and how many of its micro-batches ran
+        self._half = ""  # under way, or over and waiting for the other one
+        self._count = 0  # of its micro-batches that ran
+        self._ended = False
+        self._settled = False  # the pair's reward was given, or counted as skipped
+
+    def _skip(self, cause: str) -> None:
+        self.skipped[cause] += 1
+        self._settled = True
+        self._in_vain += 1
+        if self._in_vain == _IN_VAIN and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{_IN_VAIN} pairs in a row taught the policy nothing ({cause}): {_ADVICE[cause]}",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def augmented_step(
-        self, *batch: Any, actions: Actions | None = None, loss_scale: float = 1.0
+        self,
+        *batch: Any,
+        actions: Actions | None = None,
+        loss_scale: float = 1.0,
+        last: bool | None = None,
     ) -> Iterator[Step]:
         """The forward and backward pass of an augmented (micro-)batch.
 
@@ -305,6 +384,8 @@ class OLALearner:
             actions: of images that were augmented elsewhere, as in DataLoader workers; None takes
                 those of :meth:`augment`, called inside the block or before it.
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+            last: whether this micro-batch ends its half (``accelerator.sync_gradients``); None
+                counts up to ``micro_batches``.
 
         Yields:
             The :class:`Step`.
@@ -316,8 +397,8 @@ class OLALearner:
         first = not self.plain_first
         step = Step(self.learns)
         try:
-            count = self._enter("augmented", first)
-            if count == 0 and self._held_out is not None and step.learns:
+            ends = self._enter("augmented", first, last)
+            if self._count == 0 and self._held_out is not None and step.learns:
                 self._gradients = self._held_out.gradients(self._model)
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
@@ -336,21 +417,24 @@ class OLALearner:
                     "pass actions"
                 )
             self._actions += drawn * captures
-            self._half = ("augmented", count + 1)
-            if count + 1 == self.micro_batches and self.reference != "next":
+            self._count += 1
+            self._ended = ends
+            if ends and self.reference != "next":
                 step.stats = self._reward(step, self._gradients)
         except BaseException:
             self.drop()
             raise
-        if count + 1 == self.micro_batches and not first:
+        if ends and not first:
             self._complete()
 
     @contextlib.contextmanager
-    def plain_step(self, *, loss_scale: float = 1.0) -> Iterator[Step]:
+    def plain_step(self, *, loss_scale: float = 1.0, last: bool | None = None) -> Iterator[Step]:
         """The forward and backward pass of a plain (micro-)batch; clip gradients after it.
 
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+            last: whether this micro-batch ends its half (``accelerator.sync_gradients``); None
+                counts up to ``micro_batches``.
 
         Yields:
             The :class:`Step`; its ``stats`` are filled in after the block.
@@ -361,7 +445,7 @@ class OLALearner:
         """
         step = Step(self.learns)
         try:
-            count = self._enter("plain", self.plain_first)
+            ends = self._enter("plain", self.plain_first, last)
             yield step
             if self.thermostat is not None and not self._frozen:
                 if step.accuracy is None:
@@ -370,8 +454,9 @@ class OLALearner:
                         "learner.plain_step() as step:` step.accuracy = accuracy"
                     )
                 self.thermostat.step(step.accuracy)
-            self._half = ("plain", count + 1)
-            if count + 1 == self.micro_batches and step.learns:
+            self._count += 1
+            self._ended = ends
+            if ends and step.learns:
                 if self.reference == "next":
                     step.stats = self._reward(step, None, loss_scale)
                 elif self.plain_first:
@@ -379,22 +464,27 @@ class OLALearner:
         except BaseException:
             self.drop()
             raise
-        if count + 1 == self.micro_batches and not self.plain_first:
+        if ends and not self.plain_first:
             self._complete()
 
-    def _enter(self, half: str, first: bool) -> int:
-        """How many micro-batches of this half ran; a first half begins a new pair."""
-        if self._half[0] == half and self._half[1] < self.micro_batches:
-            return self._half[1]
-        if first and self._half[0]:  # the pair before was never finished
-            self.skipped += self.learns
-            drawn = list(self._drawn)
-            self.drop()
-            self._drawn += drawn
-        return 0
+    def _enter(self, half: str, first: bool, last: bool | None) -> bool:
+        """Whether this micro-batch ends its half; a first half begins a new pair."""
+        own_policy(self.policy)
+        if self._half != half or self._ended:
+            if first:
+                self._lose("no second half")  # of the pair before, which was never finished
+                self._lost = False
+            elif not self._half and not self._lost:
+                self._alone = True
+            self._half, self._count, self._ended = half, 0, False
+        return self._count + 1 == self.micro_batches if last is None else last
 
     def _complete(self) -> None:
-        self.drop()
+        alone, self._alone, self._lost = self._alone, False, False
+        self._clear()
+        self._drawn.clear()
+        if alone:  # a loss that an optimizer asked for again, or a half too many
+            return
         self.pairs += 1
         over = self.pairs == self.learn_pairs and not self._frozen
         if over and isinstance(self.updater, ValueUpdater):
@@ -404,19 +494,32 @@ class OLALearner:
         self, step: Step, gradients: Mapping[str, Tensor] | None, loss_scale: float = 1.0
     ) -> UpdateStats | None:
         """Update the policy, or on no rank."""
+        if not step.learns:
+            return None
         signal, actions = None, self._actions
-        if actions and step.learns:
+        if actions:
             with contextlib.suppress(NotFinite):
                 signal = self._signal.read(gradients, step.loss, loss_scale)
             if signal is not None and not all(bool(part.isfinite().all()) for part in signal):
                 signal = None
-        device = next(self._model.parameters()).device
-        if step.learns and not all_ranks(signal is not None, device):
-            self.skipped += 1
+        examples = sum(len(part.log_prob) for part in actions)
+        bad, everywhere = self._over_ranks(signal is None, examples)
+        if signal is None or bad:
+            if not self._lost:
+                self._skip("no first half" if self._alone else "not finite")
             return None
-        if signal is None:
+        if everywhere == 1 and _compares(self.updater):
+            self._skip("one example")
             return None
+        self._settled, self._in_vain = True, 0
         return self.updater.step(Actions.cat(actions), *signal)
+
+    def _over_ranks(self, bad: bool, examples: int) -> tuple[bool, int]:
+        if world_size() == 1:  # without a word to the device
+            return bad, examples
+        device = next(self._model.parameters()).device
+        told = sum_over_ranks(torch.tensor([float(bad), float(examples)], device=device))
+        return bool(told[0]), int(told[1])
 
     def _trained_gradients(self, loss_scale: float) -> dict[str, Tensor]:
         parameters = trainable_parameters(self._model)
@@ -441,7 +544,7 @@ class OLALearner:
                 saved: save between pairs, or give it up with :meth:`drop`.
         """
         waits = self.learns and self._held_out is None
-        if self._half[0] and (waits or self._half[1] < self.micro_batches):
+        if self._half and (waits or not self._ended):
             raise RuntimeError(
                 "a pair is under way and its capture cannot be saved: save after its second step, "
                 "or call drop() first and lose its reward"
@@ -454,8 +557,9 @@ class OLALearner:
             "updater": self.updater.state_dict(),
             "generator": None if generator is None else generator.get_state(),
             "pairs": self.pairs,
-            "skipped": self.skipped,
-            "half": self._half[0],
+            "skipped": dict(self.skipped),
+            "half": self._half,
+            "lost": self._lost,
             "held_out": None if self._held_out is None else self._held_out.state_dict(),
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
         }
@@ -489,9 +593,10 @@ class OLALearner:
         half = state.get("half", "")
         if half not in ("", "plain" if self.plain_first else "augmented"):
             raise ValueError(f"state is of a learner with another order of halves: {half!r}")
-        counts = [state.get("pairs"), state.get("skipped")]
+        pairs, skipped = state.get("pairs"), state.get("skipped")
+        counts = [pairs, *(skipped.values() if isinstance(skipped, Mapping) else [None])]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"state is damaged: counts {counts}")
+            raise ValueError(f"state is damaged: counts {pairs} and {skipped}")
         restore = None
         if self._held_out is not None:
             restore = self._held_out.checked(state["held_out"], self._model)
@@ -510,12 +615,19 @@ class OLALearner:
             generator.set_state(saved)  # type: ignore[arg-type]
         if restore is not None:
             restore()
-        self.pairs, self.skipped = counts  # type: ignore[assignment]
-        self.drop()
-        self._half = (half, self.micro_batches)
+        self._clear()
+        self._drawn.clear()
+        self.pairs, self.skipped = pairs, Counter(skipped)  # type: ignore[assignment]
+        self._lost = bool(state.get("lost", False))
+        self._half, self._ended, self._settled = half, True, True
 
 
 def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpdater:
     if isinstance(policy, OLAPolicy) and policy.strength is not None:
         return ValueUpdater(policy, explore=explore)
     return GARUpdater(policy, lr=lr)
+
+
+def _compares(updater: object) -> bool:
+    """Whether rewards are differences within a batch."""
+    return getattr(updater, "reward", None) in (gradient_alignment_reward, cosine_reward)

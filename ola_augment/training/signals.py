@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ola_augment.alignment import DirectionalAlignment
+
 
 class Engine(Protocol):
     """An alignment engine: those of :mod:`ola_augment.alignment`, or a user's own.
@@ -30,6 +32,10 @@ class Engine(Protocol):
 
 class Signal(Protocol):
     """Turns an augmented step into what an updater rewards."""
+
+    @property
+    def needs(self) -> str:
+        """What it needs of each step beside a backward pass, in words."""
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
@@ -68,6 +74,10 @@ class Alignments:
         self._cosine = cosine
         self._norms = norms
         self._accepted = accepted
+        directional = isinstance(engine, DirectionalAlignment)
+        self.needs = (
+            "the batch of each augmented step (DirectionalAlignment)" if directional else ""
+        )
         self._read: list[Callable[[Mapping[str, Tensor] | None], tuple[Tensor, ...]]] = []
 
     @contextlib.contextmanager
@@ -135,6 +145,8 @@ class Alignments:
 
 class NextStepLoss:
     """The loss of the step after: one number for all examples."""
+
+    needs = "the loss of each plain step (NSLRUpdater)"
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float

@@ -11,12 +11,8 @@ from torch import Tensor
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
-from ola_augment.training.reward import (
-    Reward,
-    cosine_reward,
-    sum_over_ranks,
-    takes_norms,
-)
+from ola_augment.training.ranks import own_policy, sum_over_ranks
+from ola_augment.training.reward import Reward, cosine_reward, takes_norms
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
@@ -183,6 +179,7 @@ class ValueUpdater:
             RuntimeError: the policy is frozen.
         """
         refuse_frozen((self.policy.keep_logits, self.policy.magnitude_logits))
+        own_policy(self.policy)
         rewards = checked_rewards(self.reward, len(actions.log_prob), alignments, norms)
         check_actions(actions, self.policy.space, len(rewards))
         rewards = rewards.detach().double()
