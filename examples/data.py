@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from shifts import SHIFTS, shift
 from torch import Tensor
+from torch.utils.data import TensorDataset
 from torchvision.datasets.folder import is_image_file
 
 # One image may ask for no more than this.
@@ -209,8 +210,8 @@ class Batches:
     The last, smaller batch is left out unless it is the only one.
 
     Args:
-        late: images and labels that join at epoch ``late_from``; the number of batches of a pass is
-            that of all images from the start.
+        others: images that a learner holds out for a while: the number of batches of a pass is that
+            of all images from the start.
     """
 
     def __init__(
@@ -219,28 +220,22 @@ class Batches:
         labels: Tensor,
         batch_size: int,
         seed: int,
-        late: tuple[Tensor, Tensor] | None = None,
-        late_from: int = 0,
+        others: int = 0,
     ) -> None:
-        self.early, self.late, self.late_from = len(images), late, late_from
-        self.images = images if late is None else torch.cat((images, late[0]))
-        self.labels = labels if late is None else torch.cat((labels, late[1]))
+        self.dataset = TensorDataset(images, labels)
         self.batch_size = min(batch_size, len(images))
         self.generator = torch.Generator().manual_seed(seed)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.others = others
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch_size
+        return (len(self.dataset) + self.others) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.early if self.epoch < self.late_from else len(self.images)
+        size = len(self.dataset)
         needed = len(self) * self.batch_size
         orders = [torch.randperm(size, generator=self.generator) for _ in range(-(-needed // size))]
         for index in torch.cat(orders)[:needed].split(self.batch_size):
-            yield self.images[index], self.labels[index]
+            yield self.dataset[index]
 
 
 class Preprocess:

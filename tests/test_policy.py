@@ -405,5 +405,5 @@ def test_with_strength_an_operation_is_applied_at_most_once():
     first, second = drawn.keep[row].nonzero().flatten()[:2].tolist()
     ops = drawn.ops.clone()
     ops[row, second] = ops[row, first]
-    with pytest.raises(ValueError, match="kept actions.ops must be distinct"):
+    with pytest.raises(ValueError, match=r"kept actions\.ops must be distinct"):
         policy.log_prob(drawn._replace(ops=ops))

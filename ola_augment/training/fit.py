@@ -27,6 +27,7 @@ from ola_augment.training.checkpoint import (
 )
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import progress_text, scale_to_float
+from ola_augment.training.rejoin import train_size
 from ola_augment.training.run import Preprocess, Run
 from ola_augment.training.signals import Engine
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -189,6 +190,7 @@ def fit(
             write_atomically(metrics_path, "".join(line + "\n" for line in lines).encode())
 
     write_metrics()
+    size = 0 if learner is None or not learner.rejoins else train_size(loader)
     total = epochs * len(loader) if isinstance(loader, Sized) else None
     method = "none" if augment is None else type(augment).__name__
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
@@ -208,6 +210,8 @@ def fit(
             paused = None
             before, start = seconds, time.perf_counter()
             for batch in batches:
+                if learner is not None:
+                    batch = learner.rejoin(batch, size)
                 loss = run.step(read_batch(batch, run.device))
                 batches_done += 1
                 seconds = before + time.perf_counter() - start

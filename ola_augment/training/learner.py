@@ -18,17 +18,19 @@ from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size
-from ola_augment.training.held_out import BatchLoss, HeldOut
+from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.ranks import own_policy, sum_over_ranks
+from ola_augment.training.rejoin import Rejoin, Rejoined
 from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
+from ola_augment.training.trial import Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
-_VERSION = 2
+_VERSION = 3
 #: Pairs that taught nothing, one after the other, before the learner says so.
 _IN_VAIN = 10
 _ADVICE = {
@@ -105,6 +107,11 @@ class OLALearner:
             until then (``ValueUpdater(explore=True)``).
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
             block.
+        rejoin: let held-out images join the training by :meth:`loader` (in :func:`fit` and the
+            integrations by themselves) once the policy has no more use for them.
+        calibrate: take held-out gradients at the best temperature of the model's outputs: a model
+            that is too sure of itself asks for whatever makes it less sure.
+        trial: tries what was learned on the held-out images, and sets the strength.
         updater: None is a :class:`ValueUpdater` for a policy of a given strength (``lr`` is then
             ignored), else ``GARUpdater(augment.policy, lr)``.
         engine: instead of ``GradientAlignment(model)``.
@@ -153,6 +160,9 @@ class OLALearner:
         smoothing: float = 0.8,
         learn_pairs: int | None = None,
         thermostat: Thermostat | None = None,
+        trial: Trial | None = None,
+        rejoin: bool = False,
+        calibrate: bool = False,
         updater: GARUpdater | NSLRUpdater | ValueUpdater | None = None,
         engine: Engine | None = None,
         loss: BatchLoss | None = None,
@@ -174,6 +184,8 @@ class OLALearner:
             raise ValueError("updater must be of augment.policy, it updates another policy")
         if thermostat is not None and thermostat.policy is not augment.policy:
             raise ValueError("thermostat must be of augment.policy, it steers another policy")
+        if trial is not None and (trial.policy is not augment.policy or isinstance(reference, str)):
+            raise ValueError("trial must be of augment.policy, and needs held-out batches")
         self._model = unwrapped(model)
         self._signal: Signal
         if self.updater.per_example:
@@ -192,8 +204,15 @@ class OLALearner:
         self.transform = augment
         self.policy: Policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
-        self._held_out = None if isinstance(reference, str) else HeldOut(reference, smoothing, loss)
+        self._held_out = (
+            None if isinstance(reference, str) else HeldOut(reference, smoothing, loss, calibrate)
+        )
+        if rejoin and isinstance(reference, str):
+            raise ValueError("rejoin needs held-out batches")
+        self._rejoin = Rejoin(reference) if rejoin and not isinstance(reference, str) else None
+        self._checked_rejoin = False
         self.thermostat = thermostat
+        self.trial = trial
         self.learn_every = learn_every
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
@@ -214,29 +233,35 @@ class OLALearner:
         held_out: Iterable[Any],
         pairs: int,
         loss: BatchLoss | None = None,
+        *,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
-        For a quarter of the run, operations are drawn uniformly and valued by the cosine between
-        the gradients of the examples that got them and that of held-out images, from 250 to
-        500 pairs (all, in a shorter run); for the rest they are drawn by their values. A
-        thermostat steers the strength.
+        For a quarter of the run operations are drawn uniformly, and valued by the cosine between
+        the gradients of the examples that got them and that of held-out images; a twelfth of all
+        pairs teach, at most 500. Then a :class:`Trial` of up to three tenths of the run finds out
+        whether augmentation by these values helps on the held-out images, and how much of it is to
+        be used for the rest; where it does not help, none is. :meth:`evidence` says what was found.
 
         Args:
             model: that is trained.
-            augment: with a strength, where the thermostat starts: ``OLAAugment(strength=1)``.
-            held_out: batches of images from where the model will be used, or of a part of the
-                training images; after ``learner.learn_pairs`` they may join the training.
-            pairs: of augmented and plain steps in the whole run.
+            augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
+            held_out: batches of labelled images of the target domain, or of a part of the training
+                images; they come back into the training by :meth:`loader`.
+            pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
                 a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+            preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the
+                training images get.
 
         Returns:
             The learner, to be used like any other.
 
         Raises:
             TypeError: another policy than an :class:`OLAPolicy`.
-            ValueError: one that learns its strength, or ``pairs`` below 1.
+            ValueError: one that learns its strength, ``pairs`` below 1, or both ``loss`` and
+                ``preprocess``.
 
         Example:
             >>> from ola_augment import OLAAugment
@@ -244,22 +269,26 @@ class OLALearner:
             >>> held_out = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
-            >>> learner.learn_pairs, learner.learn_every
-            (1000, 4)
+            >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
+            (1000, 3, 12)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
-        explored = -(-pairs // 4)
+        policy: Any = augment.policy  # checked by those who are given it
+        learn_pairs = -(-pairs // 4)
         return cls(
             model,
             augment,
             reference=held_out,
-            learn_every=max(1, explored // 250),
-            learn_pairs=explored,
-            thermostat=Thermostat(augment.policy, lower_after=explored),  # type: ignore[arg-type]
-            loss=loss,
+            learn_every=-(-learn_pairs // min(-(-pairs // 12), 500)),
+            learn_pairs=learn_pairs,
+            trial=Trial(policy, learn_pairs, 3 * pairs // 10),
+            rejoin=True,
+            calibrate=True,
+            updater=ValueUpdater(policy, decay=1.0, scale=1.5, explore=True, shrink=True),
+            loss=held_out_loss(loss, preprocess),
         )
 
     @property
@@ -270,6 +299,61 @@ class OLALearner:
         """
         over = self.learn_pairs is not None and self.pairs >= self.learn_pairs
         return not over and not self._frozen and self.pairs % self.learn_every == 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the policy is what it will be: nothing is learned or tried any more."""
+        learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
+        return self._frozen or (learned and (self.trial is None or self.trial.over))
+
+    @property
+    def rejoins(self) -> bool:
+        """Whether held-out images will join the training."""
+        return self._rejoin is not None
+
+    def loader(self, loader: Iterable[Any]) -> Iterable[Any]:
+        """A loader's batches, which held-out images join once the learner is ``settled``.
+
+        They replace as many examples of a batch as they would be if both were one data set. A
+        learner whose held-out images stay out (``rejoin=False``) gives the loader back.
+
+        Args:
+            loader: of the training, in every epoch the same.
+
+        Returns:
+            An iterable with the length and the attributes of ``loader``.
+
+        Example:
+            >>> from ola_augment import OLAAugment
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+            >>> held_out = [(torch.ones(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+            >>> augment = OLAAugment(strength=1).freeze()  # settled from the start
+            >>> learner = OLALearner.recommended(model, augment, held_out, pairs=10)
+            >>> batches = [(torch.zeros(8, 3, 8, 8), torch.ones(8, dtype=torch.long))] * 2
+            >>> [targets.tolist() for _, targets in learner.loader(batches)]
+            [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
+        """
+        return loader if self._rejoin is None else Rejoined(loader, self)
+
+    def rejoin(self, batch: Any, train_size: int) -> Any:
+        """What :meth:`loader` does with a batch, for loops of somebody else.
+
+        Args:
+            batch: of the training, any nesting of tensors (B, ...).
+            train_size: number of training images in an epoch.
+
+        Returns:
+            The batch, or one of the same structure and size with held-out examples in it.
+
+        Raises:
+            ValueError: held-out batches have another structure, shape or dtype.
+        """
+        if self._rejoin is None:
+            return batch
+        if not self._checked_rejoin:
+            self._rejoin.check(batch)
+            self._checked_rejoin = True
+        return self._rejoin.mix(batch, train_size) if self.settled else batch
 
     @property
     def needs(self) -> str:
@@ -334,6 +418,7 @@ class OLALearner:
         Raises:
             TypeError, ValueError: what :meth:`PolicyTransform.augment` refuses.
         """
+        self._try_out()
         images, actions = self.transform.augment(images)
         self._drawn.append(actions)
         return images
@@ -474,10 +559,17 @@ class OLALearner:
             if first:
                 self._lose("no second half")  # of the pair before, which was never finished
                 self._lost = False
+                self._try_out()
             elif not self._half and not self._lost:
                 self._alone = True
             self._half, self._count, self._ended = half, 0, False
         return self._count + 1 == self.micro_batches if last is None else last
+
+    def _try_out(self) -> None:
+        """Between two pairs, before the next one draws."""
+        if self.trial is not None and not self._half and not self._frozen:
+            assert self._held_out is not None
+            self.trial.begin_pair(self.pairs, self.learns, self._model, self._held_out.loss)
 
     def _complete(self) -> None:
         alone, self._alone, self._lost = self._alone, False, False
@@ -562,6 +654,8 @@ class OLALearner:
             "lost": self._lost,
             "held_out": None if self._held_out is None else self._held_out.state_dict(),
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
+            "trial": None if self.trial is None else self.trial.state_dict(),
+            "rejoin": None if self._rejoin is None else self._rejoin.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -586,7 +680,13 @@ class OLALearner:
             )
         generator = self.transform.generator
         saved = state.get("generator")
-        parts = {"generator": generator, "held_out": self._held_out, "thermostat": self.thermostat}
+        parts = {
+            "generator": generator,
+            "held_out": self._held_out,
+            "thermostat": self.thermostat,
+            "trial": self.trial,
+            "rejoin": self._rejoin,
+        }
         for name, part in parts.items():
             if (part is None) != (state.get(name) is None):
                 raise ValueError(f"state is of a learner with another {name}, or without one")
@@ -600,6 +700,7 @@ class OLALearner:
         restore = None
         if self._held_out is not None:
             restore = self._held_out.checked(state["held_out"], self._model)
+        tried = None if self.trial is None else self.trial.checked(state["trial"], self._model)
         before = {name: value.clone() for name, value in self.policy.state_dict().items()}
         try:
             if generator is not None:
@@ -615,6 +716,10 @@ class OLALearner:
             generator.set_state(saved)  # type: ignore[arg-type]
         if restore is not None:
             restore()
+        if tried is not None:
+            tried()
+        if self._rejoin is not None:
+            self._rejoin.load_state_dict(state["rejoin"])
         self._clear()
         self._drawn.clear()
         self.pairs, self.skipped = pairs, Counter(skipped)  # type: ignore[assignment]

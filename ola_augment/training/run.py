@@ -92,7 +92,10 @@ class Run:
         half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
         images, actions = batch.images, batch.actions
         if augmented and self.augment is not None and batch.actions is None:
-            images, actions = self.augment.augment(images)
+            if learner is None:
+                images, actions = self.augment.augment(images)
+            else:
+                images = learner.augment(images)
         if learner is not None:
             half = (
                 learner.augmented_step(actions=actions, loss_scale=scale)
