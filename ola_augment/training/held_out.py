@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.training.batches import move, read_batch
+from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
@@ -49,8 +51,10 @@ class HeldOut:
         if not all(bool(gradient.isfinite().all()) for gradient in new.values()):
             return new
         mean, share = self._mean, 1 - self.smoothing
+        # A layer that was replaced begins anew.
+        fits = {n for n, gradient in new.items() if n in mean and mean[n].shape == gradient.shape}
         self._mean = {
-            name: torch.lerp(mean[name], gradient, share) if name in mean else gradient
+            name: torch.lerp(mean[name], gradient, share) if name in fits else gradient
             for name, gradient in new.items()
         }
         return self._mean
@@ -58,7 +62,7 @@ class HeldOut:
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
-        moved = [part.to(device) if isinstance(part, Tensor) else part for part in batch]
+        moved = [move(part, device) for part in batch]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             loss = self._loss(model, *moved)
@@ -106,6 +110,11 @@ class _Cycle:
     def __init__(self, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:  # it can be read once only
             raise ValueError("reference must be a list or loader of batches, got an iterator")
+        if isinstance(batches, (list, tuple)) and any(isinstance(part, Tensor) for part in batches):
+            raise ValueError(
+                "reference must be a list or loader of batches, got tensors; [(images, targets)] "
+                "is one batch, DataLoader(TensorDataset(images, targets), 128) makes smaller ones"
+            )
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -122,9 +131,14 @@ class _Cycle:
                 raise ValueError("reference holds no batch")
         self.position += 1
         self._read = self.position
-        return tuple(batch)
+        return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator stays with its process; the copy goes on at the same position.
+        return {**self.__dict__, "_iterator": iter(()), "_read": -1}
 
 
-def _cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    inputs = inputs if inputs.is_floating_point() else inputs.float() / 255
-    return F.cross_entropy(model(inputs), targets)
+def _cross_entropy(model: nn.Module, *batch: Any) -> Tensor:
+    inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
+    outputs = model(scale_to_float(inputs))
+    return F.cross_entropy(getattr(outputs, "logits", outputs), targets)
