@@ -11,6 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import get_sharing_strategy
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 
 class LogitsModule(nn.Module):
@@ -75,19 +81,19 @@ class LogitsModule(nn.Module):
             logits.requires_grad_(requires_grad)
         return self
 
-    def unshare(self) -> None:
-        """Leave the memory of the process that this one was started from, and keep the values.
+    def learns_here(self, alone: bool) -> None:
+        """Say that this process changes the logits.
 
-        What is started from now on shares with this process. Logits that were made here stay where
-        they are.
+        Args:
+            alone: leave the memory of the process that this one was started from, and keep the
+                values. What is started from now on shares with this one.
         """
         self._is_copy = False
-        if self._process == os.getpid():
-            return
-        for name, logits in self.named_logits().items():
-            logits.data = logits.data.clone()
-            _share(name, logits)
-        self._process = os.getpid()
+        if alone and self._process != os.getpid():
+            for name, logits in self.named_logits().items():
+                logits.data = logits.data.clone()
+                _share(name, logits)
+            self._process = os.getpid()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an assigned parameter among the logits.
@@ -204,6 +210,7 @@ def started_by_another() -> bool:
 def _share(name: str, logits: nn.Parameter) -> None:
     if logits.is_shared():  # type: ignore[no-untyped-call]
         return  # with the strategy "file_system" a second call would move it
+    _warn_of_open_files()
     try:
         logits.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
@@ -215,3 +222,20 @@ def _unshared(names: list[str]) -> str:
         f"{', '.join(names)}: not in shared memory, DataLoader workers keep drawing with what they "
         "were started with; change logits in place (logits.copy_(values) under torch.no_grad())"
     )
+
+
+def _warn_of_open_files() -> None:
+    """Say that open files run out, of which each tensor in shared memory is one."""
+    if resource is None or get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(2)  # a new file takes the lowest number that is free
+    os.close(lowest)
+    if most != resource.RLIM_INFINITY and lowest >= 0.9 * most:
+        warnings.warn(
+            f"some {lowest} of {most} files that this process may have are open, and every policy "
+            "keeps a few, for the memory that it shares with workers: delete policies that are "
+            'not needed, raise the limit ("ulimit -n"), or call '
+            'torch.multiprocessing.set_sharing_strategy("file_system")',
+            stacklevel=5,
+        )

@@ -159,7 +159,7 @@ class OLATrainer(Trainer):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _collating_plainly(self) -> Iterator[None]:
-        training = self.data_collator
+        training: Any = self.data_collator
         transform = getattr(training, "__self__", None)
         if self.eval_collator is not None:
             self.data_collator = self.eval_collator

@@ -22,14 +22,14 @@ class Batch(NamedTuple):
     actions: Actions | None
 
 
-def read_batch(batch: Any, device: torch.device) -> Batch:
+def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
     """Understand one batch of a loader.
 
     Args:
         batch: (images, targets), (images, targets, :class:`Actions`), or a mapping with an entry
             ``images``, ``image`` or ``pixel_values``, an entry ``targets``, ``labels``, ``label``
             or ``target``, and perhaps ``actions``.
-        device: that images and targets are moved to.
+        device: that images and targets are moved to; None leaves them.
 
     Raises:
         ValueError: anything else.
@@ -49,7 +49,9 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
             f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
             f"one of {', '.join(IMAGES)} and one of {', '.join(TARGETS)}; got {what}"
         )
-    return Batch(_move(images, device), _move(targets, device), actions)
+    if device is not None:
+        images, targets = move(images, device), move(targets, device)
+    return Batch(images, targets, actions)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -67,5 +69,8 @@ def _describe(batch: Any) -> str:
     return type(batch).__name__
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def move(value: Any, device: torch.device) -> Any:
+    """A tensor, or the entries of a mapping, on a device; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: move(entry, device) for name, entry in value.items()}
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

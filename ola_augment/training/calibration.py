@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class _Outputs:
             return self.kept[-1]
         kept = self.kept[self._at]
         self._at += 1
-        return kept * self.factor
+        return _scaled(kept, self.factor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -77,4 +78,11 @@ def calibrated(
 
 
 def _can_be_scaled(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1
+    logits = getattr(output, "logits", output)
+    return isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() > 1
+
+
+def _scaled(output: Any, factor: float) -> Any:
+    if isinstance(output, Tensor):
+        return output * factor
+    return SimpleNamespace(logits=output.logits * factor)

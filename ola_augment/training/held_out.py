@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.training.batches import move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks
@@ -62,8 +64,10 @@ class HeldOut:
         if not all(bool(gradient.isfinite().all()) for gradient in new.values()):
             return new
         mean, share = self._mean, 1 - self.smoothing
+        # A layer that was replaced begins anew.
+        fits = {n for n, gradient in new.items() if n in mean and mean[n].shape == gradient.shape}
         self._mean = {
-            name: torch.lerp(mean[name], gradient, share) if name in mean else gradient
+            name: torch.lerp(mean[name], gradient, share) if name in fits else gradient
             for name, gradient in new.items()
         }
         return self._mean
@@ -76,7 +80,7 @@ class HeldOut:
         if not self._sample:
             self._sample = self._batches.first(_MOST_EXAMPLES)
         device = next(iter(trainable_parameters(model).values())).device
-        batches = [_moved(batch, device) for batch in self._sample]
+        batches = [tuple(move(part, device) for part in batch) for batch in self._sample]
         with _same_buffers(model), torch.no_grad():
             return float(mean_over_ranks(calibrated(model, self._loss, batches)))
 
@@ -84,7 +88,7 @@ class HeldOut:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
         with _same_buffers(model):
-            moved = _moved(batch, device)
+            moved = tuple(move(part, device) for part in batch)
             loss = (
                 calibrated(model, self._loss, [moved])
                 if self.calibrate
@@ -130,6 +134,11 @@ class _Cycle:
     def __init__(self, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:  # it can be read once only
             raise ValueError("reference must be a list or loader of batches, got an iterator")
+        if isinstance(batches, (list, tuple)) and any(isinstance(part, Tensor) for part in batches):
+            raise ValueError(
+                "reference must be a list or loader of batches, got tensors; [(images, targets)] "
+                "is one batch, DataLoader(TensorDataset(images, targets), 128) makes smaller ones"
+            )
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -140,11 +149,11 @@ class _Cycle:
         found: list[tuple[Any, ...]] = []
         count = 0
         for batch in self._batches:
-            sizes = [len(part) for part in batch if isinstance(part, Tensor) and part.dim()]
+            sizes = [len(part) for part in tree_leaves(batch) if isinstance(part, Tensor)]
             count += sizes[0] if sizes else 1
             if found and count > examples:
                 break
-            found.append(tuple(batch))
+            found.append(_as_tuple(batch))
         if not found:
             raise ValueError("reference holds no batch")
         return found
@@ -160,7 +169,15 @@ class _Cycle:
                 raise ValueError("reference holds no batch")
         self.position += 1
         self._read = self.position
-        return tuple(batch)
+        return _as_tuple(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator stays with its process; the copy goes on at the same position.
+        return {**self.__dict__, "_iterator": iter(()), "_read": -1}
+
+
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def held_out_loss(
@@ -173,17 +190,19 @@ def held_out_loss(
     """
     if loss is not None and preprocess is not None:
         raise ValueError("loss and preprocess are given: pre-process the inputs in the loss")
-
-    def cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        if preprocess is not None:
-            inputs = preprocess(inputs)
-        return F.cross_entropy(model(scale_to_float(inputs)), targets)
-
-    return loss or cross_entropy
+    return loss or _CrossEntropy(preprocess or scale_to_float)
 
 
-def _moved(batch: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    return tuple(part.to(device) if isinstance(part, Tensor) else part for part in batch)
+class _CrossEntropy:
+    """Cross entropy of pre-processed inputs; an object, so that a learner can be pickled."""
+
+    def __init__(self, preprocess: Callable[[Tensor], Tensor]) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, model: nn.Module, *batch: Any) -> Tensor:
+        inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
+        outputs = model(self.preprocess(inputs))
+        return F.cross_entropy(getattr(outputs, "logits", outputs), targets)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.ranks import own_policy, sum_over_ranks
+from ola_augment.training.ranks import own_policy, refuse_join, sum_over_ranks
 from ola_augment.training.rejoin import Rejoin, Rejoined
 from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
@@ -186,7 +186,7 @@ class OLALearner:
             raise ValueError("thermostat must be of augment.policy, it steers another policy")
         if trial is not None and (trial.policy is not augment.policy or isinstance(reference, str)):
             raise ValueError("trial must be of augment.policy, and needs held-out batches")
-        self._model = unwrapped(model)
+        self._model, self._wrapper = unwrapped(model), model
         self._signal: Signal
         if self.updater.per_example:
             engine = GradientAlignment(model) if engine is None else engine
@@ -555,6 +555,7 @@ class OLALearner:
     def _enter(self, half: str, first: bool, last: bool | None) -> bool:
         """Whether this micro-batch ends its half; a first half begins a new pair."""
         own_policy(self.policy)
+        refuse_join(self._wrapper)
         if self._half != half or self._ended:
             if first:
                 self._lose("no second half")  # of the pair before, which was never finished
@@ -635,12 +636,7 @@ class OLALearner:
             RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
                 saved: save between pairs, or give it up with :meth:`drop`.
         """
-        waits = self.learns and self._held_out is None
-        if self._half and (waits or not self._ended):
-            raise RuntimeError(
-                "a pair is under way and its capture cannot be saved: save after its second step, "
-                "or call drop() first and lose its reward"
-            )
+        self._refuse_under_way("saved", "save")
         generator = self.transform.generator
         return {
             "version": _VERSION,
@@ -657,6 +653,23 @@ class OLALearner:
             "trial": None if self.trial is None else self.trial.state_dict(),
             "rejoin": None if self._rejoin is None else self._rejoin.state_dict(),
         }
+
+    def _refuse_under_way(self, done: str, do: str) -> None:
+        waits = self.learns and self._held_out is None
+        if self._half and (waits or not self._ended):
+            raise RuntimeError(
+                f"a pair is under way and its capture cannot be {done}: {do} after its second "
+                "step, or call drop() first and lose its reward"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, between pairs: the copy has a model and a policy of its own.
+
+        Raises:
+            RuntimeError: a pair is under way, see :meth:`state_dict`.
+        """
+        self._refuse_under_way("copied", "copy")
+        return {**self.__dict__, "_wrapper": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; a pair that is under way is forgotten.

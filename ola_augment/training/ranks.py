@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ola_augment.logits import LogitsModule
 from ola_augment.streams import rank_here, world_size
 
 
@@ -36,13 +37,30 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def own_policy(policy: object) -> None:
-    """Give a rank logits of its own, before its first update.
+    """Make this process the one in which a policy learns, before its first update.
 
     Ranks that were started after the policy was made (``mp.spawn``, fork) share its memory, as
-    DataLoader workers have to. Rank 0 keeps that memory, where its parent finds what was learned.
+    DataLoader workers have to: each gets logits of its own. Rank 0 keeps that memory, where its
+    parent finds what was learned.
     """
-    if world_size() > 1 and rank_here() and callable(own := getattr(policy, "unshare", None)):
-        own()
+    if isinstance(policy, LogitsModule):
+        policy.learns_here(alone=world_size() > 1 and rank_here() > 0)
+
+
+def refuse_join(model: object) -> None:
+    """Refuse a model under ``torch.distributed.algorithms.Join``.
+
+    Ranks that have run out of batches answer the others' reductions of gradients, and no other sum.
+
+    Raises:
+        RuntimeError: the model is inside such a context.
+    """
+    config = getattr(model, "_join_config", None)
+    if config is not None and config.enable:
+        raise RuntimeError(
+            "a policy cannot learn inside Join (model.join()): ranks that have run out of batches "
+            "take no part in its sums. Give all ranks as many batches, as DistributedSampler does"
+        )
 
 
 def _reducible(device: torch.device) -> torch.device:

@@ -30,6 +30,10 @@ class Rejoin:
         self._owed = 0.0
         self._taken = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator stays with its process; a copy begins anew.
+        return {**self.__dict__, "_stream": iter(()), "_left": []}
+
     def check(self, batch: Any) -> None:
         """Refuse training batches that held-out ones could not join.
 

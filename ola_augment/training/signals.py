@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ola_augment.alignment import DirectionalAlignment
+from ola_augment.alignment import DirectionalAlignment, GradientAlignment
 
 
 class Engine(Protocol):
@@ -64,7 +64,7 @@ class Alignments:
     """
 
     def __init__(self, engine: Engine, cosine: bool, norms: bool) -> None:
-        accepted = inspect.signature(engine.capture).parameters
+        accepted = frozenset(inspect.signature(engine.capture).parameters)
         if (cosine or norms) and "norms" not in accepted:
             raise ValueError(
                 "cosine=True and rewards that take norms need an engine with "
@@ -128,11 +128,14 @@ class Alignments:
             raise RuntimeError("nothing to align: no augmented step was captured")
         parts = zip(*(read(gradients) for read in readers), strict=True)
         found, *norms = (torch.cat(part) for part in parts)
+        self.clear()
         return (found if self._cosine else found / loss_scale, *norms)
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self._read.clear()
+        if isinstance(self._engine, GradientAlignment):  # it keeps the latest capture
+            self._engine.forget()
 
     def _norm(self, gradients: Mapping[str, Tensor] | None) -> Tensor:
         if gradients is None:
