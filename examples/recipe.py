@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "meta_lr": 0.03,
         "reference": "held-out",
         "strength": "tried",
-        "learn_until": 0.25,
+        "learn_until": 0.2,
     },
     "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
 }
@@ -199,7 +199,7 @@ def make_learner(
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=pairs // 4)
     elif options.strength == "tried":
-        trial = Trial(augment.policy, learned, 3 * pairs // 10)
+        trial = Trial(augment.policy, learned, pairs // 5)
     if options.control:
         updater = ValueUpdater(augment.policy, explore=True, reward=CONTROLS[options.control])
     elif options.strength == "learned":

@@ -722,9 +722,11 @@ def test_a_policy_that_was_frozen_while_it_explored_stays_as_it_is():
 def test_the_recommended_setting():
     model, augment = network(), OLAAugment("rand_augment", strength=1.0)
     learner = OLALearner.recommended(model, augment, [batch(99)], pairs=3000)
-    assert (learner.learn_pairs, learner.learn_every) == (750, 3)
+    assert (learner.learn_pairs, learner.learn_every) == (600, 3)
     assert learner.updater.explores
-    assert learner.thermostat.lower_after == 750
+    assert learner.updater.shrink
+    assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (600, 12, 1200)
+    assert learner.rejoins
     short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert (short.learn_pairs, short.learn_every) == (1, 1)
     for arguments, error, message in (

@@ -1,6 +1,7 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
 from ola_augment.training.callbacks import Callback, CSVLogger, TensorBoardLogger
+from ola_augment.training.evidence import Evidence, OperationEvidence
 from ola_augment.training.fit import fit
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.meta_gradient import MetaGradientUpdater
@@ -23,10 +24,12 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "Contrast",
+    "Evidence",
     "GARUpdater",
     "MetaGradientUpdater",
     "NSLRUpdater",
     "OLALearner",
+    "OperationEvidence",
     "Reward",
     "SplitActions",
     "SplitBatchSampler",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ola_augment.alignment.validation import trainable_parameters
 from ola_augment.training.batches import move, read_batch
@@ -51,7 +51,8 @@ class HeldOut:
         self.smoothing = smoothing
         self.calibrate = calibrate
         self._loss = loss or held_out_loss(None, None)
-        self._sample: list[tuple[Any, ...]] = []
+        self._count = 0
+        self._halves: tuple[list[Any], list[Any]] = ([], [])
         self._mean: dict[str, Tensor] = {}
 
     def gradients(self, model: nn.Module) -> dict[str, Tensor]:
@@ -72,15 +73,32 @@ class HeldOut:
         }
         return self._mean
 
-    def loss(self, model: nn.Module) -> float:
-        """Loss of the first images, always the same, at the best temperature; mean over ranks.
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        if not self._count:
+            self._count = sum(map(_examples, self._batches))
+        return self._count
 
-        At most 256 images, or one batch, are read once and kept. Buffers stay as they are.
+    @property
+    def halves(self) -> tuple[list[Any], list[Any]]:
+        """Batches of every other image: those that may train during a trial, and those that tell.
+
+        At most 256 images, or one batch, are read once and kept; a lone image of a batch tells.
         """
-        if not self._sample:
-            self._sample = self._batches.first(_MOST_EXAMPLES)
+        if not self._halves[1]:
+            sample = self._batches.first(_MOST_EXAMPLES)
+            train, tell = ([_every_other(batch, start) for batch in sample] for start in (1, 0))
+            self._halves = [batch for batch in train if _examples(batch)], tell
+        return self._halves
+
+    def loss(self, model: nn.Module) -> float:
+        """Loss of the second of the ``halves`` at the best temperature; mean over ranks.
+
+        Buffers stay as they are.
+        """
         device = next(iter(trainable_parameters(model).values())).device
-        batches = [tuple(move(part, device) for part in batch) for batch in self._sample]
+        batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
         with _same_buffers(model), torch.no_grad():
             return float(mean_over_ranks(calibrated(model, self._loss, batches)))
 
@@ -144,13 +162,15 @@ class _Cycle:
         self._read = 0
         self.position = 0
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
     def first(self, examples: int) -> list[tuple[Any, ...]]:
         """As many batches from the start as hold so many examples, but one at least."""
         found: list[tuple[Any, ...]] = []
         count = 0
         for batch in self._batches:
-            sizes = [len(part) for part in tree_leaves(batch) if isinstance(part, Tensor)]
-            count += sizes[0] if sizes else 1
+            count += _examples(batch)
             if found and count > examples:
                 break
             found.append(_as_tuple(batch))
@@ -174,6 +194,15 @@ class _Cycle:
     def __getstate__(self) -> dict[str, Any]:
         # An iterator stays with its process; the copy goes on at the same position.
         return {**self.__dict__, "_iterator": iter(()), "_read": -1}
+
+
+def _every_other(batch: Any, start: int) -> Any:
+    return tree_map(lambda part: part[start::2] if isinstance(part, Tensor) else part, batch)
+
+
+def _examples(batch: Any) -> int:
+    sizes = [len(part) for part in tree_leaves(batch) if isinstance(part, Tensor) and part.dim()]
+    return sizes[0] if sizes else 1
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:

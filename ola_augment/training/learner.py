@@ -18,6 +18,7 @@ from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size
+from ola_augment.training.evidence import Evidence, gather
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.ranks import own_policy, refuse_join, sum_over_ranks
@@ -210,6 +211,7 @@ class OLALearner:
         if rejoin and isinstance(reference, str):
             raise ValueError("rejoin needs held-out batches")
         self._rejoin = Rejoin(reference) if rejoin and not isinstance(reference, str) else None
+        self._rejoin_half: Rejoin | None = None
         self._checked_rejoin = False
         self.thermostat = thermostat
         self.trial = trial
@@ -238,9 +240,9 @@ class OLALearner:
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
-        For a quarter of the run operations are drawn uniformly, and valued by the cosine between
+        For a fifth of the run operations are drawn uniformly, and valued by the cosine between
         the gradients of the examples that got them and that of held-out images; a twelfth of all
-        pairs teach, at most 500. Then a :class:`Trial` of up to three tenths of the run finds out
+        pairs teach, at most 500. Then a :class:`Trial` of up to a fifth of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
         be used for the rest; where it does not help, none is. :meth:`evidence` says what was found.
 
@@ -270,21 +272,21 @@ class OLALearner:
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
             >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
-            (1000, 3, 12)
+            (800, 3, 12)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
         policy: Any = augment.policy  # checked by those who are given it
-        learn_pairs = -(-pairs // 4)
+        learn_pairs = -(-pairs // 5)
         return cls(
             model,
             augment,
             reference=held_out,
             learn_every=-(-learn_pairs // min(-(-pairs // 12), 500)),
             learn_pairs=learn_pairs,
-            trial=Trial(policy, learn_pairs, 3 * pairs // 10),
+            trial=Trial(policy, learn_pairs, pairs // 5),
             rejoin=True,
             calibrate=True,
             updater=ValueUpdater(policy, decay=1.0, scale=1.5, explore=True, shrink=True),
@@ -306,6 +308,30 @@ class OLALearner:
         learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
         return self._frozen or (learned and (self.trial is None or self.trial.over))
 
+    def evidence(self) -> Evidence:
+        """What was found out so far, from how many pairs and images, and how sure it is.
+
+        Returns:
+            An :class:`Evidence`, which prints as a few lines.
+
+        Raises:
+            TypeError: the updater is no :class:`ValueUpdater`, and knows of no values.
+
+        Example:
+            >>> from ola_augment import OLAAugment
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+            >>> held_out = [(torch.ones(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+            >>> augment = OLAAugment(strength=1)
+            >>> print(OLALearner.recommended(model, augment, held_out, pairs=1000).evidence())
+            learned from 0 pairs of steps (0 augmented images) and 4 held-out images
+            operations: nothing that differs from chance
+            not yet known whether augmentation helps: the run has not come so far
+        """
+        if not isinstance(self.updater, ValueUpdater):
+            raise TypeError(f"{type(self.updater).__name__} values no operations: no evidence")
+        held_out = 0 if self._held_out is None else self._held_out.examples
+        return gather(self.updater, self.trial, held_out)
+
     @property
     def rejoins(self) -> bool:
         """Whether held-out images will join the training."""
@@ -314,7 +340,9 @@ class OLALearner:
     def loader(self, loader: Iterable[Any]) -> Iterable[Any]:
         """A loader's batches, which held-out images join once the learner is ``settled``.
 
-        They replace as many examples of a batch as they would be if both were one data set. A
+        They replace as many examples of a batch as they would be if both were one data set. Half
+        of them join before the trial, which the other half then decides: what helps images that
+        nothing is known of may be no help where half of their kind is trained on already. A
         learner whose held-out images stay out (``rejoin=False``) gives the loader back.
 
         Args:
@@ -353,7 +381,17 @@ class OLALearner:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
-        return self._rejoin.mix(batch, train_size) if self.settled else batch
+        if self.settled:
+            return self._rejoin.mix(batch, train_size)
+        if self.trial is None or self.pairs < self.trial.joins:
+            return batch
+        return self._half_of_held_out().mix(batch, train_size)
+
+    def _half_of_held_out(self) -> Rejoin:
+        if self._rejoin_half is None:
+            assert self._held_out is not None
+            self._rejoin_half = Rejoin(self._held_out.halves[0])
+        return self._rejoin_half
 
     @property
     def needs(self) -> str:
@@ -652,6 +690,7 @@ class OLALearner:
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
             "trial": None if self.trial is None else self.trial.state_dict(),
             "rejoin": None if self._rejoin is None else self._rejoin.state_dict(),
+            "rejoin_half": None if self._rejoin_half is None else self._rejoin_half.state_dict(),
         }
 
     def _refuse_under_way(self, done: str, do: str) -> None:
@@ -733,6 +772,8 @@ class OLALearner:
             tried()
         if self._rejoin is not None:
             self._rejoin.load_state_dict(state["rejoin"])
+            if state["rejoin_half"] is not None:
+                self._half_of_held_out().load_state_dict(state["rejoin_half"])
         self._clear()
         self._drawn.clear()
         self.pairs, self.skipped = pairs, Counter(skipped)  # type: ignore[assignment]

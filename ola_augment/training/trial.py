@@ -21,7 +21,7 @@ _FEWEST, _MOST = 8, 12
 #: Pairs of steps that make a window at least.
 _SHORTEST = 6
 #: Standard errors below 0 at which a trial of at least ``_FEWEST`` windows ends.
-_HOPELESS = -1.5
+_HOPELESS = -1.0
 
 
 class Contrast(NamedTuple):
@@ -61,7 +61,7 @@ class Trial:
     What a window of B takes off that loss beyond one of A, less a common trend, is the
     :class:`Contrast`; its t decides:
 
-        strength = t - 1/2, in [0, ``most``].
+        strength = 2 (t - 1/2), in [0, ``most``].
 
     Where there was nothing to see, or too little time, there is no augmentation. A trial that
     looks hopeless ends before its time.
@@ -75,6 +75,8 @@ class Trial:
         most: largest strength to choose, 0 .. ``policy.max_ops``; None is the policy's ``max_ops``.
 
     Attributes:
+        joins: pair from which held-out images that it does not look at may be trained on: some
+            time before it, so that the change does not fall into its first window.
         last: pair after the last one, in the count of ``first``.
         over: whether the strength has been chosen.
 
@@ -108,6 +110,7 @@ class Trial:
         self.length = max(_SHORTEST, pairs // _MOST)
         blocks = min(pairs // self.length, _MOST) // len(_BLOCK)
         self.windows = len(_BLOCK) * blocks if len(_BLOCK) * blocks >= _FEWEST else 0
+        self.joins = first - first // 3
         self.last = first + self.windows * self.length
         self.over = False
         self._pair = -1  # that began last
@@ -169,7 +172,7 @@ class Trial:
     def chosen(self) -> float:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
-        return 0.0 if math.isnan(t) else min(max(t - 0.5, 0.0), self.most)
+        return 0.0 if math.isnan(t) else min(max(2 * t - 1, 0.0), self.most)
 
     def _choose(self) -> None:
         self.over = True

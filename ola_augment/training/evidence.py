@@ -1,0 +1,114 @@
+"""Evidence: what a learner found out, on what, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+from ola_augment.training.trial import Trial
+from ola_augment.training.values import ValueUpdater
+
+#: Probability that, were all operations alike, some operation would seem to differ.
+_CHANCE = 0.05
+
+
+class OperationEvidence(NamedTuple):
+    """What is known of one operation.
+
+    Attributes:
+        name: of the operation.
+        value: what it is worth beyond the mean of all, in standard deviations of a reward.
+        t: the value in its standard errors.
+        differs: whether that is more than chance, with all operations looked at.
+    """
+
+    name: str
+    value: float
+    t: float
+    differs: bool
+
+
+class Evidence(NamedTuple):
+    """What a learner found out; ``print`` it.
+
+    Attributes:
+        pairs: of steps that taught.
+        examples: augmented images in them.
+        held_out: held-out images that were measured on.
+        operations: of the space, what helps most first.
+        effect: what a window of steps with augmentation took off the held-out loss beyond one
+            without, in nats; NaN before it is known.
+        std: its standard error.
+        windows: of the trial that ran.
+        strength: operations an image from now on; None before it is chosen.
+    """
+
+    pairs: int
+    examples: int
+    held_out: int
+    operations: tuple[OperationEvidence, ...]
+    effect: float
+    std: float
+    windows: int
+    strength: float | None
+
+    @property
+    def verdict(self) -> str:
+        """In one sentence, whether augmentation helps here."""
+        if self.strength is None:
+            return "not yet known whether augmentation helps: the run has not come so far"
+        if math.isnan(self.effect):
+            return "too few steps to find out whether augmentation helps: strength 0"
+        if self.strength == 0:
+            return "augmentation does not help here: strength 0"
+        return f"augmentation helps here: strength {self.strength:.1f}"
+
+    def __str__(self) -> str:
+        lines = [
+            f"learned from {self.pairs} pairs of steps ({self.examples:,} augmented images) and "
+            f"{self.held_out} held-out images"
+        ]
+        sure = [operation for operation in self.operations if operation.differs]
+        for label, found in (
+            ("help more than the others", [o for o in sure if o.t > 0]),
+            ("help less", [o for o in reversed(sure) if o.t < 0]),
+        ):
+            if found:
+                names = ", ".join(f"{o.name} (t = {o.t:+.1f})" for o in found)
+                lines.append(f"{label}: {names}")
+        if not sure:
+            lines.append("operations: nothing that differs from chance")
+        if not math.isnan(self.effect):
+            t = self.effect / self.std if self.std else math.inf
+            lines.append(
+                f"tried in {self.windows} windows with and without: {self.effect:+.3f} ± "
+                f"{self.std:.3f} nats of held-out loss a window (t = {t:+.1f})"
+            )
+        return "\n".join((*lines, self.verdict))
+
+
+def gather(updater: ValueUpdater, trial: Trial | None, held_out: int) -> Evidence:
+    """Put together what an updater and a trial know.
+
+    Args:
+        updater: that values operations.
+        trial: of the same policy, if there is one.
+        held_out: number of held-out images that were measured on.
+    """
+    values = updater.values()
+    names = [operation.name for operation in updater.policy.space.operations]
+    limit = NormalDist().inv_cdf(1 - _CHANCE / (2 * len(names)))
+    rows = zip(names, values.operation.tolist(), values.operation_t.tolist(), strict=True)
+    found = [OperationEvidence(name, value, t, abs(t) > limit) for name, value, t in rows]
+    contrast = (math.nan, math.nan, 0) if trial is None else trial.contrast()
+    return Evidence(
+        pairs=updater.steps,
+        examples=updater.examples,
+        held_out=held_out,
+        operations=tuple(sorted(found, key=lambda operation: -operation.t)),
+        effect=contrast[0],
+        std=contrast[1],
+        windows=contrast[2],
+        strength=None if trial is None or not trial.over else trial.chosen,
+    )

@@ -1,0 +1,269 @@
+"""The trial of a policy in the middle of a run, the loss it looks at, and what is said of it."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import nn
+
+from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
+from ola_augment.training import Trial
+from ola_augment.training.calibration import calibrated
+from ola_augment.training.rejoin import Rejoin, train_size
+from ola_augment.training.values import trusted_share
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def run(trial, losses, first=0):
+    """Feed a trial with what it measures at the ends of windows."""
+    model, left = network(), list(losses)
+    strengths = []
+    for pair in range(trial.last + 1):
+        trial.begin_pair(pair, False, model, lambda model: left.pop(0))
+        strengths.append(trial.policy.strength)
+    return strengths
+
+
+def test_windows_with_and_without_come_in_turns_and_then_the_strength_is_chosen():
+    policy = OLAPolicy(strength=1.0)
+    trial = Trial(policy, 5, 120)
+    assert (trial.length, trial.windows, trial.last) == (10, 12, 125)
+    kinds = "ABBAABBAABBA"
+    # each window with augmentation takes 0.3 off the loss, each without it 0.1, but for noise
+    noise = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 0.01
+    falls = [0.3 if kind == "B" else 0.1 for kind in kinds]
+    losses = (5 - np.cumsum([0, *(np.array(falls) + noise.numpy())])).tolist()
+    strengths = run(trial, losses)
+    assert strengths[:5] == [0.0] * 5  # pairs that teach nothing
+    assert strengths[5:125] == [2.0 if kind == "B" else 0.0 for kind in kinds for _ in range(10)]
+    assert trial.over
+    assert policy.strength == trial.chosen == 4.0
+    contrast = trial.contrast()
+    assert contrast.windows == 12
+    assert contrast.effect == pytest.approx(0.2, abs=3 * contrast.std)
+    # numpy's least squares
+    design = np.stack([np.ones(12), np.arange(12), [kind == "B" for kind in kinds]], axis=1)
+    taken = -np.diff(losses)
+    weights, residual, *_ = np.linalg.lstsq(design, taken, rcond=None)
+    std = math.sqrt(residual[0] / 9 * np.linalg.inv(design.T @ design)[2, 2])
+    assert contrast.effect == pytest.approx(weights[2])
+    assert contrast.std == pytest.approx(std)
+
+
+def test_what_harms_is_given_up_before_its_time():
+    policy = OLAPolicy(strength=1.0)
+    trial = Trial(policy, 0, 120)
+    falls = [0.1 if kind == "B" else 0.3 for kind in "ABBAABBAABBA"]
+    losses = 5 - np.cumsum([0, *(np.array(falls) + 0.01 * np.sin(np.arange(12)))])
+    strengths = run(trial, losses.tolist())
+    assert trial.over
+    assert trial.contrast().windows == 8
+    assert strengths[80:] == [0.0] * 41
+    trial.begin_pair(200, True, network(), None)  # nothing is measured any more
+    assert policy.strength == 0.0
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 47])
+def test_where_there_is_no_time_there_is_no_augmentation(pairs):
+    policy = OLAPolicy(strength=1.0)
+    trial = Trial(policy, 3, pairs)
+    assert (trial.windows, trial.last) == (0, 3)
+    for pair in range(4):
+        trial.begin_pair(pair, pair == 1, network(), lambda model: 1.0)
+        assert policy.strength == (1.0 if pair == 1 else 0.0)
+    assert trial.over
+    assert math.isnan(trial.contrast().t)
+
+
+def test_the_loss_is_measured_with_the_mean_weights_of_half_a_window_and_leaves_no_trace():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.5)).train()
+    trial = Trial(OLAPolicy(strength=1.0), 0, 120)
+    seen = []
+
+    def loss(model):
+        assert not model[1].training
+        seen.append(model[0].weight.item())
+        return 0.0
+
+    for pair in range(21):
+        with torch.no_grad():
+            model[0].weight.fill_(float(pair))
+        trial.begin_pair(pair, False, model, loss)
+        trial.begin_pair(pair, False, model, loss)  # once a pair
+        assert model[0].weight.item() == pair
+        assert model[1].training
+    # at the start; weights 6 .. 10 of the first window, 16 .. 20 of the second
+    assert seen == pytest.approx([0.0, 8.0, 18.0])
+
+
+def test_the_state_of_a_trial_goes_on_bit_by_bit():
+    def begin(trial, model, pairs):
+        for pair in pairs:
+            with torch.no_grad():
+                model.weight.add_(0.1 * pair)
+            trial.begin_pair(pair, False, model, lambda model: model.weight.sum().item())
+
+    model, trial = network(), Trial(OLAPolicy(strength=1.0), 2, 120)
+    begin(trial, model, range(100))
+    other, again = copy.deepcopy(model), Trial(OLAPolicy(strength=1.0), 2, 120)
+    state = copy.deepcopy(trial.state_dict())
+    again.checked(state, other)()
+    begin(trial, model, range(100, 130))
+    begin(again, other, range(100, 130))
+    assert trial.over
+    assert trial.contrast() == again.contrast()
+    for bad in (None, {}, state | {"losses": [1]}, state | {"mean": {"weight": torch.ones(2)}}):
+        with pytest.raises(ValueError, match=r"trial is damaged|does not fit"):
+            again.checked(bad, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Trial(OLAPolicy(), 0, 9), ValueError, "learns its strength"),
+        (lambda: Trial(None, 0, 9), TypeError, "OLAPolicy"),
+        (lambda: Trial(OLAPolicy(strength=1), -1, 9), ValueError, "0 or more"),
+        (lambda: Trial(OLAPolicy(strength=1), 0, 9, strength=0), ValueError, "strength must"),
+        (lambda: Trial(OLAPolicy(strength=1), 0, 9, most=5), ValueError, "most in"),
+    ],
+)
+def test_bad_trials_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def loss_of(model, inputs, targets):
+    return F.cross_entropy(model(inputs), targets)
+
+
+def test_the_calibrated_loss_is_the_least_over_temperatures():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator)
+    model = network()
+    targets = (model(inputs) + torch.randn(60, 3, generator=generator)).argmax(1)
+    with torch.no_grad():
+        model.weight.mul_(6)
+        model.bias.mul_(6)  # much too sure
+    batches = [(inputs[:30], targets[:30]), (inputs[30:], targets[30:])]
+    found = calibrated(model, loss_of, batches)
+    outputs = model(inputs).detach()
+    best = minimize_scalar(lambda s: float(F.cross_entropy(outputs * s, targets)), (0.01, 1))
+    assert best.fun <= float(found.detach()) < best.fun + 0.01
+    assert float(found.detach()) < float(F.cross_entropy(outputs, targets)) - 0.3
+    found.backward()
+    assert model.weight.grad.abs().sum() > 0
+
+
+def test_what_cannot_be_scaled_is_measured_as_it_is():
+    model = network()
+    inputs = torch.randn(5, 4)
+
+    def own(model, inputs):
+        return model.weight.square().mean() + inputs.mean()
+
+    assert torch.equal(calibrated(model, own, [(inputs,)]), own(model, inputs))
+
+
+def test_noise_is_not_trusted_and_a_difference_is():
+    noise = torch.randn(1000, 19, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([trusted_share(row) for row in noise])
+    assert shares.mean() < 0.2
+    assert trusted_share(torch.tensor([9.0, *[0.1] * 18])) > 0.7
+    assert trusted_share(torch.zeros(3)) == 0
+
+
+def test_shrunk_values_of_noise_leave_the_policy_nearly_uniform():
+    policy = OLAPolicy(strength=1.0)
+    updater = ValueUpdater(policy, decay=1.0, shrink=True, reward=lambda alignments: alignments)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        actions = policy.sample(64, torch.Generator().manual_seed(int(updater.steps)))
+        updater.step(actions, torch.randn(64, generator=generator))
+    assert (updater.steps, updater.examples) == (30, 30 * 64)
+    probs = policy.log_probs().ops.exp()
+    assert probs.max() / probs.min() < 4
+
+
+def examples(start, count):
+    return torch.arange(start, start + count).float()[:, None], torch.arange(start, start + count)
+
+
+def test_held_out_examples_join_in_proportion():
+    held = [examples(1000, 5), examples(1005, 3)]
+    mixed = Rejoin(held)
+    found = []
+    for k in range(30):
+        inputs, targets = mixed.mix(examples(10 * k, 10), train_size=24)
+        assert torch.equal(inputs[:, 0].long(), targets)
+        assert len(targets) == 10
+        found += targets[targets >= 1000].tolist()
+    assert len(found) == int(300 * 8 / 32)
+    assert found == [1000 + k % 8 for k in range(75)]  # in turn, each as often as the others
+
+
+def test_a_stopped_run_mixes_on_as_if_it_had_not():
+    held = [examples(1000, 5), examples(1005, 3)]
+    one, other = Rejoin(held), Rejoin(held)
+    for _ in range(7):
+        one.mix(examples(0, 10), 24)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for _ in range(5):
+        assert torch.equal(one.mix(examples(0, 10), 24)[1], other.mix(examples(0, 10), 24)[1])
+
+
+def test_held_out_batches_that_cannot_join_are_refused():
+    images, targets = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    rejoin = Rejoin([(images, targets)])
+    rejoin.check((images, targets))
+    for other in (
+        (images.byte(), targets),
+        (images[:, :1], targets),
+        (images,),
+        [images, targets, targets],
+    ):
+        with pytest.raises(ValueError, match="rejoin=False"):
+            rejoin.check(other)
+    with pytest.raises(ValueError, match="must consist of tensors"):
+        rejoin.check((images, "names"))
+
+
+def test_number_of_images_in_an_epoch():
+    batches = [examples(0, 4), examples(4, 4)]
+    dataset = torch.utils.data.TensorDataset(*examples(0, 9))
+    assert train_size(batches) == 8
+    assert train_size(torch.utils.data.DataLoader(dataset, batch_size=4)) == 9
+
+
+def test_evidence_names_what_differs_and_nothing_else():
+    policy = OLAPolicy(strength=1.0)
+    learner_model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    held = [(torch.ones(6, 3, 8, 8), torch.zeros(6, dtype=torch.long))]
+    augment = OLAAugment(strength=1.0)
+    learner = OLALearner.recommended(learner_model, augment, held, pairs=400)
+    policy = augment.policy
+    names = [operation.name for operation in policy.space.operations]
+    rotate = names.index("rotate")
+    generator = torch.Generator().manual_seed(0)
+    for step in range(40):
+        actions = policy.sample(64, torch.Generator().manual_seed(step))
+        good = (actions.keep & (actions.ops == rotate)).any(1)
+        signal = torch.randn(64, generator=generator) + good
+        learner.updater.step(actions, signal, torch.ones(64))
+    evidence = learner.evidence()
+    assert (evidence.pairs, evidence.examples, evidence.held_out) == (40, 2560, 6)
+    assert evidence.operations[0].name == "rotate"
+    assert evidence.operations[0].differs
+    assert sum(operation.differs for operation in evidence.operations) <= 2
+    assert "rotate (t = +" in str(evidence)
+    assert evidence.strength is None
+    assert "not yet known" in evidence.verdict
+    with pytest.raises(TypeError, match="GARUpdater values no operations"):
+        OLALearner(learner_model, OLAAugment()).evidence()
