@@ -49,6 +49,7 @@ class Program:
         fixed: (A, bins, 2, 6) int64, for ``AFFINE`` operations: the source of the pixel in column
             x and row y is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16.
         tables: (A, bins, 256) uint8, the new values of a ``TABLE`` operation.
+        neutral: (A, bins, 2) bool, where an operation changes nothing.
         scales: whether some matrix stretches rows and columns.
     """
 
@@ -59,13 +60,15 @@ class Program:
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
     tables: NDArray[np.uint8]
+    neutral: NDArray[np.bool_]
     scales: bool
 
     def look_up(self, actions: Actions) -> Drawn:
         """Kinds and parameters of what was drawn for each example and slot."""
         ops, bins = actions.ops.numpy(), actions.magnitude_bins.numpy()
         negative = (actions.signs.numpy() < 0).astype(np.int64)
-        kinds = np.where(actions.keep.numpy(), self.kinds[ops], Kind.IDENTITY)
+        applied = actions.keep.numpy() & ~self.neutral[ops, bins, negative]
+        kinds = np.where(applied, self.kinds[ops], Kind.IDENTITY)
         drawn = Drawn(kinds, self.parameters[ops, bins, negative], self.fixed[ops, bins, negative])
         cutout = kinds == Kind.CUTOUT
         drawn.fixed[cutout, :4] = self._boxes(drawn.parameters[cutout, 0], actions, cutout)
@@ -81,6 +84,9 @@ class Program:
         first -= side[:, None] // 2
         last = first + side[:, None]
         return np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], -1)
+
+
+_UNMOVED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def kind_of(operation: Operation) -> Kind:
@@ -104,6 +110,7 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
     parameters = np.zeros((len(space), bins, 2, 6))
     fixed = np.zeros((len(space), bins, 2, 6), np.int64)
     tables = np.zeros((len(space), bins, 256), np.uint8)
+    neutral = np.zeros((len(space), bins, 2), bool)
     kinds = np.array([kind_of(operation) for operation in space.operations], np.int64)
     for a, operation in enumerate(space.operations):
         # Only drawn signs count: an operation that is not signed ignores them.
@@ -112,11 +119,14 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
         if kinds[a] == Kind.AFFINE:
             parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
             fixed[a] = fixed_point(parameters[a])
-        elif kinds[a] == Kind.TABLE:
+            neutral[a] = (parameters[a] == _UNMOVED).all(-1)
+        elif operation.kernel is None:
+            neutral[a] = signed == TABLE[operation.name].neutral
+        if kinds[a] == Kind.TABLE:
             rows = [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
             tables[a] = np.frombuffer(b"".join(rows), np.uint8).reshape(bins, 256)
     stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
-    return Program(space, height, width, kinds, parameters, fixed, tables, stretched)
+    return Program(space, height, width, kinds, parameters, fixed, tables, neutral, stretched)
 
 
 @lru_cache(maxsize=4096)

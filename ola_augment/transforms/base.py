@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,12 @@ from ola_augment.draw import Draw
 from ola_augment.files import load_policy, read_transform, save_policy
 from ola_augment.logits import warn_if_unshared
 from ola_augment.operations.apply import run_actions, run_one
-from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
+from ola_augment.operations.checks import (
+    as_interpolation,
+    check_scale,
+    fill_per_channel,
+    is_bilinear,
+)
 from ola_augment.operations.single import Step, run_on_image, steps_of
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
@@ -58,8 +64,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     share one.
 
     Images are uint8, or floating in [0, 1], with 1 or 3 channels. uint8 on the CPU gives Pillow's
-    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs.
-    Floats up to 0.5 outside, which blurring and resizing make, are clamped.
+    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs. What
+    resizing leaves outside of [0, 1] is accepted, and what no operation changes comes back bit for
+    bit; floats that lie outside by more than 0.035 on average are another scale and are refused.
 
     Args:
         policy: what to draw from.
@@ -162,9 +169,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
         Raises:
             TypeError: no tensor, or another dtype.
-            ValueError: another rank or number of channels, floats more than 0.5 outside [0, 1], or
-                NaN. On an accelerator the range is checked on the first batch only, as it costs a
-                synchronisation.
+            ValueError: another rank or number of channels, floats outside [0, 1] by more than 0.035
+                on average, or NaN. On an accelerator the values are checked on the first batch
+                only, as it costs a synchronisation.
         """
         images = _plain(images)
         params = self._draw([images])
@@ -188,6 +195,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         batch = images.shape[:-3]
         batched = actions if batch else _batched(actions)
         check_actions(batched, self.space, math.prod(batch))
+        if bool(batched.keep.any()):
+            self._check_scale([images])
         result: Tensor = self._apply_actions(images, batched)
         return result
 
@@ -240,7 +249,14 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
             return super().forward(*inputs)
-        params = [self.make_params([picture]) for picture in sample]
+        for picture in sample:
+            self._check(picture)
+        self._check_scale(sample)
+        self._drawn.scale_is_checked = True
+        try:
+            params = [self.make_params([picture]) for picture in sample]
+        finally:
+            self._drawn.scale_is_checked = False
         self._drawn.actions = Actions.cat([drawn["actions"] for drawn in params])
         return [self.transform(*pair) for pair in zip(sample, params, strict=True)]
 
@@ -299,6 +315,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             )
         for picture in pictures:
             self._check(picture)
+            if not getattr(self._drawn, "scale_is_checked", False):
+                self._check_scale([picture])
         shared = layout(pictures[0])
         for picture in pictures[1:]:
             other = layout(picture)
@@ -409,12 +427,24 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return self._fills.get(tv_tensors.Mask, (0,))[0]
 
     def _check(self, picture: Any) -> None:
-        # Looking at the values of an accelerator's images waits for them: once must do.
-        on_device = isinstance(picture, Tensor) and picture.device.type != "cpu"
-        check_picture(picture, values=not (on_device and self._checked_on_device))
-        self._checked_on_device = self._checked_on_device or on_device
+        check_picture(picture)
         _, channels, _, whole = layout(picture)
         fill_per_channel(fill_of(self._fills, picture), channels, whole)
+
+    def _check_scale(self, pictures: Sequence[Any]) -> None:
+        """Look at the values of the pictures of one batch, unless no operation is ever applied."""
+        tensors = [to_tensor(picture) for picture in pictures if not layout(picture).whole]
+        # Looking at the values of an accelerator's images waits for them: once must do.
+        on_device = any(tensor.device.type != "cpu" for tensor in tensors)
+        if on_device and self._checked_on_device:
+            return
+        try:
+            check_scale(tensors)
+        except ValueError:
+            with torch.no_grad():
+                if float(self.policy.applied_ops()) > 0:
+                    raise
+        self._checked_on_device = self._checked_on_device or on_device
 
     def _needs_transform_list(self, flat_inputs: list[Any]) -> list[bool]:
         """Which entries are images and annotations (torchvision's hook): arrays can be, too."""

@@ -93,18 +93,17 @@ def is_list_of_images(sample: Any) -> bool:
     )
 
 
-def check_picture(picture: Any, *, values: bool = True) -> None:
-    """Refuse a PIL image, array, tensor or video that cannot be augmented.
+def check_picture(picture: Any) -> None:
+    """Refuse a PIL image, array, tensor or video that cannot be augmented, whatever its values.
 
     Args:
         picture: anything; arrays have their channels last.
-        values: look at the values of floating images too.
 
     Raises:
         TypeError: none of these, or another dtype than uint8 or floating.
         ValueError: another PIL mode than L or RGB, another shape than (..., C, H, W) (arrays
             (..., H, W, C), videos (..., T, C, H, W)) with 1 or 3 channels, no pixels or more than
-            2^31, or floats farther outside [0, 1] than resizing leaves them, NaN included.
+            2^31.
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
@@ -122,7 +121,7 @@ def check_picture(picture: Any, *, values: bool = True) -> None:
     if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
         raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
     array_or_tensor = isinstance(picture, (np.ndarray, Tensor))
-    check_images(to_tensor(picture) if array_or_tensor else picture, values=values)
+    check_images(to_tensor(picture) if array_or_tensor else picture)
 
 
 def to_tensor(picture: Any) -> Tensor:
