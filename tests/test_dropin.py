@@ -414,18 +414,12 @@ def test_other_arrays_are_refused(array, error, message):
         augment()(array)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "1", "CMYK", "LA"])
-def test_other_pil_modes_are_refused_with_what_to_do(mode):
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_pil_images_with_alpha_are_refused_with_what_to_do(mode):
     picture = Image.new(mode, (4, 4))
     with pytest.raises(ValueError, match=rf"mode L or RGB, got {mode}; image\.convert\('RGB'\)"):
         augment()(picture)
     augment()(picture.convert("RGB"))
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_pil_modes_with_more_levels_are_refused_with_what_to_do(mode):
-    with pytest.raises(ValueError, match=rf"mode L or RGB, got {mode}; scale its levels to 8 bits"):
-        augment()(Image.new(mode, (4, 4)))
 
 
 # ---------------------------------------------------------------------------------------- collate

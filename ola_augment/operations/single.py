@@ -64,9 +64,12 @@ def run_on_image(
         ValueError, TypeError: as of :func:`~ola_augment.operations.apply_actions`.
     """
     _check_reach(space, image.height, image.width)
+    result = image
     for step in steps:
-        image = _run(image, space, step, fill, bilinear)
-    return image
+        result = _run(result, space, step, fill, bilinear)
+    if result is not image:  # what Pillow keeps beside the pixels: the orientation, the profile
+        result.info = image.info.copy()
+    return result
 
 
 def _run(

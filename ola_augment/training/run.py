@@ -92,7 +92,7 @@ class Run:
         half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
         images, actions = batch.images, batch.actions
         if augmented and self.augment is not None and batch.actions is None:
-            images, actions = self.augment.augment(images)
+            images, actions = self.augment.augment(images, clips=True)
         if learner is not None:
             half = (
                 learner.augmented_step(actions=actions, loss_scale=scale)

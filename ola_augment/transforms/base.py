@@ -36,6 +36,7 @@ from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, fo
 from ola_augment.transforms.collate import stack_samples, with_actions
 from ola_augment.transforms.containers import refuse_unseen_annotations
 from ola_augment.transforms.inputs import (
+    Clips,
     Fills,
     as_fills,
     check_picture,
@@ -45,6 +46,8 @@ from ola_augment.transforms.inputs import (
     is_one_of_bytes,
     layout,
     plain_fill,
+    refuse_label_maps,
+    refuse_second_picture,
     restore,
     to_tensor,
 )
@@ -156,16 +159,19 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             drawn = self._drawn.actions = drawn.actions()
         return drawn
 
-    def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
-        """Draw for each image and apply.
+    def augment(self, images: Tensor, *, clips: bool = False) -> tuple[Tensor, Actions]:
+        """Draw for each image, or clip, and apply.
 
         Args:
             images: (B, C, H, W) or (C, H, W), B may be 0, or several dimensions; uint8 or floating
-                in [0, 1].
+                in [0, 1]. A ``Video`` (..., T, C, H, W) is clips.
+            clips: whether five and more dimensions of a plain tensor are clips (..., T, C, H, W),
+                whose frames share a draw, or images.
 
         Returns:
-            The augmented images and what was drawn; both without B if the images have none. The
-            actions of several batch dimensions are in the order of the flattened batch.
+            The augmented images, of the type that came, and what was drawn; both without B if the
+            images have none. The actions of several batch dimensions are in the order of the
+            flattened batch.
 
         Raises:
             TypeError: no tensor, or another dtype.
@@ -173,32 +179,36 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
                 on average, or NaN. On an accelerator the values are checked on the first batch
                 only, as it costs a synchronisation.
         """
-        images = _plain(images)
-        params = self._draw([images])
-        return self._apply_actions(images, params["actions"]), self._drawn.actions
+        picture = _with_clips(images, clips)
+        params = self._draw([picture])
+        return self._augmented(picture, params["actions"], images), self._drawn.actions
 
-    def replay(self, images: Tensor, actions: Actions) -> Tensor:
+    def replay(self, images: Tensor, actions: Actions, *, clips: bool = False) -> Tensor:
         """Apply actions drawn before; deterministic.
 
         Args:
             images: (B, C, H, W) or (C, H, W), or several dimensions; uint8 or floating in [0, 1].
-            actions: as many as there are images, from the same search space.
+            actions: as many as there are images, or clips, from the same search space.
+            clips: as of :meth:`augment`.
 
         Returns:
-            A new tensor of the shape and dtype of ``images``.
+            A new tensor of the type, shape and dtype of ``images``.
 
         Raises:
             TypeError, ValueError: what :meth:`augment` refuses, or actions that do not match.
         """
-        images = _plain(images)
-        self._check(images)
-        batch = images.shape[:-3]
+        picture = _with_clips(images, clips)
+        self._check(picture)
+        batch = layout(picture).batch
         batched = actions if batch else _batched(actions)
         check_actions(batched, self.space, math.prod(batch))
         if bool(batched.keep.any()):
-            self._check_scale([images])
-        result: Tensor = self._apply_actions(images, batched)
-        return result
+            self._check_scale([picture])
+        return self._augmented(picture, batched, images)
+
+    def _augmented(self, picture: Tensor, actions: Actions, like: Tensor) -> Tensor:
+        out: Tensor = self._apply_actions(picture, actions)
+        return out if picture is like else restore(out.as_subclass(Tensor), like)
 
     def collate(self, samples: list[Any]) -> Any:
         """Collate samples and augment: a batch like a sample, and the actions beside it.
@@ -208,7 +218,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         tensors (C, H, W).
 
         Args:
-            samples: an image each, or a tuple, list, named tuple or dictionary with one or more.
+            samples: an image each, or a tuple, list, named tuple or dictionary with one or more. A
+                clip, a ``Video`` or plain (T, C, H, W), gets one draw, as an image does.
 
         Returns:
             ``(images, actions)``, ``(*sample, actions)``, or the dictionary with an entry
@@ -251,6 +262,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             return super().forward(*inputs)
         for picture in sample:
             self._check(picture)
+        refuse_label_maps(sample)
         self._check_scale(sample)
         self._drawn.scale_is_checked = True
         try:
@@ -347,9 +359,6 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         actions = params["actions"]
         if isinstance(inpt, ANNOTATIONS):
             return follow(inpt, self.space, actions, len(params["batch"]), self._mask_fill)
-        if isinstance(inpt, tv_tensors.Video):
-            frames = inpt.shape[-4]
-            actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
         return self._apply_actions(inpt, actions)
 
     def freeze(self) -> Self:
@@ -448,6 +457,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _needs_transform_list(self, flat_inputs: list[Any]) -> list[bool]:
         """Which entries are images and annotations (torchvision's hook): arrays can be, too."""
+        refuse_second_picture(flat_inputs)
         array = image_array(flat_inputs)
         if array is None:
             needed: list[bool] = super()._needs_transform_list(flat_inputs)
@@ -468,11 +478,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return actions
 
     def _apply_actions(self, picture: Any, actions: Actions) -> Any:
-        """Apply as many actions to a picture as it has images."""
+        """Apply as many actions to a picture as it has images, or clips."""
         if isinstance(picture, PIL.Image.Image):
             return self._run_steps(picture, steps_of(actions)[0])
         images = to_tensor(picture)
-        flat = images.reshape(actions.batch_size, *images.shape[-3:])
+        count, draws = math.prod(images.shape[:-3]), actions.batch_size
+        if count != draws:
+            frames = torch.arange(draws, device="cpu").repeat_interleave(count // draws)
+            actions = actions.select(frames)
+        flat = images.reshape(count, *images.shape[-3:])
         whole = flat.dtype == torch.uint8
         fill = fill_per_channel(fill_of(self._fills, picture), flat.shape[1], whole)
         out = run_actions(flat, self.space, actions, fill, self._bilinear)
@@ -489,13 +503,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return self._worker_generator
 
 
-def _plain(images: Any) -> Tensor:
+def _with_clips(images: Any, clips: bool) -> Tensor:
+    """The images, plain clips as :class:`Clips`."""
     if not isinstance(images, Tensor):
         raise TypeError(
             f"images must be a tensor, got {type(images).__name__}; for other samples call the "
             "transform itself"
         )
-    return images.as_subclass(Tensor)
+    plain = not isinstance(images, tv_tensors.TVTensor) and images.ndim > 4
+    return images.as_subclass(Clips) if clips and plain else images
 
 
 def _batched(actions: Actions) -> Actions:

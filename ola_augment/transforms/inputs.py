@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
@@ -18,6 +18,10 @@ from ola_augment.operations.checks import Fill, as_fill, check_images, check_siz
 Fills = Fill | dict[type | str, Fill]
 
 _EXPLICIT = (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video)
+
+
+class Clips(tv_tensors.Video):  # type: ignore[misc]
+    """A plain tensor (..., T, C, H, W) on its way through a transform: frames share a draw."""
 
 
 class Layout(NamedTuple):
@@ -59,6 +63,39 @@ def _is_image_array(entry: Any) -> bool:
         and entry.ndim == 3
         and entry.shape[2] in (1, 3)
     )
+
+
+def refuse_second_picture(flat_sample: list[Any]) -> None:
+    """Refuse a PIL image beside another one: it may be a label map, whose values would change.
+
+    Raises:
+        ValueError: with both ways out.
+    """
+    if sum(isinstance(entry, PIL.Image.Image) for entry in flat_sample) > 1:
+        raise ValueError(
+            "the input holds two PIL images, and only one can be the image: wrap a label map in "
+            "tv_tensors.Mask(image), which moves along with its values as they are, and another "
+            "image, which is to be augmented as the first, in tv_tensors.Image(image)"
+        )
+
+
+def refuse_label_maps(pictures: list[Any]) -> None:
+    """Refuse a grey PIL image among colour images of its size: it looks like a label map.
+
+    Args:
+        pictures: of a list, that passed their checks.
+
+    Raises:
+        ValueError: with both ways out.
+    """
+    found = [(layout(picture), isinstance(picture, PIL.Image.Image)) for picture in pictures]
+    coloured = {shown.size for shown, _ in found if shown.channels > 1}
+    if any(pil and shown.channels == 1 and shown.size in coloured for shown, pil in found):
+        raise ValueError(
+            "the images of a list get a draw each, and this list holds a grey PIL image beside a "
+            "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
+            "and images of several modes after image.convert('RGB')"
+        )
 
 
 def is_one_of_bytes(sample: Any) -> bool:
@@ -107,10 +144,9 @@ def check_picture(picture: Any) -> None:
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
-            # Pillow would cut levels beyond 255 off.
-            deep = picture.mode[0] in "IF"
-            way = "scale its levels to 8 bits" if deep else "image.convert('RGB') makes one"
-            raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}; {way}")
+            raise ValueError(
+                f"PIL images must have mode L or RGB, got {picture.mode}; {_way_out(picture.mode)}"
+            )
         check_size(picture.height, picture.width)
         return
     if isinstance(picture, np.ndarray) and (picture.ndim < 3 or picture.shape[-1] not in (1, 3)):
@@ -124,6 +160,23 @@ def check_picture(picture: Any) -> None:
     check_images(to_tensor(picture) if array_or_tensor else picture)
 
 
+def _way_out(mode: str) -> str:
+    label_map = "a label map beside its image is wrapped in tv_tensors.Mask(image)"
+    if mode[0] in "IF":  # Pillow would cut levels beyond 255 off
+        return (
+            "scale its levels, whose range nobody knows: np.asarray(image, 'float32')[..., None] / "
+            f"top, with the level that is white as top; {label_map}"
+        )
+    if mode == "LAB":
+        return (
+            "ImageCms.profileToProfile(image, ImageCms.createProfile('LAB'), "
+            "ImageCms.createProfile('sRGB'), outputMode='RGB') makes one"
+        )
+    first = "image.convert('LA')" if mode == "La" else "image"
+    made = f"{first}.convert('RGB') makes one"
+    return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
+
+
 def to_tensor(picture: Any) -> Tensor:
     """A picture that passed its check as a plain tensor (..., C, H, W)."""
     if isinstance(picture, PIL.Image.Image):
@@ -132,7 +185,8 @@ def to_tensor(picture: Any) -> Tensor:
     if isinstance(picture, np.ndarray):
         # A copy: torch takes no read-only arrays and no negative strides.
         return torch.from_numpy(picture.copy()).movedim(-1, -3)
-    plain: Tensor = picture.as_subclass(Tensor)
+    with torch._C.DisableTorchFunctionSubclass():  # which would make the subclass of it again
+        plain: Tensor = picture.as_subclass(Tensor)
     return plain
 
 
@@ -142,7 +196,14 @@ def restore(images: Tensor, like: Any) -> Any:
         return tvf.to_pil_image(images, like.mode)
     if isinstance(like, np.ndarray):
         return np.ascontiguousarray(images.movedim(-3, -1).numpy())
-    return tv_tensors.wrap(images, like=like) if isinstance(like, tv_tensors.TVTensor) else images
+    if isinstance(like, tv_tensors.TVTensor):
+        return tv_tensors.wrap(images, like=like)
+    if type(like) in (Tensor, nn.Parameter):
+        return images
+    # What a subclass keeps beside its values goes from tensor to tensor in torch's functions.
+    kept = torch.empty_like(like, requires_grad=False)
+    with torch._C.DisableTorchFunctionSubclass():
+        return kept.copy_(images)
 
 
 def layout(picture: Any) -> Layout:
@@ -193,7 +254,7 @@ def _plain(fill: Fill) -> Fill:
 def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[float, ...]:
     """The entry of :func:`as_fills` for a picture: of its own type, or else of all others."""
     kind = PIL.Image.Image if isinstance(picture, PIL.Image.Image) else type(picture)
-    return fills.get(kind, fills["others"])
+    return fills.get(Tensor if kind is Clips else kind, fills["others"])
 
 
 def _mask_fill(fill: Fill) -> tuple[float, ...]:
