@@ -181,7 +181,7 @@ def _apply_exact(
     Returns:
         (B, C, H, W) uint8, contiguous.
     """
-    result = torch.empty(images.shape, dtype=torch.uint8)
+    result = torch.empty(images.shape, dtype=torch.uint8, device="cpu")
     arrays = (
         images.contiguous().numpy(),
         result.numpy(),

@@ -68,7 +68,9 @@ def apply_batched(
     if images.is_floating_point():
         images = images.to(torch.promote_types(dtype, torch.float32))
     slices = _sort(program, actions, images.device)
-    uncovered = _upload(torch.tensor(fill).to(images.dtype), images.device).view(-1, 1, 1)
+    uncovered = _upload(torch.tensor(fill, device="cpu").to(images.dtype), images.device).view(
+        -1, 1, 1
+    )
     for s, groups in enumerate(slices.groups):
         images = images.index_select(0, slices.order[s])
         parts, start = [], 0

@@ -147,7 +147,7 @@ def matrices(
         matrix = cast(Affine, TABLE[operation.name].exact).matrix
         return np.array([matrix(m, height, width) for m in magnitudes.tolist()])
     own, n = f"matrix of operation {operation.name!r}", len(magnitudes)
-    result = operation.matrix(torch.tensor(magnitudes), height, width)
+    result = operation.matrix(torch.tensor(magnitudes, device="cpu"), height, width)
     if not isinstance(result, Tensor):
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
     if result.shape != (n, 2, 3):

@@ -94,7 +94,10 @@ def _run(
         return pillow.cutout(image, (left, top, left + side, top + side))
     if kind == Kind.BATCHED:
         images = torch.from_numpy(pillow.to_array(image))[None]
-        magnitudes, centers = torch.tensor([m], dtype=torch.float64), torch.tensor([center])
+        magnitudes, centers = (
+            torch.tensor([m], dtype=torch.float64, device="cpu"),
+            torch.tensor([center], device="cpu"),
+        )
         with torch.autocast("cpu", enabled=False):
             images = run_with_magnitudes(operation, images, magnitudes, centers)
         return pillow.from_array(images[0].numpy())

@@ -84,7 +84,7 @@ def follow(
     else:
         size = annotation.canvas_size
         matrix = torch.from_numpy(forward_matrices(space, actions, *size)[0]).to(values.device)
-        if torch.equal(matrix, torch.eye(2, 3).to(matrix)):
+        if torch.equal(matrix, torch.eye(2, 3, device="cpu").to(matrix)):
             moved = values.clone()
         elif isinstance(annotation, tv_tensors.KeyPoints):
             moved = _move_points(values, matrix)
@@ -104,7 +104,7 @@ def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
     xyxy = tvf.convert_bounding_box_format(values.double(), boxes.format, _FORMATS[0])
     corners = _moved(xyxy[..., [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)
     height, width = boxes.canvas_size
-    limit = torch.tensor([width, height]).to(corners)
+    limit = torch.tensor([width, height], device="cpu").to(corners)
     # Flips lead no box out of the image: as in torchvision, they leave what lay outside there.
     ends = _moved(torch.stack((torch.zeros_like(limit), limit)), matrix)
     onto_itself = torch.equal(
@@ -113,7 +113,7 @@ def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
     if boxes.clamping_mode is not None and not onto_itself:
         corners = corners.clamp(torch.zeros_like(limit), limit)
     upright = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
-    moved = tvf.convert_bounding_box_format(upright, _FORMATS[0], boxes.format)
+    moved: Tensor = tvf.convert_bounding_box_format(upright, _FORMATS[0], boxes.format)
     if values.is_floating_point():
         return moved.to(values.dtype)
     return _whole(moved.round(), values.dtype, "BoundingBoxes")

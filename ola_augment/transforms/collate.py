@@ -86,7 +86,8 @@ def _stack(pictures: list[Any]) -> Tensor:
         )
     stacked = torch.stack(tensors)
     if isinstance(first, tv_tensors.TVTensor):
-        return tv_tensors.wrap(stacked, like=first)
+        batch: Tensor = tv_tensors.wrap(stacked, like=first)
+        return batch
     if stacked.ndim > 5:
         raise ValueError(
             "samples of a batch must hold images (C, H, W) or clips (T, C, H, W), got "

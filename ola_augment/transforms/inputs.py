@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
+from ola_augment.kernels import pillow
 from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
 
 Fills = Fill | dict[type | str, Fill]
@@ -79,7 +80,7 @@ def refuse_second_picture(flat_sample: list[Any]) -> None:
         )
 
 
-def refuse_label_maps(pictures: list[Any]) -> None:
+def refuse_label_maps(pictures: Sequence[Any]) -> None:
     """Refuse a grey PIL image among colour images of its size: it looks like a label map.
 
     Args:
@@ -180,8 +181,7 @@ def _way_out(mode: str) -> str:
 def to_tensor(picture: Any) -> Tensor:
     """A picture that passed its check as a plain tensor (..., C, H, W)."""
     if isinstance(picture, PIL.Image.Image):
-        images: Tensor = tvf.pil_to_tensor(picture)
-        return images
+        return torch.from_numpy(pillow.to_array(picture))
     if isinstance(picture, np.ndarray):
         # A copy: torch takes no read-only arrays and no negative strides.
         return torch.from_numpy(picture.copy()).movedim(-1, -3)
