@@ -30,6 +30,7 @@ class Slices:
         fixed: (S, B, 6) int64, sorted.
         centers: (S, B, 2) float32, sorted; of a user's own random kernels.
         groups: per slot the operations and how many examples each has, -1 for none.
+        far: (S, B) bool, sorted, which matrices reach where Pillow leaves fixed point, if any does.
     """
 
     order: Tensor
@@ -37,6 +38,7 @@ class Slices:
     fixed: Tensor
     centers: Tensor
     groups: list[list[tuple[int, int]]]
+    far: Tensor | None
 
 
 def apply_batched(
@@ -85,8 +87,9 @@ def apply_batched(
                 elif kind == Kind.AFFINE and bilinear:
                     part = affine_bilinear(part, parameters, uncovered)
                 elif kind == Kind.AFFINE:
-                    matrices = parameters if program.scales else None
-                    part = affine_nearest(part, fixed, uncovered, matrices)
+                    far = slices.far[s, span] if slices.far is not None else None
+                    matrices = parameters if program.scales or far is not None else None
+                    part = affine_nearest(part, fixed, uncovered, matrices, far)
                 elif kind == Kind.CUTOUT:
                     part = cutout(part, fixed[:, :4])
                 else:
@@ -176,6 +179,9 @@ def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
         _upload(_gather(drawn.fixed, used, sorted_by), device),
         _upload(_gather(actions.centers.numpy(), used, sorted_by), device),
         groups,
+        _upload(_gather(drawn.far[..., None], used, sorted_by), device)[..., 0]
+        if drawn.far.any()
+        else None,
     )
 
 

@@ -82,10 +82,12 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float 
     for s in range(drawn.kinds.shape[1]):
         moved = torch.from_numpy(np.flatnonzero(drawn.kinds[:, s] == Kind.AFFINE))
         if len(moved):
-            rows = (drawn.fixed[moved.numpy(), s], drawn.parameters[moved.numpy(), s])
-            fixed, matrices = (torch.from_numpy(row).to(masks.device) for row in rows)
+            rows = (drawn.fixed, drawn.parameters, drawn.far)
+            chosen = (torch.from_numpy(row[moved.numpy(), s]).to(masks.device) for row in rows)
+            fixed, matrices, far = chosen
             moved = moved.to(masks.device)
-            index[moved] = affine_nearest(index[moved], fixed, outside, matrices)
+            any_far = far if drawn.far.any() else None
+            index[moved] = affine_nearest(index[moved], fixed, outside, matrices, any_far)
     index = index.flatten(2)
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
