@@ -14,7 +14,6 @@ from images import crops
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
@@ -195,19 +194,6 @@ def test_other_interpolations_are_refused_in_one_sentence(interpolation):
 
 
 # ------------------------------------------------------------------------------ dtypes and values
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    ["int8", "int16", "int32", "int64", "uint16", "bool", "complex64", "float8_e4m3fn"],
-)
-def test_other_dtypes_are_refused_with_what_to_do(dtype):
-    dtype = getattr(torch, dtype)
-    image = torch.zeros(3, 8, 8).to(dtype)
-    with pytest.raises(TypeError, match=rf"got {dtype}; convert them before, integers with.*ToD"):
-        augment()(image)
-    if dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16):
-        v2.Compose([v2.ToDtype(torch.uint8, scale=True), augment()])(image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -403,7 +389,7 @@ def test_an_array_in_a_sample_is_its_image():
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"\(H, W, C\)"),
         (np.zeros((8, 8, 4), np.uint8), ValueError, "1 or 3 channels"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, "height 0"),
-        (np.zeros((8, 8, 3), np.int64), TypeError, "torch.int64; convert"),
+        (np.zeros((8, 8, 3), np.int64), TypeError, r"torch.int64; .*image\.astype\(np\.uint8\)"),
         (np.full((8, 8, 3), 200.0), ValueError, "divided by 255"),
         (np.zeros((8, 8, 3), object), TypeError, "object"),
         (np.zeros((8, 8, 3), ">f4"), ValueError, "byte order"),

@@ -19,7 +19,8 @@ OVERSHOOT = 0.035
 
 #: Pixels are indexed by 32-bit integers.
 _MOST_PIXELS = 2**31 - 1
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Of images.
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODES = {
     InterpolationMode.NEAREST: False,
     # The same for an affine matrix: they differ where an image is resized.
@@ -41,16 +42,38 @@ def check_images(images: Tensor) -> None:
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-    if images.dtype != torch.uint8 and images.dtype not in _FLOATING:
-        raise TypeError(
-            f"images must be uint8 or floating in [0, 1], got {images.dtype}; convert them before, "
-            "integers with torchvision's v2.ToDtype(torch.uint8, scale=True)"
-        )
+    if images.dtype not in DTYPES:
+        raise TypeError(other_dtype(images.dtype))
     if images.ndim < 3 or images.shape[-3] not in (1, 3):
         raise ValueError(
             f"images must have shape (..., C, H, W) with 1 or 3 channels, got {tuple(images.shape)}"
         )
     check_size(*images.shape[-2:])
+
+
+def other_dtype(dtype: torch.dtype, *, array: bool = False) -> str:
+    """Why a dtype is refused, and what to do.
+
+    Args:
+        dtype: that images must not have.
+        array: they are NumPy's.
+    """
+    name = "image" if array else "images"
+    in_bytes = f"{name}.astype(np.uint8)" if array else f"{name}.to(torch.uint8)"
+    in_floats = f"{name}.astype(np.float32)" if array else f"{name}.float()"
+    if dtype == torch.bool:
+        way = f"{in_bytes} * 255 is black and white; a mask is wrapped in tv_tensors.Mask({name})"
+    elif dtype.is_complex:
+        way = f"abs({name}) is real"
+    elif dtype.is_floating_point:
+        way = in_floats
+    else:
+        way = (
+            f"levels of 0 .. 255, as Hugging Face's array columns hold them in int64, become "
+            f"{in_bytes}; others are scaled to [0, 1], ({in_floats} - low) / (high - low), or said "
+            "by value_range=(low, high)"
+        )
+    return f"{name} must be uint8 or floating in [0, 1], got {dtype}; {way}"
 
 
 def check_scale(batch: Sequence[Tensor]) -> None:
@@ -87,8 +110,8 @@ def check_scale(batch: Sequence[Tensor]) -> None:
     share = 100 * count / sum(x.numel() for x in floats)
     raise ValueError(
         f"floating images must be finite, got NaN or infinite in {share:.3g} % of the values; if "
-        "these mean missing pixels, pass images.nan_to_num(0, 0, 0) and, to know them afterwards, "
-        "tv_tensors.Mask(~images.isfinite()) beside the images"
+        "these mean missing pixels, replace them by 0 (nan_to_num of torch and NumPy) and, to know "
+        "them afterwards, pass a tv_tensors.Mask of where they were beside the images"
     )
 
 

@@ -46,10 +46,13 @@ from ola_augment.transforms.inputs import (
     is_one_of_bytes,
     layout,
     plain_fill,
-    refuse_label_maps,
-    refuse_second_picture,
     restore,
     to_tensor,
+)
+from ola_augment.transforms.samples import (
+    refuse_label_maps,
+    refuse_second_picture,
+    refuse_unseen_image,
 )
 from ola_augment.transforms.settings import from_json, to_json
 
@@ -461,6 +464,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         array = image_array(flat_inputs)
         if array is None:
             needed: list[bool] = super()._needs_transform_list(flat_inputs)
+            refuse_unseen_image(flat_inputs, needed)
             return needed
         return [i == array or isinstance(x, ANNOTATIONS) for i, x in enumerate(flat_inputs)]
 

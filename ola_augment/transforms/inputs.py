@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.kernels import pillow
 from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
+from ola_augment.transforms.advice import check_array, way_out
 
 Fills = Fill | dict[type | str, Fill]
 
@@ -66,39 +67,6 @@ def _is_image_array(entry: Any) -> bool:
     )
 
 
-def refuse_second_picture(flat_sample: list[Any]) -> None:
-    """Refuse a PIL image beside another one: it may be a label map, whose values would change.
-
-    Raises:
-        ValueError: with both ways out.
-    """
-    if sum(isinstance(entry, PIL.Image.Image) for entry in flat_sample) > 1:
-        raise ValueError(
-            "the input holds two PIL images, and only one can be the image: wrap a label map in "
-            "tv_tensors.Mask(image), which moves along with its values as they are, and another "
-            "image, which is to be augmented as the first, in tv_tensors.Image(image)"
-        )
-
-
-def refuse_label_maps(pictures: Sequence[Any]) -> None:
-    """Refuse a grey PIL image among colour images of its size: it looks like a label map.
-
-    Args:
-        pictures: of a list, that passed their checks.
-
-    Raises:
-        ValueError: with both ways out.
-    """
-    found = [(layout(picture), isinstance(picture, PIL.Image.Image)) for picture in pictures]
-    coloured = {shown.size for shown, _ in found if shown.channels > 1}
-    if any(pil and shown.channels == 1 and shown.size in coloured for shown, pil in found):
-        raise ValueError(
-            "the images of a list get a draw each, and this list holds a grey PIL image beside a "
-            "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
-            "and images of several modes after image.convert('RGB')"
-        )
-
-
 def is_one_of_bytes(sample: Any) -> bool:
     """Whether a sample is one PIL image, or one uint8 tensor (C, H, W) on the CPU."""
     if isinstance(sample, PIL.Image.Image):
@@ -146,36 +114,16 @@ def check_picture(picture: Any) -> None:
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
             raise ValueError(
-                f"PIL images must have mode L or RGB, got {picture.mode}; {_way_out(picture.mode)}"
+                f"PIL images must have mode L or RGB, got {picture.mode}; {way_out(picture.mode)}"
             )
         check_size(picture.height, picture.width)
         return
-    if isinstance(picture, np.ndarray) and (picture.ndim < 3 or picture.shape[-1] not in (1, 3)):
-        raise ValueError(
-            "NumPy images must have shape (H, W, C) with 1 or 3 channels, got "
-            f"{picture.shape}; image[..., None] adds a channel"
-        )
+    if isinstance(picture, np.ndarray):
+        check_array(picture)
     if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
         raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
     array_or_tensor = isinstance(picture, (np.ndarray, Tensor))
     check_images(to_tensor(picture) if array_or_tensor else picture)
-
-
-def _way_out(mode: str) -> str:
-    label_map = "a label map beside its image is wrapped in tv_tensors.Mask(image)"
-    if mode[0] in "IF":  # Pillow would cut levels beyond 255 off
-        return (
-            "scale its levels, whose range nobody knows: np.asarray(image, 'float32')[..., None] / "
-            f"top, with the level that is white as top; {label_map}"
-        )
-    if mode == "LAB":
-        return (
-            "ImageCms.profileToProfile(image, ImageCms.createProfile('LAB'), "
-            "ImageCms.createProfile('sRGB'), outputMode='RGB') makes one"
-        )
-    first = "image.convert('LA')" if mode == "La" else "image"
-    made = f"{first}.convert('RGB') makes one"
-    return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
 
 
 def to_tensor(picture: Any) -> Tensor:
