@@ -6,26 +6,32 @@ import functools
 from dataclasses import dataclass, replace
 
 from data import ImageData, load_data
+from shifts import SHIFTS, shift
 
-_whole = functools.lru_cache(maxsize=1)(load_data)
+_whole = functools.lru_cache(maxsize=2)(load_data)
 
 
 @dataclass(frozen=True)
 class Bed:
-    """A data set cut to a size, and how long the small network is trained on it.
+    """A data set cut to a size, and how long a network is trained on it.
 
     Attributes:
-        source: for ``load_data``; "cifar10" and "omniglot" are read from the paths given.
+        source: for ``load_data``; "cifar10", "omniglot" and "photographs" are read from the paths
+            given.
         train_size: random training images, another draw for each seed; None is all.
         epochs: passes over them in batches of 64.
+        shift: of the target domain, one of ``SHIFTS``.
+        model: for ``make_network``.
     """
 
     source: str
     train_size: int | None
     epochs: int
+    shift: str | None = None
+    model: str = "small_cnn"
 
     def load(self, paths: dict[str, str | None], seed: int) -> ImageData:
-        """Read it; ``paths`` has a folder or zip for "cifar10" and "omniglot", or None."""
+        """Read it; ``paths`` has folders or zips by source, or None."""
         path = paths.get(self.source)
         data = _whole(f"imagefolder:{path}" if path else self.source)
         if self.source == "omniglot":
@@ -36,6 +42,8 @@ class Bed:
                 test_images=data.test_images[:, :1].contiguous(),
                 mirror=False,
             )
+        if self.shift:
+            data = shift(data, self.shift)
         return data if self.train_size is None else data.subset(self.train_size, seed)
 
 
@@ -43,11 +51,20 @@ class Bed:
 BEDS = {
     "digits-300": Bed("digits", 300, 500),
     "digits-1000": Bed("digits", 1000, 130),
-    "rotated": Bed("digits-rotated", 300, 500),
-    "dark": Bed("digits-dark", 300, 500),
+    "rotated": Bed("digits", 300, 500, "rotated"),
+    "dark": Bed("digits", 300, 500, "dark"),
+    "photographs-60": Bed("photographs", None, 60),
+    "photographs-240": Bed("photographs", None, 240),
     "cifar-300": Bed("cifar10", 300, 500),
     "cifar-1000": Bed("cifar10", 1000, 130),
     "cifar-3000": Bed("cifar10", 3000, 44),
     "cifar-10000": Bed("cifar10", 10000, 13),
     "omniglot": Bed("omniglot", None, 140),
+    "cifar-4000-wrn": Bed("cifar10", 4000, 30, model="wrn-16-4"),
 }
+#: Twenty more target domains, of some 1,200 steps each.
+SHIFTED = {
+    **{f"digits-{name}": Bed("digits", 300, 240, name) for name in list(SHIFTS)[2:]},
+    **{f"cifar-{name}": Bed("cifar10", 1000, 75, name) for name in list(SHIFTS)[2:]},
+}
+BEDS |= SHIFTED

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from shifts import SHIFTS, shift
 from torch import Tensor
+from torch.utils.data import TensorDataset
 from torchvision.datasets.folder import is_image_file
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
 
 # One image may ask for no more than this.
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
@@ -61,7 +61,7 @@ class ImageData:
 
 
 def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> ImageData:
-    """Load ``digits``, ``digits-rotated``, ``digits-dark``, ``cifar10``, ``cifar100`` or a folder.
+    """Load ``digits``, ``digits-SHIFT``, ``cifar10``, ``cifar100`` or a folder.
 
     Args:
         source: which; ``imagefolder:PATH`` is a directory or a zip with train/CLASS/*.jpg and
@@ -76,13 +76,13 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
     """
     if source == "digits":
         return _digits()
-    if source in SHIFTS:
-        return _shifted(_digits(), SHIFTS[source])
+    if source.startswith("digits-") and source.removeprefix("digits-") in SHIFTS:
+        return shift(_digits(), source.removeprefix("digits-"))
     if source in ("cifar10", "cifar100"):
         return _cifar(source, root)
     if source.startswith("imagefolder:"):
         return _image_folder(Path(source.removeprefix("imagefolder:")), image_size)
-    names = ", ".join(("digits", *SHIFTS, "cifar10", "cifar100"))
+    names = ", ".join(("digits", *(f"digits-{name}" for name in SHIFTS), "cifar10", "cifar100"))
     raise ValueError(f"data must be {names} or imagefolder:PATH, got {source!r}")
 
 
@@ -97,37 +97,6 @@ def _digits() -> ImageData:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1000], order[1000:]
     return ImageData("digits", images[train], labels[train], images[test], labels[test], 10, False)
-
-
-def _rotated(images: Tensor, generator: torch.Generator) -> Tensor:
-    degrees = 120 * torch.rand(len(images), generator=generator) - 60
-    turn = [
-        vision.rotate(image, float(angle), InterpolationMode.BILINEAR)
-        for image, angle in zip(images, degrees, strict=True)
-    ]
-    return torch.stack(turn)
-
-
-def _dark(images: Tensor, generator: torch.Generator) -> Tensor:
-    shape = (len(images), 1, 1, 1)
-    light = 0.15 + 0.35 * torch.rand(shape, generator=generator)
-    noise = 20 * torch.randn(images.shape, generator=generator)
-    return (light * images + noise.abs()).clamp(0, 255).round().to(torch.uint8)
-
-
-#: The digits are used on other images than they were trained on; 64 of those are known.
-SHIFTS = {"digits-rotated": _rotated, "digits-dark": _dark}
-_KNOWN = 64
-
-
-def _shifted(data: ImageData, shift) -> ImageData:
-    images = shift(data.test_images, torch.Generator().manual_seed(1))
-    return replace(
-        data,
-        test_images=images[_KNOWN:],
-        test_labels=data.test_labels[_KNOWN:],
-        reference=(images[:_KNOWN], data.test_labels[:_KNOWN]),
-    )
 
 
 def _cifar(source: str, root: str) -> ImageData:
@@ -263,8 +232,8 @@ class Batches:
     The last, smaller batch is left out unless it is the only one.
 
     Args:
-        late: images and labels that join at epoch ``late_from``; the number of batches of a pass is
-            that of all images from the start.
+        others: images that a learner holds out for a while: the number of batches of a pass is that
+            of all images from the start.
     """
 
     def __init__(
@@ -273,28 +242,22 @@ class Batches:
         labels: Tensor,
         batch_size: int,
         seed: int,
-        late: tuple[Tensor, Tensor] | None = None,
-        late_from: int = 0,
+        others: int = 0,
     ) -> None:
-        self.early, self.late, self.late_from = len(images), late, late_from
-        self.images = images if late is None else torch.cat((images, late[0]))
-        self.labels = labels if late is None else torch.cat((labels, late[1]))
+        self.dataset = TensorDataset(images, labels)
         self.batch_size = min(batch_size, len(images))
         self.generator = torch.Generator().manual_seed(seed)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.others = others
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch_size
+        return (len(self.dataset) + self.others) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.early if self.epoch < self.late_from else len(self.images)
+        size = len(self.dataset)
         needed = len(self) * self.batch_size
         orders = [torch.randperm(size, generator=self.generator) for _ in range(-(-needed // size))]
         for index in torch.cat(orders)[:needed].split(self.batch_size):
-            yield self.images[index], self.labels[index]
+            yield self.dataset[index]
 
 
 class Preprocess:

@@ -13,7 +13,7 @@ from data import Batches, ImageData, Preprocess
 from torch import Tensor, nn
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, ValueUpdater
-from ola_augment.training import cosine_reward
+from ola_augment.training import Reward, Trial, cosine_reward
 
 #: docs/results.md has the comparisons that the recommendation rests on.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -21,13 +21,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recommended": {
         "meta_lr": 0.03,
         "reference": "held-out",
-        "strength": "steered",
+        "strength": "tried",
         "learn_until": 0.25,
     },
     "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
 }
 #: Pairs that teach enough (up to twice as many do): with more, a run only costs more.
 ENOUGH_PAIRS = 250
+#: Held-out images whose gradient one pair takes; the reference is a mean over pairs.
+HELD_OUT_BATCH = 32
+
+
+def uniform(alignments: Tensor, norms: Tensor) -> Tensor:
+    """The control that learns no operation."""
+    return torch.zeros_like(alignments)
+
+
+def shuffled(alignments: Tensor, norms: Tensor) -> Tensor:
+    """The control: what was drawn for an example has nothing to do with its reward."""
+    return cosine_reward(alignments, norms)[torch.randperm(len(alignments))]
+
+
+#: What the learned policy is held against.
+CONTROLS: dict[str, Reward] = {"shuffled": shuffled, "uniform": uniform}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--strength",
         type=strength,
-        help="applied operations an image: a number, 'steered' by a thermostat from 1, or "
-        "'learned' (the paper); with the first two the policy learns which operations, by values",
+        help="applied operations an image: a number; 'tried' on held-out images, with and without "
+        "augmentation in turns; 'steered' by a thermostat from 1; or 'learned' (the paper); with "
+        "all but the last the policy learns which operations, by values",
     )
     add(
         "--learn-every",
@@ -66,11 +83,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="training images held out if the data has no reference (default: a fifth, at most "
         "256)",
     )
-    add("--shuffle", action="store_true", help="control: rewards of other examples of the batch")
+    add(
+        "--control",
+        choices=CONTROLS,
+        help="shuffled: rewards of other examples of the batch; uniform: operations stay alike, "
+        "their strength is tried",
+    )
 
 
 def strength(text: str) -> str | float:
-    return text if text in ("learned", "steered") else float(text)
+    return text if text in ("learned", "steered", "tried") else float(text)
 
 
 def fill_in(options: argparse.Namespace) -> None:
@@ -78,8 +100,8 @@ def fill_in(options: argparse.Namespace) -> None:
     for name, value in SETTINGS[options.settings].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if options.shuffle and options.strength == "learned":
-        raise ValueError("--shuffle is a control of values: give a --strength")
+    if options.control and options.strength == "learned":
+        raise ValueError("--control is one of values: give a --strength")
     if not 0 < options.learn_until <= 1:
         raise ValueError(f"--learn-until must lie in (0, 1], got {options.learn_until}")
 
@@ -96,7 +118,7 @@ def described(options: argparse.Namespace) -> str:
     learns = f"learning from every {every}. pair" if every > 1 else ""
     until = f"until {options.learn_until:g} of the epochs" if options.learn_until < 1 else ""
     parts = (
-        "shuffled" * options.shuffle,
+        f"control {options.control}" if options.control else "",
         f"reference {options.reference}",
         f"strength {options.strength}",
         f"meta lr {options.meta_lr}" * (options.strength == "learned"),
@@ -108,7 +130,7 @@ def described(options: argparse.Namespace) -> str:
 
 
 def make_augment(space: str, options: argparse.Namespace, generator: torch.Generator) -> OLAAugment:
-    start = {"learned": None, "steered": 1.0}.get(options.strength, options.strength)
+    start = {"learned": None, "steered": 1.0, "tried": 1.0}.get(options.strength, options.strength)
     return OLAAugment(space, generator=generator, strength=start)
 
 
@@ -130,31 +152,29 @@ def hold_out(data: ImageData, options: argparse.Namespace, seed: int) -> ImageDa
     )
 
 
-def make_batches(data: ImageData, options: argparse.Namespace, seed: int, learns: bool) -> Batches:
-    """Batches for a method: all images, or those of the reference only after the learning."""
+def make_batches(
+    data: ImageData, options: argparse.Namespace, seed: int, learns: bool
+) -> tuple[Batches, tuple[Tensor, Tensor] | None]:
+    """Batches for a method: all images, or those that are not held out."""
     if not (learns and options.reference == "held-out"):
         data = data.with_reference()
-        return Batches(data.train_images, data.train_labels, options.batch_size, seed)
+        return Batches(data.train_images, data.train_labels, options.batch_size, seed), None
     data = hold_out(data, options, seed)
-    return Batches(
+    batches = Batches(
         data.train_images,
         data.train_labels,
         options.batch_size,
         seed,
-        late=data.reference,
-        late_from=math.ceil(options.learn_until * options.epochs),
+        others=len(data.reference[0]) if options.learn_until < 1 else 0,
     )
-
-
-def shuffled(alignments: Tensor, norms: Tensor) -> Tensor:
-    """The control: what was drawn for an example has nothing to do with its reward."""
-    return cosine_reward(alignments, norms)[torch.randperm(len(alignments))]
+    return batches, data.reference
 
 
 def make_learner(
     model: nn.Module,
     augment: OLAAugment,
     batches: Batches,
+    held_out: tuple[Tensor, Tensor] | None,
     preprocess: Preprocess,
     options: argparse.Namespace,
 ) -> OLALearner:
@@ -165,20 +185,23 @@ def make_learner(
         return F.cross_entropy(model(preprocess.test(images)), labels)
 
     if reference == "held-out":
-        parts = -(-len(batches.late[0]) // options.batch_size)
-        reference = list(zip(*(part.tensor_split(parts) for part in batches.late), strict=True))
+        assert held_out is not None
+        parts = -(-len(held_out[0]) // HELD_OUT_BATCH)
+        reference = list(zip(*(part.tensor_split(parts) for part in held_out), strict=True))
     if is_recommended(options):
         learner = OLALearner.recommended(model, augment, reference, pairs, loss)
-        if options.shuffle:
-            learner.updater.reward = shuffled
+        if options.control:
+            learner.updater.reward = CONTROLS[options.control]
         return learner
     learned = math.ceil(options.learn_until * options.epochs) * len(batches) // 2
     enough = max(1, learned // ENOUGH_PAIRS) if options.reference == "held-out" else 1
-    thermostat = updater = None
+    thermostat = trial = updater = None
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=pairs // 4)
-    if options.shuffle:
-        updater = ValueUpdater(augment.policy, explore=True, reward=shuffled)
+    elif options.strength == "tried":
+        trial = Trial(augment.policy, learned, 3 * pairs // 10)
+    if options.control:
+        updater = ValueUpdater(augment.policy, explore=True, reward=CONTROLS[options.control])
     elif options.strength == "learned":
         updater = GARUpdater(
             augment.policy, lr=options.meta_lr, entropy_weight=options.entropy_weight
@@ -190,6 +213,8 @@ def make_learner(
         learn_every=options.learn_every or enough,
         learn_pairs=None if options.learn_until == 1 else max(1, learned),
         thermostat=thermostat,
+        trial=trial,
+        rejoin=reference is not options.reference and options.learn_until < 1,
         updater=updater,
         loss=loss,
     )

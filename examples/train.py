@@ -127,7 +127,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         data = data.subset(options.train_size, seed)
     channels = data.train_images.shape[1]
     model = make_network(options.model, data.num_classes, channels).to(options.device)
-    batches = make_batches(data, options, seed, learns=method == "ola")
+    batches, held_out = make_batches(data, options, seed, learns=method == "ola")
     preprocess = Preprocess(data, seed, cutout=options.cutout)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -142,7 +142,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     learner, augment, whole = None, None, None
     if method == "ola":
         augment = make_augment(options.space, options, generator)
-        learner = make_learner(model, augment, batches, preprocess, options)
+        learner = make_learner(model, augment, batches, held_out, preprocess, options)
     else:
         augment = METHODS[method](options.space, generator)
         if augment is not None and not options.interleave:
@@ -172,6 +172,8 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     }
     if isinstance(augment, PolicyTransform):
         augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
+    if learner is not None and learner.trial is not None:
+        result |= {"strength": learner.trial.chosen, "t": learner.trial.contrast().t}
     if method == "ola":
         save_policy(augment.policy, out / "policy.json")
         policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)

@@ -45,6 +45,20 @@ class Actions(NamedTuple):
     centers: Tensor
     log_prob: Tensor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process in one storage: each tensor alone would keep a file open there.
+        if not all(isinstance(field, Tensor) for field in self):
+            return Actions, tuple(self)
+        if len({field.device for field in self}) > 1:
+            return Actions, tuple(self)
+        layout = [(field.dtype, field.shape) for field in self]
+        fields = sorted(self, key=lambda field: -field.dtype.itemsize)  # aligned
+        rows = [f.detach().contiguous().view(-1).view(torch.uint8) for f in fields if f.numel()]
+        return _unpacked, (
+            torch.cat(rows or [torch.empty(0, dtype=torch.uint8, device="cpu")]),
+            layout,
+        )
+
     @property
     def batch_size(self) -> int:
         """Number of examples B."""
@@ -90,6 +104,31 @@ _DTYPES = {
     "signs": torch.int8,
     "centers": torch.float32,
 }
+
+
+def _unpacked(packed: Tensor, layout: list[tuple[torch.dtype, torch.Size]]) -> Actions:
+    """Views of one storage."""
+    fields: dict[int, Tensor] = {}
+    begin = 0
+    for index, (dtype, shape) in sorted(enumerate(layout), key=lambda item: -item[1][0].itemsize):
+        end = begin + shape.numel() * dtype.itemsize
+        fields[index] = packed[begin:end].view(dtype).view(shape)
+        begin = end
+    return Actions(*(fields[index] for index in range(len(layout))))
+
+
+def as_actions(value: Any) -> Any:
+    """Actions that a framework has rebuilt as a plain tuple or list, and anything else as it is.
+
+    Ray Train, skorch and others move the entries of a tuple to a device and forget its type.
+    """
+    if isinstance(value, Actions) or not isinstance(value, (tuple, list)):
+        return value
+    if len(value) != len(Actions._fields) or not all(isinstance(v, Tensor) for v in value):
+        return value
+    actions = Actions(*value)
+    fits = all(getattr(actions, name).dtype == dtype for name, dtype in _DTYPES.items())
+    return actions if fits and actions.ops.ndim in (1, 2) else value
 
 
 def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None = None) -> None:

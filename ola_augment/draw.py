@@ -53,6 +53,7 @@ class Tables:
         log_choices: (S,), log of the number of ordered choices of 1 .. S operations.
         signed: (A,) bool, which operations draw a sign.
         replacement: whether an operation can be drawn twice for one image.
+        once: whether one that is drawn again after it was kept is dropped.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Tables:
         log_choices: Tensor,
         signed: NDArray[np.bool_],
         replacement: bool,
+        once: bool,
     ) -> None:
         self.log_choices = log_choices
         self.log_probs = log_probs
         self.signed = signed
         self.replacement = replacement
+        self.once = once
         self.num_ops_cdf = _cumulative(log_probs.num_ops)
         self.keep = log_probs.keep.double().exp().numpy()
         self.magnitude_cdf = _cumulative(log_probs.magnitude)
@@ -85,7 +88,11 @@ class Tables:
             return Actions(*(field[None] for field in self.draw_one(generator).actions()))
         drawn = (*draw_batch(self._uniforms(n, generator).numpy(), self), np.empty(0))
         actions = Actions(*map(torch.from_numpy, drawn))
-        return actions._replace(log_prob=log_prob(actions, self.log_probs, self.log_choices))
+        return actions._replace(log_prob=self.log_prob(actions))
+
+    def log_prob(self, actions: Actions) -> Tensor:
+        """Log-probability of what was drawn from these tables, (B,)."""
+        return log_prob(actions, self.log_probs, self.log_choices, self.once)
 
     def draw_one(self, generator: torch.Generator | None) -> Draw:
         """Draw the augmentation of one image."""
@@ -108,34 +115,43 @@ class _Scalars:
         self.magnitude_cdf = tables.magnitude_cdf.tolist()
         self.ops_cdf = None if tables.ops_cdf is None else tables.ops_cdf.tolist()
         self.signed = tables.signed.tolist()
-        self.replacement = tables.replacement
+        self.replacement, self.once = tables.replacement, tables.once
         single = log_probs.keep.dtype == torch.float32
         self.dtype: type[np.floating[Any]] = np.float32 if single else np.float64
 
-    def log_prob(self, op: int, kept: bool, magnitude_bin: int) -> np.floating[Any]:
-        """Of one slot, rounded as torch rounds it."""
+    def log_prob(self, op: int, kept: bool, again: bool, k: int) -> np.floating[Any]:
+        """Of one slot, rounded as torch rounds it; one that is drawn ``again`` is dropped."""
         dtype = self.dtype
-        value = dtype(self.log_drop[op])
+        value = dtype(0.0 if again else self.log_drop[op])
         if kept:
-            value = dtype(self.log_keep[op]) + dtype(self.log_magnitude[op][magnitude_bin])
+            value = dtype(self.log_keep[op]) + dtype(self.log_magnitude[op][k])
         return value if self.log_ops is None else value + dtype(self.log_ops[op])
 
 
-def log_prob(actions: Actions, log_probs: LogProbs, log_choices: Tensor) -> Tensor:
+def log_prob(actions: Actions, log_probs: LogProbs, log_choices: Tensor, once: bool) -> Tensor:
     """Log-probability of actions, (B,), differentiable in the tables.
 
     Args:
         actions: on the device of the tables.
         log_probs: the tables.
         log_choices: (S,), log of the number of ordered choices of 1 .. S operations.
+        once: whether an operation that is drawn again after it was kept is dropped.
     """
     ops = actions.ops.clamp(min=0)
     kept = log_probs.keep[ops] + log_probs.magnitude[ops, actions.magnitude_bins]
     slots = torch.where(actions.keep, kept, log_probs.drop[ops])
+    if once:
+        slots = torch.where(repeats(ops, actions.keep), torch.zeros_like(slots), slots)
     if log_probs.ops is not None:
         slots = slots + log_probs.ops[ops]
     slots = torch.where(actions.ops >= 0, slots, torch.zeros_like(slots))
     return _and_choices(log_probs, log_choices)[actions.num_ops - 1] + slots.sum(1)
+
+
+def repeats(ops: Tensor, keep: Tensor) -> Tensor:
+    """Which slots draw an operation again that was kept before, (B, S) bool."""
+    same = (ops[:, :, None] == ops[:, None, :]) & keep[:, None, :]
+    return same.tril(-1).any(2)
 
 
 def _and_choices(log_probs: LogProbs, log_choices: Tensor) -> Tensor:
@@ -162,6 +178,9 @@ def draw_batch(uniforms: NDArray[np.float64], tables: Tables) -> tuple[NDArray[n
             urns[at] = urns[row + s]
     used = np.arange(slots) < num_ops[:, None]
     keep = used & (u[:, :, 1] < tables.keep[ops])
+    if tables.once:
+        for s in range(1, slots):
+            keep[:, s] &= ~(keep[:, :s] & (ops[:, :s] == ops[:, s, None])).any(1)
     bins = np.zeros((n, slots), np.int64)
     bins[keep] = _search_rows(tables.magnitude_cdf, ops[keep], u[:, :, 2][keep])
     negative = keep & tables.signed[ops] & (u[:, :, 3] < 0.5)
@@ -190,7 +209,12 @@ class Draw(NamedTuple):
         dtype, unused = tables.dtype, len(tables.num_ops_cdf) - self.num_ops
         slots = self.slots + [(-1, False, 0, 1, (0.0, 0.0))] * unused
         ops, keep, bins, signs, centers = zip(*slots, strict=True)
-        log_probs = [tables.log_prob(op, kept, k) for op, kept, k, _, _ in self.slots]
+        log_probs, applied = [], set[int]()
+        for op, kept, k, _, _ in self.slots:
+            again = tables.once and op in applied
+            log_probs.append(tables.log_prob(op, kept, again, k))
+            if kept:
+                applied.add(op)
         if len(slots) > 2:
             # torch adds them up, in the order in which it adds up those of a batch: the same bits.
             row = np.array([log_probs + [0.0] * unused], dtype)
@@ -211,7 +235,7 @@ class Draw(NamedTuple):
 
 def draw_one(uniforms: list[float], tables: _Scalars) -> Draw:
     """Algorithm 2 for one image, in plain Python: arrays of one cost more than they bring."""
-    size, slots = len(tables.keep), []
+    size, slots, applied = len(tables.keep), [], set[int]()
     num_ops = bisect_right(tables.num_ops_cdf, uniforms[0]) + 1
     urn = [] if tables.replacement else list(range(size))
     for s in range(num_ops):
@@ -223,9 +247,10 @@ def draw_one(uniforms: list[float], tables: _Scalars) -> Draw:
         else:
             pick = s + int(choice * (size - s))
             op, urn[pick] = urn[pick], urn[s]
-        if kept >= tables.keep[op]:
+        if kept >= tables.keep[op] or (tables.once and op in applied):
             slots.append((op, False, 0, 1, (0.0, 0.0)))
             continue
+        applied.add(op)
         k = bisect_right(tables.magnitude_cdf[op], magnitude)
         negative = sign < 0.5 and tables.signed[op]
         center = int(y * 2**24) / 2**24, int(x * 2**24) / 2**24

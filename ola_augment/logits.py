@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import get_sharing_strategy
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 
 class LogitsModule(nn.Module):
@@ -37,6 +46,8 @@ class LogitsModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._logits: dict[str, nn.Parameter] = {}
+        self._process = os.getpid()  # whose memory the logits are in
+        self._is_copy = False  # of a policy in another process, which it does not see change
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that make a module of this kind again, without space and logits; for files.
@@ -69,6 +80,20 @@ class LogitsModule(nn.Module):
         for logits in self.named_logits().values():
             logits.requires_grad_(requires_grad)
         return self
+
+    def learns_here(self, alone: bool) -> None:
+        """Say that this process changes the logits.
+
+        Args:
+            alone: leave the memory of the process that this one was started from, and keep the
+                values. What is started from now on shares with this one.
+        """
+        self._is_copy = False
+        if alone and self._process != os.getpid():
+            for name, logits in self.named_logits().items():
+                logits.data = logits.data.clone()
+                _share(name, logits)
+            self._process = os.getpid()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take an assigned parameter among the logits.
@@ -109,6 +134,9 @@ class LogitsModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not all(logits.is_shared() for logits in self._logits.values()):  # type: ignore[no-untyped-call]
+            self._is_copy = self._process != os.getpid()
+            self._process = os.getpid()
         for name, logits in self._logits.items():
             self._logits[name] = logits = _writable(logits)
             _share(name, logits)
@@ -163,11 +191,23 @@ class LogitsModule(nn.Module):
 
 
 def warn_if_unshared(module: LogitsModule) -> None:
-    """Say, in a DataLoader worker, that it does not see the logits change."""
-    named = module.named_logits().items()
-    lost = [name for name, logits in named if not logits.is_shared()]  # type: ignore[no-untyped-call]
+    """Say, in a process that others started, that it does not see the logits change."""
+    named = module.named_logits()
+    lost = [name for name, logits in named.items() if not logits.is_shared()]  # type: ignore[no-untyped-call]
     if lost:
         warnings.warn(_unshared(lost), stacklevel=2)
+    elif module._is_copy and any(logits.requires_grad for logits in named.values()):
+        warnings.warn(
+            f"{', '.join(named)}: copied from another process, as by Ray Data and grain; this one "
+            "keeps drawing with what it was started with. Load with torch's DataLoader, or "
+            "freeze() a policy that need not change",
+            stacklevel=2,
+        )
+
+
+def started_by_another() -> bool:
+    """Whether this process loads data for another: of multiprocessing, or of Ray."""
+    return multiprocessing.parent_process() is not None or "ray" in sys.modules
 
 
 def _writable(logits: nn.Parameter) -> nn.Parameter:
@@ -179,6 +219,9 @@ def _writable(logits: nn.Parameter) -> nn.Parameter:
 
 
 def _share(name: str, logits: nn.Parameter) -> None:
+    if logits.is_shared():  # type: ignore[no-untyped-call]
+        return  # with the strategy "file_system" a second call would move it
+    _warn_of_open_files()
     try:
         logits.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
@@ -190,3 +233,20 @@ def _unshared(names: list[str]) -> str:
         f"{', '.join(names)}: not in shared memory, DataLoader workers keep drawing with what they "
         "were started with; change logits in place (logits.copy_(values) under torch.no_grad())"
     )
+
+
+def _warn_of_open_files() -> None:
+    """Say that open files run out, of which each tensor in shared memory is one."""
+    if resource is None or get_sharing_strategy() != "file_descriptor":  # type: ignore[no-untyped-call]
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(2)  # a new file takes the lowest number that is free
+    os.close(lowest)
+    if most != resource.RLIM_INFINITY and lowest >= 0.9 * most:
+        warnings.warn(
+            f"some {lowest} of {most} files that this process may have are open, and every policy "
+            "keeps a few, for the memory that it shares with workers: delete policies that are "
+            'not needed, raise the limit ("ulimit -n"), or call '
+            'torch.multiprocessing.set_sharing_strategy("file_system")',
+            stacklevel=5,
+        )

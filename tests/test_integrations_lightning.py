@@ -6,9 +6,11 @@ import pytest
 import torch
 from loops import CLIP, learner_of, loader, logits, loss_of, network, optimizer_of, plain_loop
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from ola_augment import OLALearner
+from ola_augment import NSLRUpdater, OLAAugment, OLALearner
+from ola_augment.alignment import DirectionalAlignment
+from ola_augment.training import Thermostat
 
 lightning = pytest.importorskip("lightning.pytorch")
 from ola_augment.integrations.lightning import OLACallback  # noqa: E402
@@ -63,7 +65,7 @@ def test_the_same_as_the_plain_loop(reference, accumulate):
     trainer(callback, accumulate=accumulate, epochs=2).fit(module, loader(), loader(8))
     plain_loop(model, expected, list(loader()), accumulate, epochs=2)
     assert callback.learner.pairs == expected.pairs > 2
-    assert callback.learner.skipped == 0
+    assert callback.learner.skipped.total() == 0
     assert callback.stats.stepped
     torch.testing.assert_close(logits(callback.learner), logits(expected))
     assert logits(expected).abs().max() > 0.1
@@ -100,12 +102,157 @@ def test_mixed_precision(options):
     assert torch.corrcoef(torch.stack([logits(callback.learner), logits(expected)]))[0, 1] > 0.8
 
 
-def test_an_update_that_the_epoch_cuts_short_costs_a_reward():
+@pytest.mark.parametrize("accumulate", [2, 4, 6])
+def test_an_update_that_the_epoch_cuts_short_teaches_too(accumulate):
+    """7 batches an epoch, the loader with and without a length; and both halves in one update."""
+    batches = list(loader(28))
+
+    class Unsized(IterableDataset):
+        def __iter__(self):
+            return iter(batches)
+
+    for given in (loader(28), as_they_are(Unsized())):
+        module = Module()
+        callback = OLACallback(learner_of(module.network))
+        trainer(callback, accumulate=accumulate, epochs=2).fit(module, given)
+        updates = 2 * -(-7 // accumulate)
+        assert callback.learner.pairs == updates // 2
+        assert not callback.learner.skipped
+        assert logits(callback.learner).any()
     module = Module()
+    callback = OLACallback(learner_of(module.network, reference="current"))
+    trainer(callback, accumulate=accumulate, epochs=2).fit(module, loader(28))
+    # An update of one batch has no halves.
+    assert callback.learner.pairs == 2 * (7 // accumulate + (7 % accumulate > 1))
+    assert not callback.learner.skipped
+
+
+class Sharpness(torch.optim.SGD):
+    """SAM: the loss is asked for at theta, and again where it is worst nearby."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moves = [0.01 * p.grad / (p.grad.norm() + 1e-12) for p in held]
+        for parameter, move in zip(held, moves, strict=True):
+            parameter.add_(move)
+        with torch.enable_grad():
+            closure()
+        for parameter, move in zip(held, moves, strict=True):
+            parameter.sub_(move)
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize("kind", ["SAM", "LBFGS"])
+def test_an_optimizer_that_asks_for_the_loss_several_times(kind):
+    class Several(Module):
+        def configure_optimizers(self):
+            if kind == "SAM":
+                return Sharpness(self.parameters(), lr=0.1)
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    module = Several()
     callback = OLACallback(learner_of(module.network))
-    trainer(callback, accumulate=2, epochs=2).fit(module, loader(28))  # 7 batches an epoch
-    assert callback.learner.pairs == 2  # the other two never had a whole second half
+    batches = list(loader())
+    trainer(callback, gradient_clip_val=None).fit(module, as_they_are(batches))
+    assert callback.learner.pairs == 6
+    assert not callback.learner.skipped
     assert logits(callback.learner).any()
+    for index, (images, _) in enumerate(batches):
+        calls = len(module.seen) // len(batches)
+        for seen in module.seen[index * calls : (index + 1) * calls]:
+            assert torch.equal(seen, images) == (index % 2 == 1)
+            assert torch.equal(seen, module.seen[index * calls])
+
+
+def test_training_step_gets_what_it_is_called_with():
+    class Busy(Module):
+        def validation_step(self, batch, batch_idx):
+            self.log("loss", self.training_step(batch, batch_idx))
+
+        def on_train_batch_start(self, batch, batch_idx):
+            batch[0].fill_(200)
+
+    module = Busy()
+    learner = learner_of(module.network)
+    search = lightning.callbacks.LearningRateFinder(num_training_steps=4, update_attr=False)
+    search.on_fit_start = lambda *given: None
+
+    class Later(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                search.lr_find(trainer, pl_module)
+
+    module.lr = 0.1
+    trainer(OLACallback(learner), Later(), epochs=2).fit(module, loader(16), loader(8))
+    assert learner.pairs == 4
+    plain = [seen for seen in module.seen if (seen == 200).all()]
+    assert len(plain) >= 4
+
+
+def test_the_recommended_learner(monkeypatch):
+    module = Module()
+    augment = OLAAugment("rand_augment", strength=1.0)
+    held_out = [(x.float() / 255, y) for x, y in loader(8)]
+    learner = OLALearner.recommended(module.network, augment, held_out, pairs=12)
+    trainer(OLACallback(learner), epochs=2).fit(module, loader())
+    assert learner.pairs == 12
+    assert not learner.skipped
+    assert augment.policy.keep_logits.any()
+
+
+def test_an_accuracy_of_ones_own_and_none_at_all():
+    class Pair(nn.Sequential):
+        def forward(self, images):
+            return {"scores": super().forward(images)}
+
+    class Named(Module):
+        def __init__(self):
+            super().__init__()
+            self.network = Pair(*network())
+
+        def training_step(self, batch, batch_idx):
+            outputs = self.network(batch[0].float() / 255)
+            return nn.functional.cross_entropy(outputs["scores"], batch[1])
+
+    def fit(**options):
+        module = Named()
+        augment = OLAAugment("rand_augment", strength=1.0)
+        learner = OLALearner(module.network, augment, thermostat=Thermostat(augment.policy))
+        trainer(OLACallback(learner, **options)).fit(module, loader(16))
+        return learner
+
+    def accuracy(outputs, batch):
+        return float((outputs["scores"].argmax(1) == batch[1]).float().mean())
+
+    assert fit(accuracy=accuracy).thermostat.calls == 2
+    with pytest.raises(ValueError, match="give accuracy=, a function of both"):
+        fit()
+
+
+def test_learners_that_need_more_than_a_batch_are_refused():
+    model = network()
+    augment = OLAAugment("rand_augment")
+    losses = DirectionalAlignment(model, lambda model, images: model(images).sum(1))
+    for options, part in (
+        ({"updater": NSLRUpdater(augment.policy)}, "NSLRUpdater"),
+        ({"engine": losses}, "DirectionalAlignment"),
+    ):
+        with pytest.raises(ValueError, match=part):
+            OLACallback(OLALearner(model, augment, **options))
+
+
+def test_actions_that_were_rebuilt_as_a_tuple(monkeypatch):
+    module = Module()
+    learner = learner_of(module.network)
+    collated = [(x, y, tuple(a)) for x, y, a in loader(16, collate_fn=learner.transform.collate)]
+    trainer(OLACallback(learner)).fit(module, as_they_are(collated))
+    for seen, (images, _, _) in zip(module.seen, collated, strict=True):
+        assert torch.equal(seen, images)
+    assert learner.pairs == 2
 
 
 def test_stopped_and_resumed(tmp_path):
@@ -167,7 +314,7 @@ def test_steps_that_are_skipped_or_fail_leave_no_trace():
     module = Skips()
     learner = learner_of(module.network)
     trainer(OLACallback(learner)).fit(module, loader())
-    assert learner.pairs + learner.skipped >= 6
+    assert learner.pairs + learner.skipped.total() >= 6
     assert logits(learner).any()
 
     class Fails(Module):

@@ -169,7 +169,7 @@ def test_a_held_out_gradient_that_is_not_finite_stays_out_of_the_mean():
     loop = Loop(reference=[batch(5), bad, batch(5)])
     for index in range(3):
         loop.pair(index)
-    assert loop.learner.skipped == 1
+    assert loop.learner.skipped.total() == 1
     assert len(loop.updater.seen) == 2
     assert all(torch.isfinite(found).all() for _, found in loop.updater.seen)
 
@@ -255,7 +255,7 @@ def test_every_second_pair_teaches_and_the_others_capture_nothing(monkeypatch):
     monkeypatch.setattr(GradientAlignment, "capture", counted)
     loop = Loop(learn_every=2)
     assert [loop.pair(i).stats is not None for i in range(4)] == [True, False, True, False]
-    assert loop.learner.skipped == 0
+    assert loop.learner.skipped.total() == 0
     assert len(captures) == 2
 
 
@@ -268,7 +268,7 @@ def test_a_half_that_is_run_twice_gives_up_the_pair_before():
         loss_of(loop.model, images, targets).backward()
     loop.step()
     assert loop.plain(1).stats.stepped
-    assert (loop.learner.pairs, loop.learner.skipped) == (1, 1)
+    assert (loop.learner.pairs, loop.learner.skipped.total()) == (1, 1)
     [(actions, alignments)] = loop.updater.seen
     assert len(alignments) == actions.batch_size == B
     other = transform()
@@ -281,7 +281,7 @@ def test_a_half_that_is_run_twice_gives_up_the_pair_before():
         with loop.learner.plain_step():
             loss_of(loop.model, *batch(index)).backward()
     assert loop.augmented(0).stats.stepped
-    assert (loop.learner.pairs, loop.learner.skipped) == (1, 1)
+    assert (loop.learner.pairs, loop.learner.skipped.total()) == (1, 1)
 
 
 @pytest.mark.parametrize("bad", [0, 1])
@@ -299,7 +299,7 @@ def test_a_micro_batch_that_is_not_finite_costs_the_pairs_reward(bad):
         for index in range(2):
             with loop.learner.plain_step():
                 loss_of(loop.model, *batch(index)).backward()
-    assert (loop.learner.pairs, loop.learner.skipped) == (2, 1)
+    assert (loop.learner.pairs, loop.learner.skipped.total()) == (2, 1)
     [(actions, alignments)] = loop.updater.seen
     assert actions.batch_size == len(alignments) == 2 * B
 
@@ -482,7 +482,7 @@ def test_stopped_at_every_step_where_nothing_waits_and_resumed(options):
         assert all(map(torch.equal, whole.logits(), second.logits())), stop
         assert all(map(torch.equal, whole.model.parameters(), second.model.parameters()))
         assert second.learner.pairs == 6
-        assert second.learner.skipped == 0
+        assert second.learner.skipped.total() == 0
     assert refused == ([] if "reference" in options else [1, 7])  # a capture waits
 
 
@@ -581,7 +581,7 @@ def test_an_error_or_nan_costs_one_reward(where):
 
     poisoned("augmented")
     assert poisoned("plain").stats is None
-    assert loop.learner.skipped == 1
+    assert loop.learner.skipped.total() == 1
     assert all(map(torch.equal, before, loop.logits()))
 
     def interrupt():

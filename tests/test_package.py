@@ -38,7 +38,18 @@ def _imported(layer):
 
 
 def test_imports_run_one_way():
-    layers = ["kernels", "operation", "space", "actions", "draw", "summary", "logits", "policy"]
+    layers = [
+        "kernels",
+        "operation",
+        "space",
+        "actions",
+        "draw",
+        "summary",
+        "logits",
+        "streams",
+        "policy",
+    ]
+    layers.insert(layers.index("policy"), "streams")
     layers += [
         "files",
         "operations",

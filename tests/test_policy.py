@@ -49,6 +49,9 @@ def enumerate_actions(policy):
             # None: dropped; otherwise the bin.
             for outcome in itertools.product([None, *range(bins)], repeat=num_ops):
                 unused = policy.max_ops - num_ops
+                kept = [op for op, k in zip(ops, outcome, strict=True) if k is not None]
+                if policy.once and len({*kept}) < len(kept):
+                    continue  # drawn again, it is dropped
                 rows.append(
                     (
                         num_ops,
@@ -302,13 +305,16 @@ def test_bad_policies_are_refused(make, error, message):
         make()
 
 
-def test_strength_is_the_expected_number_of_applied_operations_and_can_be_changed():
+def test_strength_is_the_expected_number_of_kept_draws_and_can_be_changed():
     policy = random_policy(SearchSpace.wide_long(), max_ops=4, strength=1.0)
     for strength in (0.0, 0.5, 1.0, 3.2, 4.0):
         policy.strength = strength
         assert policy.strength == pytest.approx(strength)
         applied = policy.sample(20_000, torch.Generator().manual_seed(0)).keep.sum(1).double()
-        assert float(applied.mean()) == pytest.approx(strength, abs=0.03)
+        assert float(applied.mean()) == pytest.approx(
+            float(policy.applied_ops().detach()), abs=0.03
+        )
+        assert 0.9 * strength <= float(applied.mean()) <= strength + 0.03
 
 
 def test_with_strength_an_operation_is_drawn_as_often_as_algorithm_2_would_keep_it():
@@ -387,3 +393,17 @@ def test_default_number_of_operations_fits_the_space():
     assert OLAPolicy().max_ops == 4
     with pytest.raises(ValueError, match=r"must be in 1 \.\. 3"):
         OLAPolicy(small, max_ops=4)
+
+
+def test_with_strength_an_operation_is_applied_at_most_once():
+    policy = random_policy(SearchSpace.wide_long(), max_ops=6, strength=5.0)
+    drawn = policy.sample(2000, torch.Generator().manual_seed(0))
+    kept = torch.where(drawn.keep, drawn.ops, -1 - torch.arange(6)).sort(dim=1).values
+    assert (kept[:, 1:] != kept[:, :-1]).all()
+    assert (drawn.ops.sort(dim=1).values.diff(dim=1) == 0).any()  # drawn again, and dropped
+    row = int((drawn.keep.sum(1) > 1).nonzero()[0])
+    first, second = drawn.keep[row].nonzero().flatten()[:2].tolist()
+    ops = drawn.ops.clone()
+    ops[row, second] = ops[row, first]
+    with pytest.raises(ValueError, match=r"kept actions\.ops must be distinct"):
+        policy.log_prob(drawn._replace(ops=ops))

@@ -11,7 +11,8 @@ from torch import multiprocessing as mp
 from torch import nn
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, OLAPolicy, Thermostat
-from ola_augment.training.reward import all_ranks, mean_over_ranks, normalize, sum_over_ranks
+from ola_augment.training.ranks import all_ranks, mean_over_ranks, sum_over_ranks
+from ola_augment.training.reward import normalize
 
 B = 8
 
@@ -195,7 +196,7 @@ def worker(rank, port):
             model(images / 255).square().sum().backward()
         model.zero_grad()
         assert (step.stats is None) == (not pair)
-    assert learner.skipped == 1
+    assert learner.skipped.total() == 1
     dist.destroy_process_group()
 
 

@@ -63,7 +63,7 @@ def main(arguments=None):
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-    print(f"{learner.pairs} pairs, {learner.skipped} of them without a reward")
+    print(f"{learner.pairs} pairs, {learner.skipped.total()} of them without a reward")
     return learner
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
@@ -111,6 +112,33 @@ def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
 
     assert base.grad_fn is not None
     base.grad_fn.register_prehook(before)
+
+
+@contextlib.contextmanager
+def unnoticed_by_ddp(nodes: Iterable[Node]) -> Iterator[None]:
+    """Gradients are taken through DistributedDataParallel's outputs, and it thinks of no backward.
+
+    With ``static_graph=True`` the node behind its outputs has the gradients reduced at the end of
+    the first backward that comes through, and never again: it keeps that in a flag.
+    """
+    wrapped = {id(ddp): ddp for node in nodes if (ddp := _ddp_of(node)) is not None}
+    before = {
+        key: ddp._static_graph_delay_allreduce_enqueued
+        for key, ddp in wrapped.items()
+        if ddp.static_graph
+    }
+    for key in before:
+        wrapped[key]._static_graph_delay_allreduce_enqueued = True
+    try:
+        yield
+    finally:
+        for key, flag in before.items():
+            wrapped[key]._static_graph_delay_allreduce_enqueued = flag
+
+
+def _ddp_of(node: Node) -> Any:
+    reference = getattr(node, "ddp_weakref", None)
+    return None if reference is None else reference()
 
 
 def set_version(tensor: Tensor, version: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,16 @@ class GradientAlignment:
         self._layouts = Layouts()
         self._captured: Captured | None = None
         self._capturing = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: with the model, without what was captured and verified.
+
+        Raises:
+            RuntimeError: inside :meth:`capture`.
+        """
+        if self._capturing:
+            raise RuntimeError("an engine cannot be copied inside capture(): leave it first")
+        return {**self.__dict__, "_captured": None, "_layouts": Layouts()}
 
     @property
     def model(self) -> nn.Module:
@@ -186,6 +197,10 @@ class GradientAlignment:
         if not found:
             raise RuntimeError("all parameters' .grad are None: run a backward first")
         return found
+
+    def forget(self) -> None:
+        """Let go of the latest capture; what was verified stays."""
+        self._captured = None
 
     def close(self) -> None:
         """Free what is kept, what was verified included. Nothing is attached to the model."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
+from ola_augment.alignment._torch import unnoticed_by_ddp
 from ola_augment.alignment.layout import Layout
 from ola_augment.alignment.snapshot import Undisturbed
 
@@ -98,6 +99,10 @@ class Separation:
             RuntimeError: a loss, a head outside of forward, or a hook mixes them.
         """
         self._graph = set(_nodes([self._loss.grad_fn]))
+        with unnoticed_by_ddp(self._graph):
+            self._check(sets, model, hooks)
+
+    def _check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool) -> None:
         self._statistics = _has_statistics([node.name() for node in self._graph])
         if self._statistics:  # not through them, from features that the loss reads too
             inner = set(_nodes(n for one in self._last for n, _ in one.edge.node.next_functions))

@@ -114,10 +114,14 @@ class Storage:
     def __init__(self, name: str) -> None:
         if name not in STORAGES:
             raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {name!r}")
+        self.name = name
         self._format, self._bytes = _FORMATS.get(name, (Exact, 4))
         #: Relative error that rounding may add to a sum of terms.
         self.rounding = _ROUNDING[name]
         self._shared: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.name,)
 
     def size(self, tensor: Tensor) -> int:
         """Bytes that a tensor takes in this format."""

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
 from ola_augment.integrations.pairs import Pairs, read_images, with_images
 from ola_augment.training.checkpoint import load_checkpoint, save_checkpoint
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import scale_to_float
+from ola_augment.transforms import PolicyTransform
 
 __all__ = ["OLATrainer"]
 
@@ -38,6 +49,10 @@ class OLATrainer(Trainer):  # type: ignore[misc]
         learner: of the model that is trained.
         preprocess: images -> the model's input, in training, evaluation and prediction; None
             scales uint8 to [0, 1].
+        accuracy: where the learner has a thermostat: (the model's outputs, the batch) -> share of
+            right predictions in [0, 1]; None compares ``logits`` with ``labels``.
+        eval_collator: for evaluation and prediction, whose images are never augmented; None is
+            that of training, or where this is ``augment.collate`` the same without augmentation.
         kwargs: keyword arguments of ``Trainer``: ``model``, ``args`` (one device a process),
             ``train_dataset`` and all others but ``model_init``.
 
@@ -60,10 +75,13 @@ class OLATrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         learner: OLALearner,
         preprocess: Callable[[Tensor], Tensor] | None = None,
+        accuracy: Callable[[Any, Any], float | None] | None = None,
+        eval_collator: Callable[[list[Any]], Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.pairs = Pairs(learner)
+        self.pairs = Pairs(learner, accuracy)
         self.preprocess = preprocess or scale_to_float
+        self.eval_collator = eval_collator
         super().__init__(*args, **kwargs)
         if self.model_init is not None:
             raise ValueError("give model, not model_init: the learner is of one model")
@@ -103,10 +121,64 @@ class OLATrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Device and pre-processing of every batch, to train on or not (the Trainer's hook)."""
+        if "actions" in inputs:  # in training they are taken out
+            raise ValueError(
+                "a batch of evaluation or prediction was augmented by the collator: give "
+                "eval_collator=, one that does not augment (augment.collate_plain)"
+            )
         inputs = super()._prepare_inputs(inputs)
         images, _ = read_images(inputs)
         prepared: dict[str, Any] = with_images(inputs, self.preprocess(images))
         return prepared
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, without augmentation.
+
+        Args:
+            args: of ``Trainer.get_eval_dataloader``.
+            kwargs: likewise.
+
+        Returns:
+            The loader.
+        """
+        with self._collating_plainly():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, without augmentation.
+
+        Args:
+            args: of ``Trainer.get_test_dataloader``.
+            kwargs: likewise.
+
+        Returns:
+            The loader.
+        """
+        with self._collating_plainly():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _collating_plainly(self) -> Iterator[None]:
+        training: Any = self.data_collator
+        transform = getattr(training, "__self__", None)
+        if self.eval_collator is not None:
+            self.data_collator = self.eval_collator
+        elif isinstance(transform, PolicyTransform) and training == transform.collate:
+            self.data_collator = transform.collate_plain
+        try:
+            yield
+        finally:
+            self.data_collator = training
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights, all of them (the Trainer's hook)."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_whole(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint, all of them (the Trainer's hook)."""
+        super()._load_best_model()
+        load_whole(self.model, self.state.best_model_checkpoint)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train, from a checkpoint with its policy if there is one.
@@ -147,3 +219,50 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             save_checkpoint(folder / STATE_NAME, content)
+
+
+def load_whole(model: Any, folder: str | Path) -> None:
+    """Load what a Trainer left out of a checkpoint.
+
+    transformers 5 saves the tensors of many models (ViT, DeiT, BEiT, DINOv2, Swin) under the names
+    of its older versions; its Trainer looks for the names of today and passes over what it does not
+    find, ``from_pretrained`` translates them.
+
+    Args:
+        model: with the checkpoint loaded by the Trainer.
+        folder: of the checkpoint.
+
+    Raises:
+        ValueError: tensors of the model that the checkpoint does not have.
+    """
+    names = saved_names(Path(folder))
+    missing = sorted(model.state_dict().keys() - names)
+    if names and missing and isinstance(model, PreTrainedModel):
+        loaded, told = type(model).from_pretrained(folder, output_loading_info=True)
+        model.load_state_dict(loaded.state_dict())
+        missing = sorted(told["missing_keys"])
+    if names and missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} tensors of {type(model).__name__}, which would go on "
+            f"from what they were initialised with: {', '.join(missing[:5])}"
+        )
+
+
+def saved_names(folder: Path) -> set[str]:
+    """Names of the tensors in a checkpoint of a whole model; none where it is of another kind.
+
+    Args:
+        folder: of the checkpoint.
+
+    Returns:
+        The names.
+    """
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        if (folder / name).is_file():
+            return set(json.loads((folder / name).read_text())["weight_map"])
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        with safe_open(folder / SAFE_WEIGHTS_NAME, "pt") as file:
+            return set(file.keys())
+    if (folder / WEIGHTS_NAME).is_file():
+        return set(torch.load(folder / WEIGHTS_NAME, map_location="meta", weights_only=True))
+    return set()

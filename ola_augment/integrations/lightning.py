@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from ola_augment.integrations.pairs import Pairs
@@ -34,12 +35,16 @@ class OLACallback(Callback):  # type: ignore[misc]
 
     Args:
         learner: of the network inside the LightningModule that ``training_step`` calls.
+        accuracy: where the learner has a thermostat: (the network's outputs, the batch) -> share of
+            right predictions in [0, 1]; None compares outputs (B, classes) with the batch's
+            targets (B,).
 
     Raises:
         TypeError: ``learner`` is no :class:`OLALearner`.
-        ValueError: when fitting: manual optimization, a strategy that shards parameters or
-            gradients, a learner of a network that the module does not hold, or batches without
-            images.
+        ValueError: a learner that needs more of a step than its batch (:class:`NSLRUpdater`,
+            ``DirectionalAlignment``); when fitting: manual optimization, a strategy that shards
+            parameters or gradients, a learner of a network that the module does not hold, or
+            batches without images.
 
     Example:
         >>> import torch
@@ -49,11 +54,15 @@ class OLACallback(Callback):  # type: ignore[misc]
         >>> Trainer(callbacks=[callback]).fit(module, loader)  # doctest: +SKIP
     """
 
-    def __init__(self, learner: OLALearner) -> None:
-        self.pairs = Pairs(learner)
+    def __init__(
+        self, learner: OLALearner, accuracy: Callable[[Any, Any], float | None] | None = None
+    ) -> None:
+        self.pairs = Pairs(learner, accuracy)
         self._open = contextlib.ExitStack()
         self._unwrap = contextlib.ExitStack()
-        self._batch: Any = None
+        self._announced: dict[str, Any] | None = None  # of the training batch under way
+        self._given: Any = None  # what training_step got for it
+        self._stepped = False
 
     @property
     def learner(self) -> OLALearner:
@@ -97,7 +106,7 @@ class OLACallback(Callback):  # type: ignore[misc]
 
         @functools.wraps(original)
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            return original(self._batch, *args, **kwargs)
+            return original(self._seen(batch), *args, **kwargs)
 
         def restore() -> None:
             if own is None:
@@ -115,30 +124,49 @@ class OLACallback(Callback):  # type: ignore[misc]
             return False
         return True
 
+    def _seen(self, batch: Any) -> Any:
+        """What ``training_step`` sees: in a training batch of this fit the learner's, else its own.
+
+        An optimizer that evaluates its closure several times sees one batch every time, and the
+        first evaluation is the one that is learned from.
+        """
+        if self._announced is None:
+            return batch
+        if self._given is None:
+            self._given = self._open.enter_context(self.pairs.batch(batch, **self._announced))
+        return self._given
+
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """A micro-batch begins."""
         self._abandon()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        accumulate = trainer.accumulate_grad_batches
-        self._batch = self._open.enter_context(self.pairs.batch(batch, accumulate, scale))
+        whole = trainer.accumulate_grad_batches
+        ran, batches = batch_idx % whole, trainer.num_training_batches
+        self._announced = {
+            "accumulate": int(min(whole, batches - batch_idx + ran)),
+            "loss_scale": 1.0 if scaler is None else float(scaler.get_scale()),
+            "last": ran + 1 == whole or batch_idx + 1 == batches or trainer.is_last_batch,
+        }
+        self._given, self._stepped = None, False
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Its gradients are there, not clipped yet."""
         self._open.close()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """The half ends."""
-        self.pairs.updated()
+        """The half ends with this batch, however often the optimizer asks for the loss."""
+        self._stepped = True
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Give up a batch that ``training_step`` skipped."""
+        """End the half after an update; give up a batch that ``training_step`` skipped."""
         self._abandon()
-        self._batch = None
+        if self._stepped:
+            self.pairs.updated()
+        self._stepped = False
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Give up a batch after which the epoch was cut short."""
@@ -155,6 +183,7 @@ class OLACallback(Callback):  # type: ignore[misc]
 
     def _abandon(self) -> None:
         """Leave a step whose backward never came, without an update of the policy."""
+        self._announced = self._given = None
         with contextlib.suppress(_NoBackward), self._open.pop_all():
             raise _NoBackward
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ola_augment.actions import Actions
-from ola_augment.training.batches import IMAGES
+from ola_augment.actions import Actions, as_actions
+from ola_augment.training.batches import IMAGES, TARGETS
 from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.metrics import hits
 from ola_augment.training.policy_gradient import UpdateStats
 
 __all__ = ["Pairs", "read_images", "with_images"]
@@ -20,18 +21,22 @@ __all__ = ["Pairs", "read_images", "with_images"]
 class Pairs:
     """Hands the micro-batches of a loop that steps by itself to a learner, half by half.
 
-    The batches of one update are one half of a pair; with ``reference="current"`` they are both,
-    the plain half first. The learner's ``micro_batches`` follow the loop's accumulation. An update
-    of fewer batches than announced, as at the end of an epoch, costs its pair the reward.
+    The batches of one update are one half of a pair, however many they are; with
+    ``reference="current"`` they are both, the plain half first.
 
     Args:
         learner: of the policy.
+        accuracy: where the learner has a thermostat: (the network's outputs, the batch) -> share of
+            right predictions in [0, 1]; None compares outputs, or their ``logits``, (B, classes)
+            with the batch's targets (B,).
 
     Attributes:
         stats: of the policy's latest update, or None.
 
     Raises:
         TypeError: ``learner`` is no :class:`OLALearner`.
+        ValueError: a learner that needs more of a step than its batch: an :class:`NSLRUpdater`, or
+            a ``DirectionalAlignment``.
 
     Example:
         >>> import torch
@@ -47,23 +52,35 @@ class Pairs:
         True
     """
 
-    def __init__(self, learner: OLALearner) -> None:
+    def __init__(
+        self, learner: OLALearner, accuracy: Callable[[Any, Any], float | None] | None = None
+    ) -> None:
         if not isinstance(learner, OLALearner):
             raise TypeError(f"learner must be an OLALearner, got {type(learner).__name__}")
+        if lacks := learner.needs:
+            raise ValueError(
+                f"the learner needs {lacks}, which a framework's loop does not give: take a "
+                "GARUpdater or ValueUpdater with the default engine, or write the loop yourself"
+            )
         self.learner = learner
         self.stats: UpdateStats | None = None
+        self._accuracy = accuracy or _accuracy
         self._plain_next = False
-        self._ran = self._announced = 0  # micro-batches of the update under way
+        self._ran = 0  # micro-batches of the update under way
+        self._whole = False  # that update's half has ended
         self._updated = False
 
     @contextlib.contextmanager
-    def batch(self, batch: Any, accumulate: int, loss_scale: float = 1.0) -> Iterator[Any]:
+    def batch(
+        self, batch: Any, accumulate: int, loss_scale: float = 1.0, last: bool | None = None
+    ) -> Iterator[Any]:
         """The forward and backward pass of one micro-batch.
 
         Args:
             batch: as the loader gave it, augmented by workers or not.
-            accumulate: micro-batches of this update.
+            accumulate: micro-batches of this update, as far as that is known.
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+            last: whether this one is the update's last; None is the ``accumulate``-th.
 
         Yields:
             The batch for the model: augmented where it is its turn, without the workers' actions.
@@ -74,35 +91,54 @@ class Pairs:
         """
         learner = self.learner
         images, actions = read_images(batch)
-        if learner.plain_first and accumulate % 2:
-            if not self._updated:
-                raise ValueError(
-                    'reference="current" makes one update of both halves of a pair: accumulate an '
-                    f"even number of batches, got {accumulate}"
-                )
-            self._ran = self._announced = accumulate  # an epoch's last update, and a smaller one
+        last = self._ran + 1 == accumulate if last is None else last
+        if learner.plain_first and accumulate % 2 and not self._updated:
+            raise ValueError(
+                'reference="current" makes one update of both halves of a pair: accumulate an '
+                f"even number of batches, got {accumulate}"
+            )
+        plain = self._ran < accumulate // 2 if learner.plain_first else self._plain_next
+        self._ran += 1
+        if learner.plain_first and accumulate == 1:  # an epoch's last update has but one batch
+            self._whole = True
             yield with_images(batch, images)
             return
-        learner.micro_batches = accumulate // 2 if learner.plain_first else accumulate
-        plain = self._ran < accumulate // 2 if learner.plain_first else self._plain_next
-        self._ran, self._announced = self._ran + 1, accumulate
         if plain:
+            ends = self._ran == accumulate // 2 if learner.plain_first else last
             half: contextlib.AbstractContextManager[Step] = learner.plain_step(
-                loss_scale=loss_scale
+                loss_scale=loss_scale, last=ends
             )
         else:
             if actions is None:
                 images = learner.augment(images)
-            half = learner.augmented_step(actions=actions, loss_scale=loss_scale)
-        with half as step:
-            yield with_images(batch, images)
+            half = learner.augmented_step(actions=actions, loss_scale=loss_scale, last=last)
+        given = with_images(batch, images)
+        with half as step, self._measured(step, given, plain):
+            yield given
+        self._whole = last
         self.stats = step.stats or self.stats
+
+    @contextlib.contextmanager
+    def _measured(self, step: Step, batch: Any, plain: bool) -> Iterator[None]:
+        """Fill in the accuracy where a thermostat waits for it."""
+        if self.learner.thermostat is None or not plain:
+            yield
+            return
+        seen: list[Any] = []
+        with self.learner.on_outputs(seen.append):
+            yield
+        step.accuracy = self._accuracy(seen[0], batch) if seen else None
+        if step.accuracy is None:
+            raise ValueError(
+                "the learner's thermostat needs the accuracy of plain batches, which cannot be "
+                "read from the network's outputs and the batch: give accuracy=, a function of both"
+            )
 
     def updated(self) -> None:
         """The optimizer has stepped, or is about to: the half is over."""
-        if self._ran != self._announced:
+        if not self._whole:
             self.learner.drop()
-        self._ran, self._updated = 0, True
+        self._ran, self._whole, self._updated = 0, False, True
         self._plain_next = not self._plain_next
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +193,7 @@ def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
             f"a batch must be a mapping with one of {', '.join(IMAGES)}, or a tuple or list with "
             f"a tensor of images first; got {type(batch).__name__}"
         )
+    actions = as_actions(actions)
     if not isinstance(actions, Actions):
         return images, None
     return images, Actions(*(field.cpu() for field in actions))
@@ -177,7 +214,18 @@ def with_images(batch: Any, images: Tensor) -> Any:
         changed.pop("actions", None)
         changed[next(name for name in IMAGES if name in batch)] = images
         return changed
-    entries = [images, *(entry for entry in batch[1:] if not isinstance(entry, Actions))]
+    others = (entry for entry in batch[1:] if not isinstance(as_actions(entry), Actions))
+    entries = [images, *others]
     if hasattr(batch, "_fields") and len(entries) == len(batch):
         return type(batch)(*entries)
     return tuple(entries) if isinstance(batch, tuple) else entries
+
+
+def _accuracy(outputs: Any, batch: Any) -> float | None:
+    """Of a classifier's outputs, or of an object or mapping with ``logits``."""
+    if isinstance(batch, Mapping):
+        targets = next((batch[name] for name in TARGETS if name in batch), None)
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    else:
+        targets, logits = batch[1] if len(batch) > 1 else None, outputs
+    return hits(getattr(logits, "logits", logits), targets)

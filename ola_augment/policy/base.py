@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.draw import Draw, LogProbs, Tables, log_prob
+from ola_augment.draw import Draw, LogProbs, Tables, log_prob, repeats
 from ola_augment.logits import LogitsModule
 from ola_augment.space import SearchSpace, named_space
 from ola_augment.summary import favour, table_of_operations
@@ -65,6 +65,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         max_ops: number of slots S.
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         replacement: whether an operation can be drawn twice for one image.
+        once: with replacement: whether one that is drawn again after it was kept is dropped.
 
     All of them are attributes that cannot be changed afterwards.
 
@@ -80,7 +81,9 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         torch.Size([8, 2])
     """
 
-    _fixed = frozenset(("space", "max_ops", "replacement", "num_ops", "keep_prob", "magnitude"))
+    _fixed = frozenset(
+        ("space", "max_ops", "replacement", "once", "num_ops", "keep_prob", "magnitude")
+    )
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         num_magnitude_bins: int = 31,
         *,
         replacement: bool = False,
+        once: bool = False,
     ) -> None:
         super().__init__()
         self.space = named_space(space, num_magnitude_bins)
@@ -102,6 +106,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             )
         self.max_ops = max_ops
         self.replacement = replacement
+        self.once = once and replacement
         self._signed = np.array([operation.signed for operation in self.space.operations])
         self._tables_kept: tuple[list[bytes] | None, Tables] | None = None
 
@@ -165,6 +170,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             raise ValueError(
                 f"actions have {actions.ops.shape[1]} slots, the policy draws {self.max_ops}"
             )
+        if self.once and (repeats(actions.ops, actions.keep) & actions.keep).any():
+            raise ValueError("an example's kept actions.ops must be distinct for this policy")
         if not self.replacement:
             ordered = np.sort(actions.ops.numpy(), axis=1)
             if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
@@ -175,7 +182,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         # Actions that were drawn in inference mode could not be saved for the backward pass.
         fields = (field.clone() if field.is_inference() else field for field in actions)
         on_device = Actions(*(field.to(device) for field in fields))
-        return log_prob(on_device, log_probs, choices)
+        return log_prob(on_device, log_probs, choices, self.once)
 
     def _drawn_from(self) -> Tables:
         """What draws read, kept until the logits change where nothing else can change it."""
@@ -188,7 +195,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             log_probs = LogProbs(*tables)  # type: ignore[arg-type]
             self._check_probabilities(log_probs)
             choices = self._log_choices(log_probs.num_ops)
-            drawn_from = Tables(log_probs, choices, self._signed, self.replacement)
+            drawn_from = Tables(log_probs, choices, self._signed, self.replacement, self.once)
         # Another process may have written the logits meanwhile: then these serve this draw only.
         if kept and self._logits_now() == values:
             self._tables_kept = (values, drawn_from)
@@ -318,9 +325,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             1.0
         """
         num_ops, keep, _, _, ops = self._tables()
-        counts = torch.arange(1, self.max_ops + 1, device=num_ops.device).to(num_ops)
-        kept = keep.exp().mean() if ops is None else ops.exp() @ keep.exp()
-        return (num_ops.exp() @ counts) * kept
+        return num_ops.exp() @ (self._open(keep, ops) @ keep.exp()).cumsum(0)
 
     def entropy(self) -> Tensor:
         """Entropy of the distribution, differentiable in the logits.
@@ -331,11 +336,15 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         num_ops, keep, drop, magnitude, ops = self._tables()
         slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
-        if ops is None:
-            slots = self._log_choices(num_ops) + counts * slot.mean()
-        else:
-            slots = counts * (_entropy(ops) + ops.exp() @ slot)
+        choice = self._log_choices(num_ops) if ops is None else counts * _entropy(ops)
+        slots = choice + (self._open(keep, ops) @ slot).cumsum(0)
         return _entropy(num_ops) + num_ops.exp() @ slots
+
+    def _open(self, keep: Tensor, ops: Tensor | None) -> Tensor:
+        """(S, A), probability that a slot draws an operation and is free to keep it."""
+        drawn = torch.full_like(keep, 1 / len(keep)) if ops is None else ops.exp()
+        slots = torch.arange(self.max_ops, device=keep.device)[:, None]
+        return drawn * (1 - drawn * keep.exp() * self.once) ** slots
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -19,15 +19,15 @@ class OLAPolicy(Policy):
     With ``strength`` it learns which operations, not how many: an operation that is dropped in
     Algorithm 2 is drawn again, so that operation a fills a slot with probability
     sigmoid(l_d[a]) / sum_b sigmoid(l_d[b]), and each of the ``max_ops`` slots is applied with
-    probability ``strength / max_ops``. A good operation can so reach every image; in Algorithm 2 it
-    reaches those it is drawn for.
+    probability ``strength / max_ops``, an operation at most once. A good operation can so reach
+    every image; in Algorithm 2 it reaches those it is drawn for.
 
     Args:
         space: a :class:`SearchSpace` or its name.
         max_ops: largest number of operations for one image; None is 4, or all of a smaller space.
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
-        strength: expected number of applied operations an image, 0 .. ``max_ops``; it can be
-            changed later. None learns it, as the paper does.
+        strength: expected number of applied operations an image, 0 .. ``max_ops``, those that are
+            drawn again counted too; it can be changed later. None learns it, as the paper does.
 
     Attributes:
         num_ops_logits: (max_ops,) l_r, of 1 .. max_ops operations; only without ``strength``.
@@ -60,7 +60,7 @@ class OLAPolicy(Policy):
         space = named_space(space, num_magnitude_bins)
         if max_ops is None:
             max_ops = 4 if strength is not None else min(4, len(space))
-        super().__init__(space, max_ops, replacement=strength is not None)
+        super().__init__(space, max_ops, replacement=strength is not None, once=True)
         size, bins = len(self.space), self.space.num_magnitude_bins
         if strength is None:
             self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))

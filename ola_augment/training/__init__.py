@@ -7,6 +7,7 @@ from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.metrics import accuracy, policy_metrics, scale_to_float
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.reward import (
+    Reward,
     cosine_reward,
     gradient_alignment_reward,
     next_step_loss_reward,
@@ -14,22 +15,26 @@ from ola_augment.training.reward import (
 )
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.thermostat import Thermostat
+from ola_augment.training.trial import Contrast, Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import Values, ValueUpdater
 
 __all__ = [
     "CSVLogger",
     "Callback",
+    "Contrast",
     "GARUpdater",
     "MetaGradientUpdater",
     "NSLRUpdater",
     "OLALearner",
+    "Reward",
     "SplitActions",
     "SplitBatchSampler",
     "SplitPolicy",
     "Step",
     "TensorBoardLogger",
     "Thermostat",
+    "Trial",
     "UpdateStats",
     "ValueUpdater",
     "Values",

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ola_augment.actions import Actions
+from ola_augment.actions import Actions, as_actions
 
 IMAGES = ("images", "image", "pixel_values")
-_TARGETS = ("targets", "labels", "label", "target")
+TARGETS = ("targets", "labels", "label", "target")
 
 
 class Batch(NamedTuple):
@@ -22,33 +22,36 @@ class Batch(NamedTuple):
     actions: Actions | None
 
 
-def read_batch(batch: Any, device: torch.device) -> Batch:
+def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
     """Understand one batch of a loader.
 
     Args:
         batch: (images, targets), (images, targets, :class:`Actions`), or a mapping with an entry
             ``images``, ``image`` or ``pixel_values``, an entry ``targets``, ``labels``, ``label``
             or ``target``, and perhaps ``actions``.
-        device: that images and targets are moved to.
+        device: that images and targets are moved to; None leaves them.
 
     Raises:
         ValueError: anything else.
     """
     if isinstance(batch, Mapping):
         images = next((batch[name] for name in IMAGES if name in batch), None)
-        targets = next((batch[name] for name in _TARGETS if name in batch), None)
+        targets = next((batch[name] for name in TARGETS if name in batch), None)
         actions = batch.get("actions")
     else:
         parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
         images, targets, actions = (*parts, None, None, None)[:3] if len(parts) < 4 else (None,) * 3
+    actions = as_actions(actions)
     known = actions is None or isinstance(actions, Actions)
     if not isinstance(images, Tensor) or targets is None or not known:
         what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else _describe(batch)
         raise ValueError(
             f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
-            f"one of {', '.join(IMAGES)} and one of {', '.join(_TARGETS)}; got {what}"
+            f"one of {', '.join(IMAGES)} and one of {', '.join(TARGETS)}; got {what}"
         )
-    return Batch(_move(images, device), _move(targets, device), actions)
+    if device is not None:
+        images, targets = move(images, device), move(targets, device)
+    return Batch(images, targets, actions)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -66,5 +69,8 @@ def _describe(batch: Any) -> str:
     return type(batch).__name__
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def move(value: Any, device: torch.device) -> Any:
+    """A tensor, or the entries of a mapping, on a device; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: move(entry, device) for name, entry in value.items()}
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

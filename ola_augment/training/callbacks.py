@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,14 @@ class TensorBoardLogger(Callback):
             raise ImportError(
                 f"TensorBoardLogger needs tensorboard: pip install tensorboard ({error})"
             ) from error
-        self.writer = SummaryWriter(str(log_dir))
+        self._open = functools.partial(SummaryWriter, str(log_dir))
+        self.writer: Any = None  # until there is something to write
+
+    def _writer_from(self, step: int) -> Any:
+        """What an earlier run wrote from this step on, before it was resumed, is hidden."""
+        if self.writer is None:
+            self.writer = self._open(purge_step=step)
+        return self.writer
 
     def on_step(self, step: int, loss: float | None) -> None:
         """Add the loss of a batch.
@@ -119,7 +127,7 @@ class TensorBoardLogger(Callback):
             loss: None adds nothing.
         """
         if loss is not None:
-            self.writer.add_scalar("loss", loss, step)
+            self._writer_from(step).add_scalar("loss", loss, step)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Add every number of an epoch.
@@ -127,7 +135,8 @@ class TensorBoardLogger(Callback):
         Args:
             record: with ``steps``.
         """
+        writer = self._writer_from(record["steps"])
         for name, value in flatten(record).items():
             if isinstance(value, int | float) and name not in ("epoch", "steps"):
-                self.writer.add_scalar(name, value, record["steps"])
-        self.writer.flush()
+                writer.add_scalar(name, value, record["steps"])
+        writer.flush()

@@ -5,10 +5,12 @@ Everything here is composed of the public parts and can be written in a user's o
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from ola_augment.training.checkpoint import (
     set_random_states,
 )
 from ola_augment.training.learner import OLALearner
-from ola_augment.training.metrics import progress_text, scale_to_float
+from ola_augment.training.metrics import plain_numbers, progress_text, scale_to_float
+from ola_augment.training.rejoin import train_size
 from ola_augment.training.run import Preprocess, Run
 from ola_augment.training.signals import Engine
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -111,6 +114,8 @@ def fit(
         what :func:`policy_metrics` says, by the names of the operations.
 
     Raises:
+        TypeError: an optimizer that needs a closure or has modes to switch (schedule-free), or a
+            scheduler that needs a metric (``ReduceLROnPlateau``).
         ValueError: a number out of range, an updater without ``augment`` or beside a learner, a
             learner of another model or transform, a loader without batches or with batches of an
             unknown kind, or a checkpoint that does not fit.
@@ -133,6 +138,7 @@ def fit(
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {clip_norm}")
+    _check_steps(optimizer, scheduler)
     if learner is None and updater is not None:
         if augment is None:
             raise ValueError("updater needs augment, the transform whose policy it updates")
@@ -189,7 +195,10 @@ def fit(
             write_atomically(metrics_path, "".join(line + "\n" for line in lines).encode())
 
     write_metrics()
-    total = epochs * len(loader) if isinstance(loader, Sized) else None
+    size = 0 if learner is None or not learner.rejoins else train_size(loader)
+    total = None
+    with contextlib.suppress(TypeError):  # loaders over an IterableDataset have none
+        total = epochs * len(loader)  # type: ignore[arg-type]
     method = "none" if augment is None else type(augment).__name__
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
         for epoch in range(first_epoch, epochs + 1):
@@ -208,6 +217,8 @@ def fit(
             paused = None
             before, start = seconds, time.perf_counter()
             for batch in batches:
+                if learner is not None:
+                    batch = learner.rejoin(batch, size)
                 loss = run.step(read_batch(batch, run.device))
                 batches_done += 1
                 seconds = before + time.perf_counter() - start
@@ -222,9 +233,10 @@ def fit(
             if not run.count:
                 raise ValueError("loader must give at least one batch, got none")
             record: dict[str, Any] = {"epoch": epoch, "steps": run.count, "seconds": seconds}
-            record |= run.metrics() | (evaluate() if evaluate else {})
+            record |= run.metrics() | (plain_numbers(evaluate()) if evaluate else {})
             for callback in callbacks:
                 callback.on_epoch(record)
+            record = plain_numbers(record)
             history.append(record)
             lines.append(json.dumps(record))
             batches_done, seconds = 0, 0.0
@@ -243,3 +255,25 @@ def _generators(*owners: Any) -> list[torch.Generator]:
         parts.append(getattr(getattr(owner, "batch_sampler", None), "sampler", None))
         found += [getattr(part, "generator", None) for part in parts]
     return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def _check_steps(optimizer: Any, scheduler: Any) -> None:
+    """Refuse what is stepped in another way than by ``step()``."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps them
+    kind = type(optimizer).__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"fit steps its optimizer once for each batch, {kind} asks for the loss several times "
+            "(a closure): take another optimizer, or a loop of your own with OLALearner"
+        )
+    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
+        raise TypeError(
+            f"{kind} has modes for training and evaluation, which fit does not switch: train in a "
+            "loop of your own with OLALearner"
+        )
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise TypeError(
+            "fit steps its scheduler after each batch, without a metric: step ReduceLROnPlateau in "
+            'a callback, on_epoch(record): scheduler.step(record["plain_loss"])'
+        )

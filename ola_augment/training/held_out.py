@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ola_augment.alignment.validation import trainable_parameters
-from ola_augment.training.reward import mean_over_ranks
+from ola_augment.training.batches import move, read_batch
+from ola_augment.training.calibration import calibrated
+from ola_augment.training.metrics import scale_to_float
+from ola_augment.training.ranks import mean_over_ranks
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]
+#: What a loss is measured on, where there are more.
+_MOST_EXAMPLES = 256
 
 
 class HeldOut:
@@ -23,6 +30,8 @@ class HeldOut:
     Args:
         batches: a list or loader of batches, read again from the start after the last.
         smoothing: of the running mean, in [0, 1).
+        calibrate: take the gradient of the loss at the best temperature. A model that is too sure
+            of itself asks for whatever makes it less sure, inverted images among it.
         loss: None is cross entropy of a batch (inputs, targets), uint8 inputs scaled to [0, 1].
 
     Raises:
@@ -30,13 +39,19 @@ class HeldOut:
     """
 
     def __init__(
-        self, batches: Iterable[Any], smoothing: float, loss: BatchLoss | None = None
+        self,
+        batches: Iterable[Any],
+        smoothing: float,
+        loss: BatchLoss | None = None,
+        calibrate: bool = False,
     ) -> None:
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
         self._batches = _Cycle(batches)
         self.smoothing = smoothing
-        self._loss = loss or _cross_entropy
+        self.calibrate = calibrate
+        self._loss = loss or held_out_loss(None, None)
+        self._sample: list[tuple[Any, ...]] = []
         self._mean: dict[str, Tensor] = {}
 
     def gradients(self, model: nn.Module) -> dict[str, Tensor]:
@@ -49,24 +64,37 @@ class HeldOut:
         if not all(bool(gradient.isfinite().all()) for gradient in new.values()):
             return new
         mean, share = self._mean, 1 - self.smoothing
+        # A layer that was replaced begins anew.
+        fits = {n for n, gradient in new.items() if n in mean and mean[n].shape == gradient.shape}
         self._mean = {
-            name: torch.lerp(mean[name], gradient, share) if name in mean else gradient
+            name: torch.lerp(mean[name], gradient, share) if name in fits else gradient
             for name, gradient in new.items()
         }
         return self._mean
 
+    def loss(self, model: nn.Module) -> float:
+        """Loss of the first images, always the same, at the best temperature; mean over ranks.
+
+        At most 256 images, or one batch, are read once and kept. Buffers stay as they are.
+        """
+        if not self._sample:
+            self._sample = self._batches.first(_MOST_EXAMPLES)
+        device = next(iter(trainable_parameters(model).values())).device
+        batches = [tuple(move(part, device) for part in batch) for batch in self._sample]
+        with _same_buffers(model), torch.no_grad():
+            return float(mean_over_ranks(calibrated(model, self._loss, batches)))
+
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
-        moved = [part.to(device) if isinstance(part, Tensor) else part for part in batch]
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        try:
-            loss = self._loss(model, *moved)
+        with _same_buffers(model):
+            moved = tuple(move(part, device) for part in batch)
+            loss = (
+                calibrated(model, self._loss, [moved])
+                if self.calibrate
+                else self._loss(model, *moved)
+            )
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
         return {
             name: mean_over_ranks(gradient)
             for name, gradient in zip(parameters, gradients, strict=True)
@@ -106,10 +134,29 @@ class _Cycle:
     def __init__(self, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:  # it can be read once only
             raise ValueError("reference must be a list or loader of batches, got an iterator")
+        if isinstance(batches, (list, tuple)) and any(isinstance(part, Tensor) for part in batches):
+            raise ValueError(
+                "reference must be a list or loader of batches, got tensors; [(images, targets)] "
+                "is one batch, DataLoader(TensorDataset(images, targets), 128) makes smaller ones"
+            )
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
         self.position = 0
+
+    def first(self, examples: int) -> list[tuple[Any, ...]]:
+        """As many batches from the start as hold so many examples, but one at least."""
+        found: list[tuple[Any, ...]] = []
+        count = 0
+        for batch in self._batches:
+            sizes = [len(part) for part in tree_leaves(batch) if isinstance(part, Tensor)]
+            count += sizes[0] if sizes else 1
+            if found and count > examples:
+                break
+            found.append(_as_tuple(batch))
+        if not found:
+            raise ValueError("reference holds no batch")
+        return found
 
     def next(self) -> tuple[Any, ...]:
         if self._read != self.position:  # just loaded
@@ -122,9 +169,48 @@ class _Cycle:
                 raise ValueError("reference holds no batch")
         self.position += 1
         self._read = self.position
-        return tuple(batch)
+        return _as_tuple(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator stays with its process; the copy goes on at the same position.
+        return {**self.__dict__, "_iterator": iter(()), "_read": -1}
 
 
-def _cross_entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    inputs = inputs if inputs.is_floating_point() else inputs.float() / 255
-    return F.cross_entropy(model(inputs), targets)
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def held_out_loss(
+    loss: BatchLoss | None, preprocess: Callable[[Tensor], Tensor] | None
+) -> BatchLoss:
+    """The loss of a held-out batch: the one given, or cross entropy of pre-processed inputs.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if loss is not None and preprocess is not None:
+        raise ValueError("loss and preprocess are given: pre-process the inputs in the loss")
+    return loss or _CrossEntropy(preprocess or scale_to_float)
+
+
+class _CrossEntropy:
+    """Cross entropy of pre-processed inputs; an object, so that a learner can be pickled."""
+
+    def __init__(self, preprocess: Callable[[Tensor], Tensor]) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, model: nn.Module, *batch: Any) -> Tensor:
+        inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
+        outputs = model(self.preprocess(inputs))
+        return F.cross_entropy(getattr(outputs, "logits", outputs), targets)
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

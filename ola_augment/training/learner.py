@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,31 @@ from ola_augment.alignment import GradientAlignment, NotFinite
 from ola_augment.alignment.validation import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
-from ola_augment.training.held_out import BatchLoss, HeldOut
+from ola_augment.streams import world_size
+from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.reward import all_ranks
+from ola_augment.training.ranks import own_policy, refuse_join, sum_over_ranks
+from ola_augment.training.rejoin import Rejoin, Rejoined
+from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
+from ola_augment.training.trial import Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
 
-_VERSION = 2
+_VERSION = 3
+#: Pairs that taught nothing, one after the other, before the learner says so.
+_IN_VAIN = 10
+_ADVICE = {
+    "not finite": "losses or alignments are NaN or Inf",
+    "one example": "rewards tell the examples of a batch apart, and there is only one: make "
+    "batches larger, or accumulate them",
+    "no second half": "a first half of a pair followed upon another: after each augmented step "
+    "comes a plain one, each of as many micro-batches as announced (micro_batches, or last=)",
+    "no first half": "second halves came alone: before each plain step comes an augmented one",
+    "given up": "the steps were given up, by an error inside them or by drop()",
+}
 
 
 @dataclass
@@ -67,7 +84,8 @@ class OLALearner:
             optimizer.step(); optimizer.zero_grad()
 
     A step that fails, or whose signal is NaN or Inf, leaves the policy as it is; the next pair
-    learns again (``skipped`` counts them). Under ``torch.distributed`` all ranks skip together.
+    learns again. ``skipped`` counts them by their cause; ten in a row are worth a warning. Under
+    ``torch.distributed`` all ranks skip together.
 
     Args:
         model: that is trained; may be a ``DistributedDataParallel``.
@@ -79,7 +97,8 @@ class OLALearner:
             trained on (held out): one is drawn for each pair, again from the start after the last.
         cosine: reward the cosine between the gradients, not their dot product.
         learn_every: learn from every so manyth pair; the others cost nothing.
-        micro_batches: steps that make one half of a pair, when gradients are accumulated.
+        micro_batches: steps that make one half of a pair, when gradients are accumulated; where
+            their number varies, give ``last=`` to each step instead.
         smoothing: of held-out gradients, in [0, 1): g is their running mean over the pairs that
             teach, of which the latest has the share ``1 - smoothing``. Steps with momentum swing
             to and fro; what is left in the mean is what would help for longer than one step.
@@ -88,6 +107,11 @@ class OLALearner:
             until then (``ValueUpdater(explore=True)``).
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
             block.
+        rejoin: let held-out images join the training by :meth:`loader` (in :func:`fit` and the
+            integrations by themselves) once the policy has no more use for them.
+        calibrate: take held-out gradients at the best temperature of the model's outputs: a model
+            that is too sure of itself asks for whatever makes it less sure.
+        trial: tries what was learned on the held-out images, and sets the strength.
         updater: None is a :class:`ValueUpdater` for a policy of a given strength (``lr`` is then
             ignored), else ``GARUpdater(augment.policy, lr)``.
         engine: instead of ``GradientAlignment(model)``.
@@ -97,7 +121,9 @@ class OLALearner:
     Attributes:
         policy: that learns.
         pairs: completed so far.
-        skipped: pairs that should have taught the policy something, and did not.
+        skipped: pairs that should have taught the policy something, and did not, by their cause:
+            "not finite" (on some rank), "one example" (a reward tells the examples of a batch
+            apart), "no second half", "no first half", "given up" (:meth:`drop`, or an error).
 
     Raises:
         TypeError: ``augment`` is no transform with a policy.
@@ -134,6 +160,9 @@ class OLALearner:
         smoothing: float = 0.8,
         learn_pairs: int | None = None,
         thermostat: Thermostat | None = None,
+        trial: Trial | None = None,
+        rejoin: bool = False,
+        calibrate: bool = False,
         updater: GARUpdater | NSLRUpdater | ValueUpdater | None = None,
         engine: Engine | None = None,
         loss: BatchLoss | None = None,
@@ -155,7 +184,9 @@ class OLALearner:
             raise ValueError("updater must be of augment.policy, it updates another policy")
         if thermostat is not None and thermostat.policy is not augment.policy:
             raise ValueError("thermostat must be of augment.policy, it steers another policy")
-        self._model = unwrapped(model)
+        if trial is not None and (trial.policy is not augment.policy or isinstance(reference, str)):
+            raise ValueError("trial must be of augment.policy, and needs held-out batches")
+        self._model, self._wrapper = unwrapped(model), model
         self._signal: Signal
         if self.updater.per_example:
             engine = GradientAlignment(model) if engine is None else engine
@@ -173,15 +204,26 @@ class OLALearner:
         self.transform = augment
         self.policy: Policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
-        self._held_out = None if isinstance(reference, str) else HeldOut(reference, smoothing, loss)
+        self._held_out = (
+            None if isinstance(reference, str) else HeldOut(reference, smoothing, loss, calibrate)
+        )
+        if rejoin and isinstance(reference, str):
+            raise ValueError("rejoin needs held-out batches")
+        self._rejoin = Rejoin(reference) if rejoin and not isinstance(reference, str) else None
+        self._checked_rejoin = False
         self.thermostat = thermostat
+        self.trial = trial
         self.learn_every = learn_every
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()
+        self._in_vain = 0
+        self._told = False
+        self._lost = False  # the pair's first half was given up
+        self._alone = False  # the second half has none before it
         self._drawn: list[Actions] = []
-        self.drop()
+        self._clear()
 
     @classmethod
     def recommended(
@@ -191,29 +233,35 @@ class OLALearner:
         held_out: Iterable[Any],
         pairs: int,
         loss: BatchLoss | None = None,
+        *,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
-        For a quarter of the run, operations are drawn uniformly and valued by the cosine between
-        the gradients of the examples that got them and that of held-out images, from 250 to
-        500 pairs (all, in a shorter run); for the rest they are drawn by their values. A
-        thermostat steers the strength.
+        For a quarter of the run operations are drawn uniformly, and valued by the cosine between
+        the gradients of the examples that got them and that of held-out images; a twelfth of all
+        pairs teach, at most 500. Then a :class:`Trial` of up to three tenths of the run finds out
+        whether augmentation by these values helps on the held-out images, and how much of it is to
+        be used for the rest; where it does not help, none is. :meth:`evidence` says what was found.
 
         Args:
             model: that is trained.
-            augment: with a strength, where the thermostat starts: ``OLAAugment(strength=1)``.
-            held_out: batches of images from where the model will be used, or of a part of the
-                training images; after ``learner.learn_pairs`` they may join the training.
-            pairs: of augmented and plain steps in the whole run.
+            augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
+            held_out: batches of labelled images of the target domain, or of a part of the training
+                images; they come back into the training by :meth:`loader`.
+            pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
                 a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+            preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the
+                training images get.
 
         Returns:
             The learner, to be used like any other.
 
         Raises:
             TypeError: another policy than an :class:`OLAPolicy`.
-            ValueError: one that learns its strength, or ``pairs`` below 1.
+            ValueError: one that learns its strength, ``pairs`` below 1, or both ``loss`` and
+                ``preprocess``.
 
         Example:
             >>> from ola_augment import OLAAugment
@@ -221,22 +269,26 @@ class OLALearner:
             >>> held_out = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
-            >>> learner.learn_pairs, learner.learn_every
-            (1000, 4)
+            >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
+            (1000, 3, 12)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
-        explored = -(-pairs // 4)
+        policy: Any = augment.policy  # checked by those who are given it
+        learn_pairs = -(-pairs // 4)
         return cls(
             model,
             augment,
             reference=held_out,
-            learn_every=max(1, explored // 250),
-            learn_pairs=explored,
-            thermostat=Thermostat(augment.policy, lower_after=explored),  # type: ignore[arg-type]
-            loss=loss,
+            learn_every=-(-learn_pairs // min(-(-pairs // 12), 500)),
+            learn_pairs=learn_pairs,
+            trial=Trial(policy, learn_pairs, 3 * pairs // 10),
+            rejoin=True,
+            calibrate=True,
+            updater=ValueUpdater(policy, decay=1.0, scale=1.5, explore=True, shrink=True),
+            loss=held_out_loss(loss, preprocess),
         )
 
     @property
@@ -247,6 +299,90 @@ class OLALearner:
         """
         over = self.learn_pairs is not None and self.pairs >= self.learn_pairs
         return not over and not self._frozen and self.pairs % self.learn_every == 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the policy is what it will be: nothing is learned or tried any more."""
+        learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
+        return self._frozen or (learned and (self.trial is None or self.trial.over))
+
+    @property
+    def rejoins(self) -> bool:
+        """Whether held-out images will join the training."""
+        return self._rejoin is not None
+
+    def loader(self, loader: Iterable[Any]) -> Iterable[Any]:
+        """A loader's batches, which held-out images join once the learner is ``settled``.
+
+        They replace as many examples of a batch as they would be if both were one data set. A
+        learner whose held-out images stay out (``rejoin=False``) gives the loader back.
+
+        Args:
+            loader: of the training, in every epoch the same.
+
+        Returns:
+            An iterable with the length and the attributes of ``loader``.
+
+        Example:
+            >>> from ola_augment import OLAAugment
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+            >>> held_out = [(torch.ones(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+            >>> augment = OLAAugment(strength=1).freeze()  # settled from the start
+            >>> learner = OLALearner.recommended(model, augment, held_out, pairs=10)
+            >>> batches = [(torch.zeros(8, 3, 8, 8), torch.ones(8, dtype=torch.long))] * 2
+            >>> [targets.tolist() for _, targets in learner.loader(batches)]
+            [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
+        """
+        return loader if self._rejoin is None else Rejoined(loader, self)
+
+    def rejoin(self, batch: Any, train_size: int) -> Any:
+        """What :meth:`loader` does with a batch, for loops of somebody else.
+
+        Args:
+            batch: of the training, any nesting of tensors (B, ...).
+            train_size: number of training images in an epoch.
+
+        Returns:
+            The batch, or one of the same structure and size with held-out examples in it.
+
+        Raises:
+            ValueError: held-out batches have another structure, shape or dtype.
+        """
+        if self._rejoin is None:
+            return batch
+        if not self._checked_rejoin:
+            self._rejoin.check(batch)
+            self._checked_rejoin = True
+        return self._rejoin.mix(batch, train_size) if self.settled else batch
+
+    @property
+    def needs(self) -> str:
+        """What each step has to give beside a backward pass, in words; "" is nothing.
+
+        A :class:`NSLRUpdater` needs ``step.loss``, a ``DirectionalAlignment`` computes the losses
+        of the batch itself.
+        """
+        return self._signal.needs
+
+    @contextlib.contextmanager
+    def on_outputs(self, receive: Callable[[Any], object]) -> Iterator[None]:
+        """Hand what the model gives in a block, where a loop of somebody else calls it.
+
+        Args:
+            receive: called with the outputs of each forward pass.
+
+        Yields:
+            Nothing.
+        """
+
+        def hook(model: nn.Module, inputs: Any, outputs: Any) -> None:
+            receive(outputs)
+
+        handle = self._model.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @property
     def _frozen(self) -> bool:
@@ -284,21 +420,49 @@ class OLALearner:
         Raises:
             TypeError, ValueError: what :meth:`PolicyTransform.augment` refuses.
         """
+        self._try_out()
         images, actions = self.transform.augment(images, clips=clips)
         self._drawn.append(actions)
         return images
 
     def drop(self) -> None:
         """Forget the pair that is under way: its reward will not be given."""
-        self._signal.clear()
+        self._lose("given up")
         self._drawn.clear()
+
+    def _lose(self, cause: str) -> None:
+        if self._half and self.learns and not self._settled:
+            self._skip(cause)
+        self._lost = self._lost or bool(self._half)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._signal.clear()
         self._actions: list[Actions] = []  # of augmented steps that await their reward
         self._gradients: Mapping[str, Tensor] | None = None
-        self._half: tuple[str, int] = ("", 0)  # under way, and how many of its micro-batches ran
+        self._half = ""  # under way, or over and waiting for the other one
+        self._count = 0  # of its micro-batches that ran
+        self._ended = False
+        self._settled = False  # the pair's reward was given, or counted as skipped
+
+    def _skip(self, cause: str) -> None:
+        self.skipped[cause] += 1
+        self._settled = True
+        self._in_vain += 1
+        if self._in_vain == _IN_VAIN and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{_IN_VAIN} pairs in a row taught the policy nothing ({cause}): {_ADVICE[cause]}",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def augmented_step(
-        self, *batch: Any, actions: Actions | None = None, loss_scale: float = 1.0
+        self,
+        *batch: Any,
+        actions: Actions | None = None,
+        loss_scale: float = 1.0,
+        last: bool | None = None,
     ) -> Iterator[Step]:
         """The forward and backward pass of an augmented (micro-)batch.
 
@@ -307,6 +471,8 @@ class OLALearner:
             actions: of images that were augmented elsewhere, as in DataLoader workers; None takes
                 those of :meth:`augment`, called inside the block or before it.
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+            last: whether this micro-batch ends its half (``accelerator.sync_gradients``); None
+                counts up to ``micro_batches``.
 
         Yields:
             The :class:`Step`.
@@ -318,8 +484,8 @@ class OLALearner:
         first = not self.plain_first
         step = Step(self.learns)
         try:
-            count = self._enter("augmented", first)
-            if count == 0 and self._held_out is not None and step.learns:
+            ends = self._enter("augmented", first, last)
+            if self._count == 0 and self._held_out is not None and step.learns:
                 self._gradients = self._held_out.gradients(self._model)
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or self._gradients is not None)
@@ -338,21 +504,24 @@ class OLALearner:
                     "pass actions"
                 )
             self._actions += drawn * captures
-            self._half = ("augmented", count + 1)
-            if count + 1 == self.micro_batches and self.reference != "next":
+            self._count += 1
+            self._ended = ends
+            if ends and self.reference != "next":
                 step.stats = self._reward(step, self._gradients)
         except BaseException:
             self.drop()
             raise
-        if count + 1 == self.micro_batches and not first:
+        if ends and not first:
             self._complete()
 
     @contextlib.contextmanager
-    def plain_step(self, *, loss_scale: float = 1.0) -> Iterator[Step]:
+    def plain_step(self, *, loss_scale: float = 1.0, last: bool | None = None) -> Iterator[Step]:
         """The forward and backward pass of a plain (micro-)batch; clip gradients after it.
 
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+            last: whether this micro-batch ends its half (``accelerator.sync_gradients``); None
+                counts up to ``micro_batches``.
 
         Yields:
             The :class:`Step`; its ``stats`` are filled in after the block.
@@ -363,7 +532,7 @@ class OLALearner:
         """
         step = Step(self.learns)
         try:
-            count = self._enter("plain", self.plain_first)
+            ends = self._enter("plain", self.plain_first, last)
             yield step
             if self.thermostat is not None and not self._frozen:
                 if step.accuracy is None:
@@ -372,8 +541,9 @@ class OLALearner:
                         "learner.plain_step() as step:` step.accuracy = accuracy"
                     )
                 self.thermostat.step(step.accuracy)
-            self._half = ("plain", count + 1)
-            if count + 1 == self.micro_batches and step.learns:
+            self._count += 1
+            self._ended = ends
+            if ends and step.learns:
                 if self.reference == "next":
                     step.stats = self._reward(step, None, loss_scale)
                 elif self.plain_first:
@@ -381,22 +551,35 @@ class OLALearner:
         except BaseException:
             self.drop()
             raise
-        if count + 1 == self.micro_batches and not self.plain_first:
+        if ends and not self.plain_first:
             self._complete()
 
-    def _enter(self, half: str, first: bool) -> int:
-        """How many micro-batches of this half ran; a first half begins a new pair."""
-        if self._half[0] == half and self._half[1] < self.micro_batches:
-            return self._half[1]
-        if first and self._half[0]:  # the pair before was never finished
-            self.skipped += self.learns
-            drawn = list(self._drawn)
-            self.drop()
-            self._drawn += drawn
-        return 0
+    def _enter(self, half: str, first: bool, last: bool | None) -> bool:
+        """Whether this micro-batch ends its half; a first half begins a new pair."""
+        own_policy(self.policy)
+        refuse_join(self._wrapper)
+        if self._half != half or self._ended:
+            if first:
+                self._lose("no second half")  # of the pair before, which was never finished
+                self._lost = False
+                self._try_out()
+            elif not self._half and not self._lost:
+                self._alone = True
+            self._half, self._count, self._ended = half, 0, False
+        return self._count + 1 == self.micro_batches if last is None else last
+
+    def _try_out(self) -> None:
+        """Between two pairs, before the next one draws."""
+        if self.trial is not None and not self._half and not self._frozen:
+            assert self._held_out is not None
+            self.trial.begin_pair(self.pairs, self.learns, self._model, self._held_out.loss)
 
     def _complete(self) -> None:
-        self.drop()
+        alone, self._alone, self._lost = self._alone, False, False
+        self._clear()
+        self._drawn.clear()
+        if alone:  # a loss that an optimizer asked for again, or a half too many
+            return
         self.pairs += 1
         over = self.pairs == self.learn_pairs and not self._frozen
         if over and isinstance(self.updater, ValueUpdater):
@@ -406,19 +589,32 @@ class OLALearner:
         self, step: Step, gradients: Mapping[str, Tensor] | None, loss_scale: float = 1.0
     ) -> UpdateStats | None:
         """Update the policy, or on no rank."""
+        if not step.learns:
+            return None
         signal, actions = None, self._actions
-        if actions and step.learns:
+        if actions:
             with contextlib.suppress(NotFinite):
                 signal = self._signal.read(gradients, step.loss, loss_scale)
             if signal is not None and not all(bool(part.isfinite().all()) for part in signal):
                 signal = None
-        device = next(self._model.parameters()).device
-        if step.learns and not all_ranks(signal is not None, device):
-            self.skipped += 1
+        examples = sum(len(part.log_prob) for part in actions)
+        bad, everywhere = self._over_ranks(signal is None, examples)
+        if signal is None or bad:
+            if not self._lost:
+                self._skip("no first half" if self._alone else "not finite")
             return None
-        if signal is None:
+        if everywhere == 1 and _compares(self.updater):
+            self._skip("one example")
             return None
+        self._settled, self._in_vain = True, 0
         return self.updater.step(Actions.cat(actions), *signal)
+
+    def _over_ranks(self, bad: bool, examples: int) -> tuple[bool, int]:
+        if world_size() == 1:  # without a word to the device
+            return bad, examples
+        device = next(self._model.parameters()).device
+        told = sum_over_ranks(torch.tensor([float(bad), float(examples)], device=device))
+        return bool(told[0]), int(told[1])
 
     def _trained_gradients(self, loss_scale: float) -> dict[str, Tensor]:
         parameters = trainable_parameters(self._model)
@@ -442,12 +638,7 @@ class OLALearner:
             RuntimeError: in the middle of a pair that awaits its reward, whose capture cannot be
                 saved: save between pairs, or give it up with :meth:`drop`.
         """
-        waits = self.learns and self._held_out is None
-        if self._half[0] and (waits or self._half[1] < self.micro_batches):
-            raise RuntimeError(
-                "a pair is under way and its capture cannot be saved: save after its second step, "
-                "or call drop() first and lose its reward"
-            )
+        self._refuse_under_way("saved", "save")
         generator = self.transform.generator
         return {
             "version": _VERSION,
@@ -456,11 +647,31 @@ class OLALearner:
             "updater": self.updater.state_dict(),
             "generator": None if generator is None else generator.get_state(),
             "pairs": self.pairs,
-            "skipped": self.skipped,
-            "half": self._half[0],
+            "skipped": dict(self.skipped),
+            "half": self._half,
+            "lost": self._lost,
             "held_out": None if self._held_out is None else self._held_out.state_dict(),
             "thermostat": None if self.thermostat is None else self.thermostat.state_dict(),
+            "trial": None if self.trial is None else self.trial.state_dict(),
+            "rejoin": None if self._rejoin is None else self._rejoin.state_dict(),
         }
+
+    def _refuse_under_way(self, done: str, do: str) -> None:
+        waits = self.learns and self._held_out is None
+        if self._half and (waits or not self._ended):
+            raise RuntimeError(
+                f"a pair is under way and its capture cannot be {done}: {do} after its second "
+                "step, or call drop() first and lose its reward"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, between pairs: the copy has a model and a policy of its own.
+
+        Raises:
+            RuntimeError: a pair is under way, see :meth:`state_dict`.
+        """
+        self._refuse_under_way("copied", "copy")
+        return {**self.__dict__, "_wrapper": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; a pair that is under way is forgotten.
@@ -484,19 +695,27 @@ class OLALearner:
             )
         generator = self.transform.generator
         saved = state.get("generator")
-        parts = {"generator": generator, "held_out": self._held_out, "thermostat": self.thermostat}
+        parts = {
+            "generator": generator,
+            "held_out": self._held_out,
+            "thermostat": self.thermostat,
+            "trial": self.trial,
+            "rejoin": self._rejoin,
+        }
         for name, part in parts.items():
             if (part is None) != (state.get(name) is None):
                 raise ValueError(f"state is of a learner with another {name}, or without one")
         half = state.get("half", "")
         if half not in ("", "plain" if self.plain_first else "augmented"):
             raise ValueError(f"state is of a learner with another order of halves: {half!r}")
-        counts = [state.get("pairs"), state.get("skipped")]
+        pairs, skipped = state.get("pairs"), state.get("skipped")
+        counts = [pairs, *(skipped.values() if isinstance(skipped, Mapping) else [None])]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"state is damaged: counts {counts}")
+            raise ValueError(f"state is damaged: counts {pairs} and {skipped}")
         restore = None
         if self._held_out is not None:
             restore = self._held_out.checked(state["held_out"], self._model)
+        tried = None if self.trial is None else self.trial.checked(state["trial"], self._model)
         before = {name: value.clone() for name, value in self.policy.state_dict().items()}
         try:
             if generator is not None:
@@ -512,12 +731,23 @@ class OLALearner:
             generator.set_state(saved)  # type: ignore[arg-type]
         if restore is not None:
             restore()
-        self.pairs, self.skipped = counts  # type: ignore[assignment]
-        self.drop()
-        self._half = (half, self.micro_batches)
+        if tried is not None:
+            tried()
+        if self._rejoin is not None:
+            self._rejoin.load_state_dict(state["rejoin"])
+        self._clear()
+        self._drawn.clear()
+        self.pairs, self.skipped = pairs, Counter(skipped)  # type: ignore[assignment]
+        self._lost = bool(state.get("lost", False))
+        self._half, self._ended, self._settled = half, True, True
 
 
 def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpdater:
     if isinstance(policy, OLAPolicy) and policy.strength is not None:
         return ValueUpdater(policy, explore=explore)
     return GARUpdater(policy, lr=lr)
+
+
+def _compares(updater: object) -> bool:
+    """Whether rewards are differences within a batch."""
+    return getattr(updater, "reward", None) in (gradient_alignment_reward, cosine_reward)

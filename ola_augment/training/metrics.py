@@ -66,6 +66,22 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def plain_numbers(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's, in any nesting, for files.
+
+    Example:
+        >>> plain_numbers({"accuracy": torch.tensor(0.5), "counts": torch.tensor([1, 2])})
+        {'accuracy': 0.5, 'counts': [1, 2]}
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_numbers(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_numbers(entry) for entry in value]
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
 def progress_text(metrics: Mapping[str, Any]) -> str:
     """Loss, accuracy and what the policy favours, in one short line.
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ola_augment.training.reward import Reward, all_ranks, sum_over_ranks, takes_norms
+from ola_augment.training.ranks import all_ranks, own_policy, sum_over_ranks
+from ola_augment.training.reward import Reward, takes_norms
 
 #: Largest importance weight of an example drawn under other logits than today's.
 MAX_WEIGHT = 10.0
@@ -71,6 +72,7 @@ class PolicyGradient:
         optimizer: torch.optim.Optimizer | None,
         entropy_weight: float,
     ) -> None:
+        own_policy(policy)
         named = policy.named_logits() if hasattr(policy, "named_logits") else None
         candidates = policy.parameters() if named is None else named.values()
         self._logits = [logits for logits in candidates if logits.requires_grad]
@@ -103,6 +105,7 @@ class PolicyGradient:
     def _collect(self, actions: Any, rewards: Tensor) -> tuple[list[Tensor], float, float]:
         """Gradient of the batch mean of r_i log p(a_i), examples, share of clipped weights."""
         refuse_frozen(self._logits)
+        own_policy(self.policy)
         _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
+
+from ola_augment.training.ranks import sum_over_ranks
 
 #: From alignments (B,), and norms (B,) where it has a parameter of that name, to rewards (B,).
 Reward = Callable[..., Tensor]
@@ -83,29 +84,3 @@ def normalize(values: Tensor) -> Tensor:
     size = (sum_over_ranks((exact**2).sum()) / count).sqrt()
     rounding = 4 * torch.finfo(values.dtype).eps * size
     return (centered / torch.where(std > rounding, std, torch.inf)).to(values.dtype)
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over all ranks; the values themselves in a single process."""
-    ranks = _ranks()
-    return values if ranks == 1 else sum_over_ranks(values) / ranks
-
-
-def all_ranks(okay: bool, device: torch.device) -> bool:
-    """Whether it is true on every rank: none goes a way of its own."""
-    if _ranks() == 1:  # without a word to the device
-        return okay
-    return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum over all ranks of ``torch.distributed``; the values themselves in a single process."""
-    if _ranks() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

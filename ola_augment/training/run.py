@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ola_augment.training.batches import Batch
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.metrics import hits, policy_metrics
-from ola_augment.training.reward import all_ranks
+from ola_augment.training.ranks import all_ranks
 from ola_augment.transforms import PolicyTransform
 
 Preprocess = Callable[[Tensor], Tensor]
@@ -92,7 +92,10 @@ class Run:
         half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
         images, actions = batch.images, batch.actions
         if augmented and self.augment is not None and batch.actions is None:
-            images, actions = self.augment.augment(images, clips=True)
+            if learner is None:
+                images, actions = self.augment.augment(images, clips=True)
+            else:
+                images = learner.augment(images)
         if learner is not None:
             half = (
                 learner.augmented_step(actions=actions, loss_scale=scale)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ola_augment.alignment import DirectionalAlignment, GradientAlignment
+
 
 class Engine(Protocol):
     """An alignment engine: those of :mod:`ola_augment.alignment`, or a user's own.
@@ -30,6 +32,10 @@ class Engine(Protocol):
 
 class Signal(Protocol):
     """Turns an augmented step into what an updater rewards."""
+
+    @property
+    def needs(self) -> str:
+        """What it needs of each step beside a backward pass, in words."""
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
@@ -58,7 +64,7 @@ class Alignments:
     """
 
     def __init__(self, engine: Engine, cosine: bool, norms: bool) -> None:
-        accepted = inspect.signature(engine.capture).parameters
+        accepted = frozenset(inspect.signature(engine.capture).parameters)
         if (cosine or norms) and "norms" not in accepted:
             raise ValueError(
                 "cosine=True and rewards that take norms need an engine with "
@@ -68,6 +74,10 @@ class Alignments:
         self._cosine = cosine
         self._norms = norms
         self._accepted = accepted
+        directional = isinstance(engine, DirectionalAlignment)
+        self.needs = (
+            "the batch of each augmented step (DirectionalAlignment)" if directional else ""
+        )
         self._read: list[Callable[[Mapping[str, Tensor] | None], tuple[Tensor, ...]]] = []
 
     @contextlib.contextmanager
@@ -118,11 +128,14 @@ class Alignments:
             raise RuntimeError("nothing to align: no augmented step was captured")
         parts = zip(*(read(gradients) for read in readers), strict=True)
         found, *norms = (torch.cat(part) for part in parts)
+        self.clear()
         return (found if self._cosine else found / loss_scale, *norms)
 
     def clear(self) -> None:
         """Forget what was recorded."""
         self._read.clear()
+        if isinstance(self._engine, GradientAlignment):  # it keeps the latest capture
+            self._engine.forget()
 
     def _norm(self, gradients: Mapping[str, Tensor] | None) -> Tensor:
         if gradients is None:
@@ -135,6 +148,8 @@ class Alignments:
 
 class NextStepLoss:
     """The loss of the step after: one number for all examples."""
+
+    needs = "the loss of each plain step (NSLRUpdater)"
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from ola_augment.logits import LogitsModule
+from ola_augment.streams import rank_here, stream_of
 
 
 class SplitActions(NamedTuple):
@@ -163,7 +164,8 @@ class SplitPolicy(LogitsModule):
 class SplitBatchSampler(Sampler[list[int]]):
     """Batches of data-set indices drawn through a :class:`SplitPolicy`, for any DataLoader.
 
-    For every example a split is drawn from the policy, then an index uniformly from the split.
+    For every example a split is drawn from the policy, then an index uniformly from the split; by
+    each rank of ``torch.distributed`` anew.
 
     Args:
         policy: over ``len(splits)`` splits.
@@ -222,9 +224,10 @@ class SplitBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for _ in range(self.num_batches):
-            splits = self.policy.sample(self.batch_size, self.generator).splits
+            generator = stream_of(self.generator, rank_here())
+            splits = self.policy.sample(self.batch_size, generator).splits
             uniforms = torch.rand(
-                len(splits), dtype=torch.float64, generator=self.generator, device="cpu"
+                len(splits), dtype=torch.float64, generator=generator, device="cpu"
             )
             yield [
                 int(self.splits[split][int(u * len(self.splits[split]))])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ola_augment.policy import OLAPolicy, check_strength
-from ola_augment.training.reward import mean_over_ranks
+from ola_augment.training.ranks import mean_over_ranks, own_policy
 
 
 class Thermostat:
@@ -98,6 +98,7 @@ class Thermostat:
         """
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must lie in [0, 1], got {accuracy}")
+        own_policy(self.policy)
         everywhere = float(
             mean_over_ranks(torch.tensor(float(accuracy), dtype=torch.float64, device="cpu"))
         )

@@ -14,11 +14,11 @@ from ola_augment.training.policy_gradient import (
     check_everywhere,
     checked_rewards,
 )
+from ola_augment.training.ranks import sum_over_ranks
 from ola_augment.training.reward import (
     Reward,
     gradient_alignment_reward,
     next_step_loss_reward,
-    sum_over_ranks,
     takes_norms,
 )
 

@@ -11,12 +11,8 @@ from torch import Tensor
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
-from ola_augment.training.reward import (
-    Reward,
-    cosine_reward,
-    sum_over_ranks,
-    takes_norms,
-)
+from ola_augment.training.ranks import own_policy, sum_over_ranks
+from ola_augment.training.reward import Reward, cosine_reward, takes_norms
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
@@ -40,6 +36,34 @@ class Values(NamedTuple):
     operation_std: Tensor
     magnitude: Tensor
     magnitude_std: Tensor
+
+    @property
+    def operation_t(self) -> Tensor:
+        """(A,) v(a) less the mean, in standard deviations of the estimate."""
+        return _t(self.operation, self.operation_std)
+
+    @property
+    def magnitude_t(self) -> Tensor:
+        """(A, K) v(a, k) - v(a), likewise; 0 for operations without magnitude."""
+        return _t(self.magnitude, self.magnitude_std)
+
+
+def trusted_share(t: Tensor) -> float:
+    """The share of t-values that is no noise, tau^2 / (1 + tau^2) with tau^2 = mean t^2 - 1.
+
+    Args:
+        t: any number of them; a 0 stands for what has no value, and does not count.
+
+    Returns:
+        In [0, 1); 0 where they differ no more than chance would have it.
+    """
+    counted = t[t != 0]
+    spread = float(counted.square().mean()) - 1 if len(counted) else 0.0
+    return max(spread, 0.0) / (1 + max(spread, 0.0))
+
+
+def _t(mean: Tensor, std: Tensor) -> Tensor:
+    return torch.where(std > 1e-9, mean / std, 0.0)  # no magnitude, no deviation from its mean
 
 
 class ValueUpdater:
@@ -70,8 +94,16 @@ class ValueUpdater:
             more often and so learned by heart sooner, and then it is worth less: values of draws
             that do not depend on them can be compared.
         prior: examples' worth of belief that all are worth the same, positive.
+        shrink: trust the t-values as far as they differ more than chance would have it. The largest
+            of 19 is 2 though all operations are alike, and exp(2) is 7. With tau^2 = mean t^2 - 1,
+            not below 0, all are multiplied by tau^2 / (1 + tau^2) (James and Stein, 1961), those
+            of operations and those of magnitudes each by their own.
         reward: of the examples of a batch: ``reward(alignments)``, or ``reward(alignments, norms)``
             with the norms of their gradients, all (B,).
+
+    Attributes:
+        steps: batches that were learned from.
+        examples: in them, over all ranks.
 
     Raises:
         TypeError: another kind of policy, or a reward that is no function.
@@ -96,6 +128,7 @@ class ValueUpdater:
         limit: float = 4.0,
         prior: float = 10.0,
         explore: bool = False,
+        shrink: bool = False,
         reward: Reward = cosine_reward,
     ) -> None:
         check_strength(policy)
@@ -112,6 +145,9 @@ class ValueUpdater:
         self.limit = limit
         self.prior = prior
         self.explores = explore
+        self.shrink = shrink
+        self.steps = 0
+        self.examples = 0
         operations, bins = policy.space.operations, policy.space.num_magnitude_bins
         basis = torch.linspace(-1, 1, bins, dtype=torch.float64, device="cpu")
         basis = torch.stack(
@@ -185,6 +221,7 @@ class ValueUpdater:
             RuntimeError: the policy is frozen.
         """
         refuse_frozen((self.policy.keep_logits, self.policy.magnitude_logits))
+        own_policy(self.policy)
         rewards = checked_rewards(self.reward, len(actions.log_prob), alignments, norms)
         check_actions(actions, self.policy.space, len(rewards))
         rewards = rewards.detach().double()
@@ -196,11 +233,13 @@ class ValueUpdater:
         moment = self.decay * self._moment + sum_over_ranks(features.T @ rewards).cpu()
         before = self._precision, self._moment
         self._precision, self._moment = precision, moment
+        self.steps, self.examples = self.steps + 1, self.examples + int(count)
         try:
             if not self.explores:
                 self._set_logits()
         except BaseException:
             self._precision, self._moment = before
+            self.steps, self.examples = self.steps - 1, self.examples - int(count)
             raise
         with torch.no_grad():
             entropy = float(self.policy.entropy())
@@ -219,15 +258,16 @@ class ValueUpdater:
 
     def _set_logits(self) -> None:
         values = self.values()
-        chosen = self._bounded(values.operation, values.operation_std)
+        chosen = self._bounded(values.operation_t)
         kept = 0.5 * (chosen - chosen.max()).exp()  # the best is kept as often as at the start
-        magnitudes = self._bounded(values.magnitude, values.magnitude_std)
+        magnitudes = self._bounded(values.magnitude_t)
         with torch.no_grad():
             self.policy.keep_logits.copy_(kept.logit())
             self.policy.magnitude_logits.copy_(magnitudes)
 
-    def _bounded(self, mean: Tensor, std: Tensor) -> Tensor:
-        t = torch.where(std > 1e-9, mean / std, 0.0)  # no magnitude, no deviation from its mean
+    def _bounded(self, t: Tensor) -> Tensor:
+        if self.shrink:
+            t = t * trusted_share(t)
         return self.scale * self.limit * (t / self.limit).tanh()
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,6 +281,8 @@ class ValueUpdater:
             "explores": self.explores,
             "precision": self._precision.clone(),
             "moment": self._moment.clone(),
+            "steps": self.steps,
+            "examples": self.examples,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,6 +301,9 @@ class ValueUpdater:
         explores = state.get("explores")
         if not isinstance(explores, bool):
             raise ValueError(f"state's explores must be a bool, got {explores!r}")
+        counts = [state.get("steps"), state.get("examples")]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"state is damaged: counts {counts}")
         for name, own in (("precision", self._precision), ("moment", self._moment)):
             value = state.get(name)
             if not isinstance(value, Tensor) or value.shape != own.shape:
@@ -269,3 +314,4 @@ class ValueUpdater:
         self._precision = state["precision"].to(torch.float64).clone()
         self._moment = state["moment"].to(torch.float64).clone()
         self.explores = explores
+        self.steps, self.examples = state["steps"], state["examples"]

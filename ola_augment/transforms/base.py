@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from ola_augment.actions import Actions, check_actions
 from ola_augment.draw import Draw
 from ola_augment.files import load_policy, read_transform, save_policy
-from ola_augment.logits import warn_if_unshared
+from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.operations.apply import run_actions, run_one
 from ola_augment.operations.checks import (
     as_interpolation,
@@ -32,6 +33,7 @@ from ola_augment.operations.checks import (
 from ola_augment.operations.single import Step, run_on_image, steps_of
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
+from ola_augment.streams import rank_here, stream_of
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
 from ola_augment.transforms.collate import stack_samples, with_actions
 from ola_augment.transforms.containers import refuse_unseen_annotations
@@ -88,6 +90,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     Attributes:
         policy: the :class:`Policy`.
+        rank: whose draws these are: ranks that seed alike draw differently. None is that of
+            ``torch.distributed``. Where several ranks work on the same images (tensor parallel),
+            set it to the same number on all of them, as ``mesh["dp"].get_local_rank()``.
 
     Raises:
         TypeError: ``policy`` is no :class:`Policy`, or an argument of another type.
@@ -124,6 +129,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         self._fills = as_fills(fill)
         self.fill = plain_fill(fill)
         self.generator = generator
+        self.rank: int | None = None
+        self._started_by = 0  # the rank that started this process, where it is a worker
         self._drawn = threading.local()
         self._worker_generator: torch.Generator | None = None
         self._checked_on_device = False
@@ -134,6 +141,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         # that its sender frees too early.
         state = self.__dict__.copy()
         del state["_drawn"]
+        if get_spawning_popen() is not None:
+            state["_started_by"] = self._rank_here()
         if self.generator is not None:
             state["generator"] = self.generator.get_state().numpy().tobytes()
         return state
@@ -240,6 +249,25 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             for entry, picture in picked
         ]
         return with_actions(tree_unflatten(done, spec), params["actions"])
+
+    def collate_plain(self, samples: list[Any]) -> Any:
+        """Collate samples as :meth:`collate` does, and augment nothing: for evaluation.
+
+        Args:
+            samples: as for :meth:`collate`.
+
+        Returns:
+            A batch like a sample.
+
+        Raises:
+            TypeError, ValueError: what :meth:`collate` refuses of samples.
+        """
+        batches, chosen, spec = stack_samples(samples, self._needs_transform_list)
+        done = [
+            entry.as_subclass(Tensor) if picture else entry
+            for entry, picture in zip(batches, chosen, strict=True)
+        ]
+        return tree_unflatten(done, spec)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *inputs: Any) -> Any:
@@ -469,7 +497,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return [i == array or isinstance(x, ANNOTATIONS) for i, x in enumerate(flat_inputs)]
 
     def _look_around_in_worker(self) -> None:
-        if get_worker_info() is not None and not self._checked_in_worker:
+        if not self._checked_in_worker and (get_worker_info() or started_by_another()):
             warn_if_unshared(self.policy)
             self._checked_in_worker = True
 
@@ -497,7 +525,10 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return restore(out.reshape(images.shape), picture)
 
     def _generator_here(self) -> torch.Generator | None:
-        """Give each DataLoader worker a stream of its own; the main process uses the generator."""
+        """Give each DataLoader worker and each rank a stream of its own."""
+        return stream_of(self._seeded_here(), self._rank_here())
+
+    def _seeded_here(self) -> torch.Generator | None:
         worker = get_worker_info()
         if self.generator is None or worker is None:
             return self.generator
@@ -505,6 +536,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
             self._worker_generator = torch.Generator().manual_seed(seed)
         return self._worker_generator
+
+    def _rank_here(self) -> int:
+        return self.rank if self.rank is not None else rank_here() or self._started_by
 
 
 def _with_clips(images: Any, clips: bool) -> Tensor:

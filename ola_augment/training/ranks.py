@@ -1,0 +1,70 @@
+"""What ranks of ``torch.distributed`` have in common: sums, decisions, a policy each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from ola_augment.logits import LogitsModule
+from ola_augment.streams import rank_here, world_size
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean over all ranks; the values themselves in a single process."""
+    ranks = world_size()
+    return values if ranks == 1 else sum_over_ranks(values) / ranks
+
+
+def all_ranks(okay: bool, device: torch.device) -> bool:
+    """Whether it is true on every rank: none goes a way of its own."""
+    if world_size() == 1:  # without a word to the device
+        return okay
+    return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum over all ranks of ``torch.distributed``; the values themselves in a single process.
+
+    On the device of the values, or on one that the process group can reduce: NCCL takes no tensors
+    of the CPU.
+    """
+    if world_size() == 1:
+        return values
+    total = values.to(_reducible(values.device), copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+def own_policy(policy: object) -> None:
+    """Make this process the one in which a policy learns, before its first update.
+
+    Ranks that were started after the policy was made (``mp.spawn``, fork) share its memory, as
+    DataLoader workers have to: each gets logits of its own. Rank 0 keeps that memory, where its
+    parent finds what was learned.
+    """
+    if isinstance(policy, LogitsModule):
+        policy.learns_here(alone=world_size() > 1 and rank_here() > 0)
+
+
+def refuse_join(model: object) -> None:
+    """Refuse a model under ``torch.distributed.algorithms.Join``.
+
+    Ranks that have run out of batches answer the others' reductions of gradients, and no other sum.
+
+    Raises:
+        RuntimeError: the model is inside such a context.
+    """
+    config = getattr(model, "_join_config", None)
+    if config is not None and config.enable:
+        raise RuntimeError(
+            "a policy cannot learn inside Join (model.join()): ranks that have run out of batches "
+            "take no part in its sums. Give all ranks as many batches, as DistributedSampler does"
+        )
+
+
+def _reducible(device: torch.device) -> torch.device:
+    kinds = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    if device.type in kinds or not kinds[0]:
+        return device
+    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())

@@ -1,0 +1,257 @@
+"""Trial: does what a policy draws help on held-out images? With and without it, in turns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ola_augment.policy import OLAPolicy, check_strength
+
+#: Without augmentation, with it, with it, without it: a trend over a block takes no side.
+_BLOCK = (False, True, True, False)
+#: Fewer windows give no standard error worth the name; more are shorter, and short windows favour
+#: what is good for the next few steps: to stop augmenting.
+_FEWEST, _MOST = 8, 12
+#: Pairs of steps that make a window at least.
+_SHORTEST = 6
+#: Standard errors below 0 at which a trial of at least ``_FEWEST`` windows ends.
+_HOPELESS = -1.5
+
+
+class Contrast(NamedTuple):
+    """What a window with augmentation takes off the held-out loss beyond one without.
+
+    Attributes:
+        effect: in nats (of cross entropy) a window; positive where augmentation helps.
+        std: its standard error; NaN before there are enough windows.
+        windows: that it rests on.
+
+    Example:
+        >>> Contrast(0.2, 0.1, 12).t
+        2.0
+    """
+
+    effect: float
+    std: float
+    windows: int
+
+    @property
+    def t(self) -> float:
+        """The effect in standard errors; NaN where there is none."""
+        return self.effect / self.std if self.std > 0 else math.nan
+
+
+class Trial:
+    """Tries out a policy in the middle of a run, and sets its strength by what came of it.
+
+    The pairs from ``first`` on fall into windows, without augmentation (strength 0) and with it
+    (``strength``) in turns, A B B A. At the end of each the loss on held-out images is measured
+
+    * with the mean of the weights over the second half of the window: what the weights would come
+      to if the learning rate fell, rather than where the last step threw them,
+    * at the best temperature: augmentation makes a model less sure of itself, which a plain loss
+      takes for progress wherever the model was too sure, though no prediction gets better.
+
+    What a window of B takes off that loss beyond one of A, less a common trend, is the
+    :class:`Contrast`; its t decides:
+
+        strength = t - 1/2, in [0, ``most``].
+
+    Where there was nothing to see, or too little time, there is no augmentation. A trial that
+    looks hopeless ends before its time.
+
+    Args:
+        policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
+            trial which teach; the others are not augmented.
+        first: pairs of steps before it.
+        pairs: that it may last, 0 or more.
+        strength: that is tried, above 0, at most ``policy.max_ops``.
+        most: largest strength to choose, 0 .. ``policy.max_ops``; None is the policy's ``max_ops``.
+
+    Attributes:
+        last: pair after the last one, in the count of ``first``.
+        over: whether the strength has been chosen.
+
+    Raises:
+        TypeError: another kind of policy.
+        ValueError: a policy without ``strength``, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        policy: OLAPolicy,
+        first: int,
+        pairs: int,
+        *,
+        strength: float = 2.0,
+        most: float | None = None,
+    ) -> None:
+        check_strength(policy)
+        if first < 0 or pairs < 0:
+            raise ValueError(f"first and pairs must be 0 or more, got {first} and {pairs}")
+        self.most = float(policy.max_ops) if most is None else float(most)
+        self.strength = min(float(strength), float(policy.max_ops))
+        if not (0 <= self.most <= policy.max_ops and self.strength > 0):
+            raise ValueError(
+                f"strength must lie in (0, max_ops] and most in [0, max_ops], max_ops = "
+                f"{policy.max_ops}; got {strength} and {most}"
+            )
+        self.policy = policy
+        self.explored = float(policy.strength or 0.0)
+        self.first = first
+        self.length = max(_SHORTEST, pairs // _MOST)
+        blocks = min(pairs // self.length, _MOST) // len(_BLOCK)
+        self.windows = len(_BLOCK) * blocks if len(_BLOCK) * blocks >= _FEWEST else 0
+        self.last = first + self.windows * self.length
+        self.over = False
+        self._pair = -1  # that began last
+        self._losses: list[float] = []  # before the first window, and at the end of each
+        self._mean: dict[str, Tensor] = {}
+        self._count = 0  # of weights in the mean
+
+    def begin_pair(
+        self, pair: int, teaches: bool, model: nn.Module, loss: Callable[[nn.Module], float]
+    ) -> None:
+        """Take in the weights between two pairs, and set the strength of the next one.
+
+        Args:
+            pair: number of pairs that are complete; a second call for the same one does nothing.
+            teaches: whether the policy will learn from the next one.
+            model: that is trained, as it is between them.
+            loss: of held-out images that are not trained on before the trial is over.
+        """
+        if self.over or pair == self._pair:
+            return
+        self._pair = pair
+        if pair < self.first:
+            self.policy.strength = self.explored if teaches else 0.0
+            return
+        done, within = divmod(pair - self.first, self.length)
+        if len(self._losses) <= done:  # a window has just ended, or the first one begins
+            self._take(model)
+            with _weights(model, self._mean), _without_dropout(model):
+                self._losses.append(loss(model))
+            self._mean, self._count = {}, 0
+            hopeless = len(self._losses) > _FEWEST and self.contrast().t < _HOPELESS
+            if done >= self.windows or hopeless:
+                self._choose()
+                return
+        elif within > self.length // 2:
+            self._take(model)
+        self.policy.strength = self.strength if _BLOCK[done % len(_BLOCK)] else 0.0
+
+    def contrast(self) -> Contrast:
+        """What was measured so far.
+
+        Returns:
+            Least squares over the windows: the difference of the two kinds beside a linear trend.
+        """
+        taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()
+        windows = len(taken)
+        if windows < _FEWEST:
+            return Contrast(math.nan, math.nan, windows)
+        kinds = itertools.islice(itertools.cycle(_BLOCK), windows)
+        kind = torch.tensor(list(kinds), dtype=torch.float64, device="cpu")
+        time = torch.arange(windows, dtype=torch.float64, device="cpu")
+        design = torch.stack((torch.ones_like(time), time - time.mean(), kind), dim=1)
+        inverse = torch.linalg.inv(design.T @ design)
+        effects = inverse @ (design.T @ taken)
+        variance = (taken - design @ effects).square().sum() / (windows - design.shape[1])
+        return Contrast(float(effects[2]), float((variance * inverse[2, 2]).sqrt()), windows)
+
+    @property
+    def chosen(self) -> float:
+        """The strength that what was measured so far speaks for."""
+        t = self.contrast().t
+        return 0.0 if math.isnan(t) else min(max(t - 0.5, 0.0), self.most)
+
+    def _choose(self) -> None:
+        self.over = True
+        self.policy.strength = self.chosen
+
+    def _take(self, model: nn.Module) -> None:
+        """Let today's weights into the mean."""
+        self._count += 1
+        for name, parameter in model.named_parameters():
+            value = parameter.detach()
+            if name in self._mean:
+                self._mean[name].lerp_(value, 1 / self._count)
+            else:
+                self._mean[name] = value.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, and the mean of weights that is under way.
+
+        Returns:
+            A new dictionary of plain tensors and data.
+        """
+        return {
+            "over": self.over,
+            "explored": self.explored,
+            "losses": list(self._losses),
+            "mean": {name: value.clone() for name, value in self._mean.items()},
+            "count": self._count,
+            "pair": self._pair,
+        }
+
+    def checked(self, state: Any, model: nn.Module) -> Callable[[], None]:
+        """A function that restores :meth:`state_dict`; the strength is in the policy's state.
+
+        Args:
+            state: of a trial of as many pairs.
+            model: that is trained.
+
+        Raises:
+            ValueError: the state is damaged, or of another model.
+        """
+        fits = isinstance(state, Mapping) and self.state_dict().keys() <= state.keys()
+        if not fits or not all(isinstance(loss, float) for loss in state["losses"]):
+            raise ValueError("state of the trial is damaged")
+        known = dict(model.named_parameters())
+        for name, value in state["mean"].items():
+            if name not in known or value.shape != known[name].shape:
+                raise ValueError(f"state's mean weight of {name!r} does not fit the model")
+
+        def restore() -> None:
+            self.over, self.explored = bool(state["over"]), float(state["explored"])
+            self._losses, self._count = list(state["losses"]), int(state["count"])
+            self._pair = int(state["pair"])
+            self._mean = {n: part.to(known[n], copy=True) for n, part in state["mean"].items()}
+
+        return restore
+
+
+@contextmanager
+def _weights(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model other weights for a while."""
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def put(weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+
+    try:
+        put(values)
+        yield
+    finally:
+        put(own)
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    kind = nn.modules.dropout._DropoutNd
+    dropouts = [part for part in model.modules() if isinstance(part, kind) and part.training]
+    for part in dropouts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in dropouts:
+            part.training = True

@@ -1,0 +1,200 @@
+"""Many ranks learn one policy, as one process does: each draws, all update once.
+
+What the ranks return is gathered once for all tests.
+"""
+
+import pytest
+import torch
+import torch.distributed as dist
+from loops import dataset, learner_of, logits, network, plain_loop
+from ranks import run_checks
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from ola_augment import GARUpdater, OLAAugment, OLALearner
+from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater
+
+RANKS = 2
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def loader(rank, size=32):
+    sampler = DistributedSampler(dataset(size), RANKS, rank, shuffle=False)
+    return DataLoader(dataset(size), batch_size=4, sampler=sampler)
+
+
+def trained(rank, **options):
+    model = DistributedDataParallel(network(), **options)
+    learner = learner_of(model, seed=rank)
+    plain_loop(model, learner, list(loader(rank)))
+    assert not learner.skipped
+    return {"weights": weights(model), "logits": logits(learner)}
+
+
+def as_always(rank, given):
+    return trained(rank)
+
+
+def static_graph(rank, given):
+    return trained(rank, static_graph=True)
+
+
+def unused_are_found(rank, given):
+    return trained(rank, find_unused_parameters=True)
+
+
+def started_after_the_policy_was_made(rank, given):
+    """The policies came in shared memory; every update and every move counts once."""
+    augment, measured = given["learned"], given["steered"]
+    updater = GARUpdater(augment.policy, lr=0.03)
+    actions = augment.policy.sample(8)
+    updater.step(actions, torch.arange(8.0))
+    moved = augment.policy.keep_logits.detach().abs().max()
+    thermostat = Thermostat(measured.policy, up=0.5, smoothing=0.0)
+    thermostat.step(1.0)
+    strength = measured.policy.strength
+    dist.barrier()  # nobody writes to anybody else's meanwhile
+    assert measured.policy.strength == strength
+    ValueUpdater(given["valued"].policy).step(
+        given["valued"].policy.sample(8), torch.arange(8.0), torch.ones(8)
+    )
+    dist.barrier()
+    return {
+        "moved": moved,
+        "strength": torch.tensor(strength),
+        "values": given["valued"].policy.keep_logits.detach().clone(),
+        "logits": torch.cat([v.detach().flatten() for v in augment.policy.named_logits().values()]),
+    }
+
+
+def draws(rank, given):
+    """All ranks are seeded alike."""
+    images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(3)
+    own, common, alike = OLAAugment(generator=generator), OLAAugment(), OLAAugment()
+    alike.rank = 0
+    found = {"generator": own.augment(images)[1].ops}
+    for name in ("first", "again"):
+        torch.manual_seed(0)
+        found[name] = common.augment(images)[1].ops
+        found[f"{name} next"] = common.augment(images)[1].ops
+    torch.manual_seed(0)
+    found["one image"] = torch.stack([common.augment(images[0])[1].ops for _ in range(16)])
+    torch.manual_seed(0)
+    found["alike"] = alike.augment(images)[1].ops
+    samples = DataLoader(dataset(16), 16, num_workers=1, collate_fn=common.collate)
+    torch.manual_seed(0)
+    [(_, _, actions)] = list(samples)
+    found["worker"] = actions.ops
+    torch.manual_seed(0)
+    splits = SplitBatchSampler(SplitPolicy(2), [range(50), range(50, 100)], 16, 1)
+    found["splits"] = torch.tensor(next(iter(splits)))
+    return found
+
+
+def one_example_of_each_rank_is_enough(rank, given):
+    model = DistributedDataParallel(network())
+    learner = learner_of(model)
+    plain_loop(model, learner, [(x[:1], y[:1]) for x, y in loader(rank)])
+    return {"logits": logits(learner), "skipped": torch.tensor(learner.skipped.total())}
+
+
+CHECKS = (
+    as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
+    one_example_of_each_rank_is_enough,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    policies = {
+        "learned": OLAAugment("rand_augment"),
+        "steered": OLAAugment(strength=1.0),
+        "valued": OLAAugment(strength=1.0),
+    }
+    results = run_checks(CHECKS, tmp_path_factory.mktemp("ranks"), policies, RANKS)
+    results["here"] = {name: augment.policy for name, augment in policies.items()}
+    return results
+
+
+def same(ranks):
+    for name, value in ranks[0].items():
+        for other in ranks[1:]:
+            assert torch.equal(value, other[name]), name
+    return ranks[0]
+
+
+def whole(results):
+    assert not any(isinstance(result, str) for result in results), results
+    return results
+
+
+@pytest.mark.parametrize("way", [static_graph, unused_are_found])
+def test_every_form_of_ddp_trains_as_the_plain_one(found, way):
+    expected = same(whole(found["as_always"]))
+    assert expected["logits"].abs().max() > 0.05
+    torch.testing.assert_close(same(whole(found[way.__name__])), expected)
+
+
+def test_ranks_that_were_started_after_the_policy_was_made_update_it_once(found):
+    first = same(whole(found["started_after_the_policy_was_made"]))
+    assert first["moved"].item() == pytest.approx(0.03, rel=1e-3)
+    assert first["strength"].item() == pytest.approx(1.5)
+    assert first["values"].abs().max() > 0
+    # Rank 0 writes to where its parent looks.
+    assert torch.equal(found["here"]["valued"].keep_logits, first["values"])
+    assert found["here"]["steered"].strength == pytest.approx(1.5)
+
+
+def test_ranks_that_are_seeded_alike_draw_differently_and_repeat(found):
+    first, second = whole(found["draws"])
+    for name in ("generator", "first", "first next", "one image", "worker", "splits"):
+        assert not torch.equal(first[name], second[name]), name
+    for rank in (first, second):
+        assert torch.equal(rank["first"], rank["again"])
+        assert torch.equal(rank["first next"], rank["again next"])
+        assert not torch.equal(rank["first"], rank["first next"])
+    assert torch.equal(first["alike"], second["alike"])
+    torch.manual_seed(0)
+    images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
+    assert torch.equal(first["first"], OLAAugment().augment(images)[1].ops)  # as one process
+
+
+def test_one_example_of_each_rank_makes_a_batch(found):
+    first = same(whole(found["one_example_of_each_rank_is_enough"]))
+    assert first["skipped"] == 0
+    assert first["logits"].any()
+
+
+def test_a_process_that_a_rank_started_draws_for_that_rank(monkeypatch):
+    """Spawned DataLoader workers know nothing of the process group."""
+    import pickle
+
+    from ola_augment.transforms import base
+
+    augment = OLAAugment()
+    monkeypatch.setattr(base, "rank_here", lambda: 3)
+    stored = pickle.dumps(augment)
+    monkeypatch.setattr(base, "get_spawning_popen", lambda: object())
+    spawned = pickle.dumps(augment)
+    monkeypatch.undo()
+    images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
+
+    def drawn(transform, rank=None):
+        transform.rank = rank
+        torch.manual_seed(0)
+        return transform.augment(images)[1].ops
+
+    assert torch.equal(drawn(pickle.loads(spawned)), drawn(augment, rank=3))
+    assert torch.equal(drawn(pickle.loads(stored)), drawn(augment, rank=0))
+    assert not torch.equal(drawn(augment, rank=3), drawn(augment, rank=0))
+
+
+def test_a_learner_of_one_process_leaves_its_policy_where_it_is():
+    augment = OLAAugment("rand_augment")
+    before = augment.policy.keep_logits.data_ptr()
+    OLALearner(network(), augment)
+    assert augment.policy.keep_logits.data_ptr() == before
