@@ -118,13 +118,13 @@ def _image_folder(path: Path, size: int) -> ImageData:
     classes = sorted({name for part, name, *_ in files if part == "train"})
     if not classes or not any(part == "test" for part, *_ in files):
         raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
-    parts = {}
+    parts, bits = {}, _grey_bits(files)
     for part in ("train", "test", "reference"):
         chosen = [file[1:] for file in files if file[0] == part]
         if unknown := {name for name, *_ in chosen} - {*classes}:
             raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
         if chosen:
-            images = np.stack([_decode(entry, read, size) for _, entry, read in chosen])
+            images = np.stack([_decode(entry, read, size, bits) for _, entry, read in chosen])
             labels = torch.tensor([classes.index(name) for name, *_ in chosen])
             parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
     return ImageData(
@@ -178,14 +178,8 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def _decode(name: str, read, size: int) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(read())) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            picture = _eight_bits(image).convert("RGB")
-    except _UNREADABLE as error:
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+def _decode(name: str, read, size: int, bits: int) -> np.ndarray:
+    picture = _opened(name, read, lambda image: _eight_bits(image, bits).convert("RGB"))
     if picture.size != (size, size):
         scale = size / min(picture.size)
         wide = [max(size, round(side * scale)) for side in picture.size]
@@ -194,14 +188,42 @@ def _decode(name: str, read, size: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen bits of grey become eight; Pillow by itself would cut them off at 255."""
+def _opened(name: str, read, use):
+    """What ``use`` makes of an image file."""
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            return use(image)
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def _grey_bits(files: list) -> int:
+    """How many bits the grey levels of a data set take: a PNG of 10 or 12 is stored in 16."""
+    tops = [_opened(name, read, _top) for _, _, name, read in files]
+    bits = max(8, max(tops).bit_length())
+    if max(tops):
+        print(f"grey levels of {bits} bits, 0 .. {2**bits - 1}, are scaled to 0 .. 255")
+    return bits
+
+
+def _top(image: Image.Image) -> int:
+    """The highest grey level of an image with more than 8 bits, 0 of another."""
     if image.mode[0] not in "IF":
-        return image
+        return 0
     levels = np.asarray(image)
     if image.mode[0] == "F" or levels.min() < 0 or levels.max() > 65535:
         raise ValueError(f"mode {image.mode} with levels {levels.min()} .. {levels.max()}")
-    return Image.fromarray((levels // 257).astype(np.uint8))
+    return int(levels.max())
+
+
+def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
+    """More bits of grey become eight; Pillow by itself would cut them off at 255."""
+    if image.mode[0] not in "IF":
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    return Image.fromarray((levels * 255 // (2**bits - 1)).astype(np.uint8))
 
 
 class Batches:

@@ -54,7 +54,10 @@ class Actions(NamedTuple):
         layout = [(field.dtype, field.shape) for field in self]
         fields = sorted(self, key=lambda field: -field.dtype.itemsize)  # aligned
         rows = [f.detach().contiguous().view(-1).view(torch.uint8) for f in fields if f.numel()]
-        return _unpacked, (torch.cat(rows or [torch.empty(0, dtype=torch.uint8)]), layout)
+        return _unpacked, (
+            torch.cat(rows or [torch.empty(0, dtype=torch.uint8, device="cpu")]),
+            layout,
+        )
 
     @property
     def batch_size(self) -> int:

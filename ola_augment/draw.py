@@ -40,7 +40,7 @@ class LogProbs(NamedTuple):
 
 def log_one_hot(index: int, size: int) -> Tensor:
     """A certain outcome: (size,), 0 at ``index`` and -inf elsewhere."""
-    table = torch.full((size,), -torch.inf)
+    table = torch.full((size,), -torch.inf, device="cpu")
     table[index] = 0
     return table
 
@@ -100,7 +100,7 @@ class Tables:
 
     def _uniforms(self, n: int, generator: torch.Generator | None) -> Tensor:
         numbers = 1 + 6 * len(self.num_ops_cdf)
-        return torch.rand(n, numbers, dtype=torch.float64, generator=generator)
+        return torch.rand(n, numbers, dtype=torch.float64, generator=generator, device="cpu")
 
 
 class _Scalars:

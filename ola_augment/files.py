@@ -126,7 +126,7 @@ def load_policy(path: str | Path, space: SearchSpace | None = None) -> Any:
             arguments = {"space": space, **arguments}
         policy = kind(**arguments)
         logits = {
-            name: torch.tensor(values, dtype=torch.float32)
+            name: torch.tensor(values, dtype=torch.float32, device="cpu")
             for name, values in content["logits"].items()
         }
     except _MALFORMED as error:

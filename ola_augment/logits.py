@@ -110,6 +110,7 @@ class LogitsModule(nn.Module):
         if not isinstance(param, nn.Parameter) or not param.is_floating_point():
             kind = param.dtype if isinstance(param, Tensor) else type(param).__name__
             raise TypeError(f"{name} must be a floating-point nn.Parameter, got {kind}")
+        param = _writable(param)
         if param.dtype not in (torch.float32, torch.float64) or param.device.type != "cpu":
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             param.data = param.data.to("cpu", dtype)
@@ -137,13 +138,15 @@ class LogitsModule(nn.Module):
             self._is_copy = self._process != os.getpid()
             self._process = os.getpid()
         for name, logits in self._logits.items():
+            self._logits[name] = logits = _writable(logits)
             _share(name, logits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogitsModule:
         for name, logits in self._logits.items():
-            dtype = fn(torch.empty(0, dtype=logits.dtype)).dtype
+            dtype = fn(torch.empty(0, dtype=logits.dtype, device="cpu")).dtype
             if dtype != logits.dtype and dtype in (torch.float32, torch.float64):
-                logits.data, logits.grad = logits.data.to(dtype), None
+                with torch.inference_mode(False):
+                    logits.data, logits.grad = logits.data.to(dtype), None
                 _share(name, logits)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -205,6 +208,14 @@ def warn_if_unshared(module: LogitsModule) -> None:
 def started_by_another() -> bool:
     """Whether this process loads data for another: of multiprocessing, or of Ray."""
     return multiprocessing.parent_process() is not None or "ray" in sys.modules
+
+
+def _writable(logits: nn.Parameter) -> nn.Parameter:
+    """Logits that can be learned, also if they were made in inference mode."""
+    if not logits.is_inference():
+        return logits
+    with torch.inference_mode(False):
+        return nn.Parameter(logits.detach().clone(), logits.requires_grad)
 
 
 def _share(name: str, logits: nn.Parameter) -> None:

@@ -38,8 +38,9 @@ class Operation:
         side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
         per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
         kernel: a user's own operation, ``kernel(images, magnitudes) -> images``, called with
-            float32 images (n, C, H, W) in [0, 1] and signed magnitudes (n,) float32 (zeros
-            without a magnitude). The result, of the same shape, is clamped to [0, 1].
+            float32 images (n, C, H, W) clamped to [0, 1] and signed magnitudes (n,) float32 (zeros
+            without a magnitude). The result, of the same shape, is clamped to [0, 1] where it
+            differs from the images.
         matrix: a user's own geometric operation, ``matrix(magnitudes, height, width) -> matrices``,
             called with signed magnitudes (n,) float64. Row by row the result, (n, 2, 3), says which
             point of the image each point (x, y) of the result shows: ``matrix @ (x, y, 1)``, in

@@ -203,4 +203,4 @@ def _magnitude_table(space: SearchSpace, height: int, width: int) -> Tensor:
                 f"{min(row):g} .. {max(row):g}"
             )
         rows.append(row)
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")

@@ -33,5 +33,5 @@ def stream_of(generator: torch.Generator | None, rank: int) -> torch.Generator |
     """
     if not rank:
         return generator
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     return torch.Generator().manual_seed((seed + rank * _STEP) % 2**63)

@@ -10,12 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from images import crops, photographs
+from images import crops
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
@@ -198,87 +196,12 @@ def test_other_interpolations_are_refused_in_one_sentence(interpolation):
 # ------------------------------------------------------------------------------ dtypes and values
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["int8", "int16", "int32", "int64", "uint16", "bool", "complex64", "float8_e4m3fn"],
-)
-def test_other_dtypes_are_refused_with_what_to_do(dtype):
-    dtype = getattr(torch, dtype)
-    image = torch.zeros(3, 8, 8).to(dtype)
-    with pytest.raises(TypeError, match=rf"got {dtype}; convert them before, integers with.*ToD"):
-        augment()(image)
-    if dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16):
-        v2.Compose([v2.ToDtype(torch.uint8, scale=True), augment()])(image)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floats_of_every_width(dtype):
     images = (RGB / 255).to(dtype)
     out = augment()(images)
     assert (out.shape, out.dtype) == (images.shape, dtype)
     assert out.double().isfinite().all()
-
-
-def test_what_resizing_and_blurring_leave_is_clamped():
-    photograph = photographs()[:1] / 255
-    overshoot = [
-        F.interpolate(photograph, size, mode="bicubic", antialias=antialias)
-        for size in ((224, 224), (100, 150))
-        for antialias in (False, True)
-    ]
-    overshoot.append(F.interpolate(torch.rand(2, 3, 24, 24), (48, 48), mode="bicubic"))
-    assert min(float(images.min()) for images in overshoot) < -0.1  # or nothing was tested
-    overshoot += [torch.tensor([1.0000001, -1e-9, 0.5]).expand(1, 3, 3, 3)]
-    overshoot += [torch.tensor([1.5, -0.5]).expand(1, 1, 2, 2)]
-    for images in overshoot:
-        before = images.clone()
-        first, second = augment(3), augment(3)
-        assert torch.equal(first(images), second(images.clamp(0, 1)))
-        assert torch.equal(images, before)
-        space, actions = first.space, first.last_actions
-        expected = apply_actions(images.clamp(0, 1), space, actions)
-        assert torch.equal(apply_actions(images, space, actions), expected)
-
-
-def test_the_most_that_bicubic_resizing_can_overshoot_is_within_the_tolerance():
-    # The response to one pixel, at every offset: the sums of its negative and positive weights
-    # bound what any image of 0 and 1 becomes.
-    pixel = torch.zeros(1, 1, 1, 41).double()
-    pixel[..., 20] = 1
-    response = F.interpolate(pixel, (1, 41 * 32), mode="bicubic")[0, 0, 0].view(41, 32)
-    negative, positive = (-response).clamp(min=0).sum(0).max(), response.clamp(min=0).sum(0).max()
-    assert 2 * negative * positive < 0.5
-    assert positive**2 + negative**2 < 1.5
-
-
-@pytest.mark.parametrize(
-    ("images", "shown"),
-    [
-        (RGB * 1.0, r"\d+\.0 \.\. 2\d\d\.0"),
-        (RGB / 127.5 - 1, r"-[01]\.\d+ \.\. "),
-        (v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(RGB / 255), r"-[12]\.\d+"),
-        (torch.full((3, 4, 4), 1.5000001), r"1\.500000\d+ \.\. 1\.500000\d+"),
-        (torch.tensor([0.0, 1, math.nan, 1]).view(1, 2, 2), "nan"),
-        (torch.full((1, 2, 2), math.inf), "inf"),
-        (torch.full((1, 2, 2), -0.51).half(), r"-0\.5\d+"),
-    ],
-)
-def test_other_scales_are_refused_showing_what_came(images, shown):
-    for entry in (
-        lambda: augment()(images),
-        lambda: apply_actions(
-            images.view(-1, *images.shape[-3:]),
-            SearchSpace.wide_long(),
-            augment().policy.sample(images.shape[:-3].numel()),
-        ),
-    ):
-        with pytest.raises(
-            ValueError, match=r"\[0, 1\] \(up to 0.5 outside is clamped\)"
-        ) as caught:
-            entry()
-        assert "got 1 .. 1" not in str(caught.value)
-        with pytest.raises(ValueError, match=f"got {shown}"):
-            entry()
 
 
 # ------------------------------------------------------------------------------ shapes and layouts
@@ -466,8 +389,8 @@ def test_an_array_in_a_sample_is_its_image():
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"\(H, W, C\)"),
         (np.zeros((8, 8, 4), np.uint8), ValueError, "1 or 3 channels"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, "height 0"),
-        (np.zeros((8, 8, 3), np.int64), TypeError, "torch.int64; convert"),
-        (np.full((8, 8, 3), 200.0), ValueError, "divide by 255"),
+        (np.zeros((8, 8, 3), np.int64), TypeError, r"torch.int64; .*image\.astype\(np\.uint8\)"),
+        (np.full((8, 8, 3), 200.0), ValueError, "divided by 255"),
         (np.zeros((8, 8, 3), object), TypeError, "object"),
         (np.zeros((8, 8, 3), ">f4"), ValueError, "byte order"),
     ],
@@ -477,18 +400,12 @@ def test_other_arrays_are_refused(array, error, message):
         augment()(array)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "1", "CMYK", "LA"])
-def test_other_pil_modes_are_refused_with_what_to_do(mode):
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_pil_images_with_alpha_are_refused_with_what_to_do(mode):
     picture = Image.new(mode, (4, 4))
     with pytest.raises(ValueError, match=rf"mode L or RGB, got {mode}; image\.convert\('RGB'\)"):
         augment()(picture)
     augment()(picture.convert("RGB"))
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_pil_modes_with_more_levels_are_refused_with_what_to_do(mode):
-    with pytest.raises(ValueError, match=rf"mode L or RGB, got {mode}; scale its levels to 8 bits"):
-        augment()(Image.new(mode, (4, 4)))
 
 
 # ---------------------------------------------------------------------------------------- collate
@@ -554,7 +471,7 @@ def test_collated_samples_that_make_no_batch_are_refused():
         ([(small, boxes)], ValueError, "BoundingBoxes cannot be augmented as a batch"),
         ([{"image": small, "actions": 3}], ValueError, "no entry 'actions'"),
         ([(1, 2), (3, 4)], TypeError, "no image"),
-        ([(RGB[0] * 1.0, 1)], ValueError, "divide by 255"),
+        ([(RGB[0] * 1.0, 1)], ValueError, "divided by 255"),
     ):
         transform = augment()
         state = transform.generator.get_state()

@@ -159,6 +159,28 @@ def test_hidden_files_are_no_images_and_sixteen_bits_become_eight(tmp_path, monk
         assert torch.equal(image[0], torch.from_numpy(levels // 257).to(torch.uint8))
 
 
+@pytest.mark.parametrize(("bits", "brightest"), [(10, 1023), (12, 3000), (16, 60000), (8, 200)])
+def test_deep_grey_is_scaled_by_the_range_of_the_data_set(
+    tmp_path, monkeypatch, capsys, bits, brightest
+):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    levels = np.linspace(0, brightest, 64).astype(np.uint16).reshape(8, 8)
+    for part, darker in (("train", 1), ("train", 9), ("test", 2)):
+        folder = tmp_path / part / "a"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels // darker).save(folder / f"{darker}.png")
+        Image.new("RGB", (8, 8), (0, 99, 0)).save(folder / "plain.png")
+    data = importlib.import_module("data").load_data(f"imagefolder:{tmp_path}", image_size=8)
+    top = 2**bits - 1
+    images = {int(image.max()): image for image in data.train_images}
+    for darker in (1, 9):
+        expected = torch.from_numpy((levels // darker).astype(int) * 255 // top).byte()
+        assert torch.equal(images[int(expected.max())][0], expected)
+    assert images[99].sum() == 99 * 64
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"grey levels of {bits} bits, 0 .. {top}, are scaled to 0 .. 255"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

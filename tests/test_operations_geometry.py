@@ -1,11 +1,16 @@
 """Masks and points move as their images do."""
 
+import numpy as np
 import pytest
 import torch
-from pillow_reference import draw, one_operation, slot_of
+from pillow_reference import draw, one_operation, pillow_apply, slot_of
 
+from ola_augment import Operation
+from ola_augment.kernels.affine import affine_nearest, fixed_point
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
+from ola_augment.operations.batched import apply_batched
+from ola_augment.operations.program import program
 from ola_augment.space import SearchSpace
 
 SPACE = SearchSpace.wide_long()
@@ -27,6 +32,37 @@ def test_masks_move_exactly_as_images_do(height: int, width: int) -> None:
     assert torch.equal(result, apply_actions(masks, SPACE, only_geometry(actions)))
     assert torch.equal(masks, before)
     assert (result == 0).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 33000), (40000, 9), (1, 35001)])
+@pytest.mark.parametrize(
+    ("name", "magnitude"),
+    [
+        ("rotate", 0.01),
+        ("rotate", -1.01),
+        ("rotate", 180),
+        ("shear_x", 1 / 3),
+        ("shear_y", 1 / 3),
+        ("translate_x", 7.7),
+        ("flip_lr", None),
+    ],
+)
+def test_masks_of_long_images_are_where_the_image_is(name, magnitude, height, width) -> None:
+    ends = () if magnitude is None else (magnitude, magnitude)
+    space = SearchSpace((Operation(name, *ends),))
+    actions = one_operation(2, 0, 0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(1, 256, (2, 1, height, width), generator=generator, dtype=torch.uint8)
+    expected = pillow_apply(images, space, actions)
+    masks = apply_geometry_to_masks(images, space, actions)
+    assert torch.equal(masks, expected)
+    for kind in (lambda x: x, lambda x: x / 255):
+        moved = apply_actions(kind(images), space, actions)
+        assert torch.equal(
+            (moved * (255 if moved.dtype.is_floating_point else 1)).round().byte(), expected
+        )
+    table = program(space, height, width)
+    assert torch.equal(apply_batched(images, table, actions, (0,), False), expected)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +118,20 @@ def test_points_of_a_chain_follow_one_operation_after_the_other() -> None:
     torch.testing.assert_close(result, expected)
     assert transform_points(points.float(), SPACE, actions, 20, 30).dtype == torch.float32
     assert transform_points(points[:, :0], SPACE, actions, 20, 30).shape == (50, 0, 2)
+
+
+def test_no_negative_integer_is_shifted(monkeypatch) -> None:
+    """As on XLA, where that rounds toward zero."""
+
+    def toward_zero(values, bits):
+        assert not isinstance(values, torch.Tensor) or bool((values >= 0).all())
+        return shift(values, bits)
+
+    shift = torch.Tensor.__rshift__
+    monkeypatch.setattr(torch.Tensor, "__rshift__", toward_zero)
+    matrices = np.array([[0.7, 0.7, -20.0, -0.7, 0.7, -3.0], [-1, 0, 8, 0, 1, -2]])
+    images = torch.arange(1, 129).view(2, 1, 8, 8)
+    fixed = torch.from_numpy(fixed_point(matrices))
+    moved = affine_nearest(images, fixed, torch.zeros(1, 1, 1, dtype=torch.int64))
+    assert torch.equal(moved[1, :, 2:], images[1, :, :6].flip(-1))
+    assert (moved[0] == 0).any()

@@ -106,8 +106,9 @@ def pairs(images: Tensor, device: str) -> dict[str, tuple[Callable[[], Tensor], 
                     )
                 name += f", {mode.value}"
             elif row.batched is not None and name in KORNIA and not bilinear:
-                kernel = row.batched
-                ours = lambda k=kernel, m=magnitudes: run_on_levels(k, floats, m)  # noqa: E731
+                ours = lambda r=row, m=magnitudes: (  # noqa: E731
+                    run_on_levels(r.batched, floats, m, r.leaves_range)
+                )
                 theirs = KORNIA[name]
             else:
                 continue

@@ -160,7 +160,7 @@ class Fingerprints(Watch[bool]):
 
 def _random_sum(matrix: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(matrix.shape[1])
-    weights = torch.randn(matrix.shape[1], generator=generator, dtype=matrix.dtype)
+    weights = torch.randn(matrix.shape[1], generator=generator, dtype=matrix.dtype, device="cpu")
     return (matrix @ weights.to(matrix.device)).double().cpu()
 
 

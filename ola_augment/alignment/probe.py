@@ -86,7 +86,7 @@ def verify(
     if batch == 1:
         return 0, 0
     sets = sets_of(batch, known.passes)
-    rolled = torch.arange(batch).roll(-1)
+    rolled = torch.arange(batch, device="cpu").roll(-1)
     undisturbed = Undisturbed(model)
     first = 1 if batch > _TOLD_APART else len(sets)
     disturbed = sets[-1:] if batch > _TOLD_APART else sets
@@ -230,9 +230,14 @@ def sets_of(batch: int, seed: int = 0) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         chosen = [0]
         while _repeats([code & 1 for code in chosen]):
-            order = torch.randperm(-(-batch // len(codes)) * len(codes), generator=generator)
+            order = torch.randperm(
+                -(-batch // len(codes)) * len(codes), generator=generator, device="cpu"
+            )
             chosen = [codes[i % len(codes)] for i in order[:batch].tolist()]
-    return [torch.tensor([bool(code >> run & 1) for code in chosen]) for run in range(runs)]
+    return [
+        torch.tensor([bool(code >> run & 1) for code in chosen], device="cpu")
+        for run in range(runs)
+    ]
 
 
 def _repeats(values: list[int]) -> bool:
@@ -267,9 +272,11 @@ def _changes(args: Any, kwargs: Any, chosen: Tensor) -> Iterator[Any]:
     batch = len(chosen)
     others = (~chosen).nonzero().flatten().tolist()
     for other in (others[0], others[-1]):
-        yield _change(args, kwargs, chosen, torch.where(chosen, other, torch.arange(batch)))
+        yield _change(
+            args, kwargs, chosen, torch.where(chosen, other, torch.arange(batch, device="cpu"))
+        )
     flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
-    following = torch.arange(batch)
+    following = torch.arange(batch, device="cpu")
     for example in chosen.nonzero().flatten().tolist():
         following[example] = next(
             (
@@ -280,7 +287,7 @@ def _changes(args: Any, kwargs: Any, chosen: Tensor) -> Iterator[Any]:
             example,
         )
     yield _change(args, kwargs, chosen, following)
-    among = torch.arange(batch)
+    among = torch.arange(batch, device="cpu")
     among[chosen] = among[chosen].roll(1)
     yield _change(args, kwargs, chosen, among)
 

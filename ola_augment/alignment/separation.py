@@ -51,14 +51,16 @@ class Located:
         """Whether a row is a chosen example's, to broadcast."""
         layout = self.layout
         assert layout is not None
-        own = chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool))
+        own = chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool, device="cpu"))
         rows = own.repeat_interleave(layout.inner).repeat(layout.outer).to(self.device)
         return rows.view(-1, *(1,) * (len(self.shape) - layout.dim - 1))
 
     def noise(self) -> Tensor:
         """Random numbers of its shape, the same ones every time."""
         generator = torch.Generator().manual_seed(self.shape.numel())
-        return torch.randn(self.shape, generator=generator).to(self.device, self.dtype)
+        return torch.randn(self.shape, generator=generator, device="cpu").to(
+            self.device, self.dtype
+        )
 
 
 class Separation:

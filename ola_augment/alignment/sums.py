@@ -158,7 +158,7 @@ class RandomDirection(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parameter = self._parameters[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(parameter.shape, generator=generator).to(parameter)
+        return torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

@@ -55,7 +55,8 @@ class CreditedMixup(Mixup):  # type: ignore[misc]
         return self._remember(x, super()._mix_pair(x))
 
     def _remember(self, x: Tensor, share: Any) -> Any:
-        shares = torch.as_tensor(share, dtype=torch.float64).reshape(-1).cpu().expand(len(x))
+        shares = torch.as_tensor(share, dtype=torch.float64, device="cpu").reshape(-1)
+        shares = shares.expand(len(x))
         self._shares.append(shares.clone())
         return share
 

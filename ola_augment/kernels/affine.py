@@ -60,8 +60,26 @@ def scales(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
     return stretched
 
 
+def reaches_far(matrices: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """Which matrices (..., 6) lead a corner to where Pillow leaves fixed point: 32768 and beyond.
+
+    Whole steps are the same there, and are left out.
+    """
+    corners = np.array([(0, 0, 1), (width, height, 1), (0, height, 1), (width, 0, 1)])
+    rows = matrices.reshape(*matrices.shape[:-1], 2, 3)
+    reached = np.abs(rows @ corners.T.astype(np.float64)).max((-1, -2)) >= 2**15
+    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
+    whole = (b == 0) & (d == 0) & (np.abs(a) == 1) & (np.abs(e) == 1) & (c % 1 == 0) & (f % 1 == 0)
+    far: NDArray[np.bool_] = reached & ~whole
+    return far
+
+
 def affine_nearest(
-    images: Tensor, fixed: Tensor, fill: Tensor, matrices: Tensor | None = None
+    images: Tensor,
+    fixed: Tensor,
+    fill: Tensor,
+    matrices: Tensor | None = None,
+    far: Tensor | None = None,
 ) -> Tensor:
     """Take each pixel from where a matrix points, as Pillow does.
 
@@ -69,28 +87,58 @@ def affine_nearest(
         images: (n, C, H, W) of any dtype.
         fixed: (n, 6) int64, the matrices in 16.16 fixed point, of :func:`fixed_point`.
         fill: (C, 1, 1), for the pixels that come from outside of the image.
-        matrices: (n, 6) floating point, if some of them stretch rows and columns.
+        matrices: (n, 6) floating point, if some of them stretch rows and columns, or reach far.
+        far: (n,) bool, which of them do, if any does.
     """
     n, _, height, width = images.shape
     p = fixed.view(n, 6, 1, 1)
     x, y = _grid(height, width, images.device)
-    column = (p[:, 0] * x + p[:, 1] * y + p[:, 2]) >> 16
-    row = (p[:, 3] * x + p[:, 4] * y + p[:, 5]) >> 16
+    column = _whole(p[:, 0] * x + p[:, 1] * y, p[:, 2])
+    row = _whole(p[:, 3] * x + p[:, 4] * y, p[:, 5])
     if matrices is not None:
         a, b, c, d, e, f = matrices.unbind(1)
         stretched = (b == 0) & (d == 0) & ~((a.abs() == 1) & (e.abs() == 1))
         stretched = stretched.view(n, 1, 1)
         column = torch.where(stretched, _steps(c, a, width)[:, None, :], column)
         row = torch.where(stretched, _steps(f, e, height)[:, :, None], row)
+    if matrices is not None and far is not None:
+        far = far.view(n, 1, 1)
+        column = torch.where(far, _grid_steps(c, a, b, height, width), column)
+        row = torch.where(far, _grid_steps(f, d, e, height, width), row)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return torch.where(inside[:, None], _take(images, row, column), fill)
 
 
+def _whole(sums: Tensor, start: Tensor) -> Tensor:
+    """(sums + start) // 65536, rounded down.
+
+    By a shift of what is not negative: on XLA that of a negative number rounds toward zero.
+    """
+    return ((sums + (start + 2**60)) >> 16) - 2**44
+
+
 def _steps(start: Tensor, step: Tensor, count: int) -> Tensor:
     """(n, count) whole coordinates, added up step by step as Pillow does, rounding included."""
+    return _truncated(_added_up(start + step * 0.5, step, count))
+
+
+def _grid_steps(
+    start: Tensor, along_row: Tensor, along_column: Tensor, height: int, width: int
+) -> Tensor:
+    """(n, height, width) whole coordinates, added up down the first column, then along the rows."""
+    first = _added_up(start + along_column * 0.5 + along_row * 0.5, along_column, height)
+    step = along_row[:, None].expand(-1, height)
+    return _truncated(_added_up(first.flatten(), step.flatten(), width)).view(-1, height, width)
+
+
+def _added_up(start: Tensor, step: Tensor, count: int) -> Tensor:
     steps = step[:, None].expand(-1, count).clone()
-    steps[:, 0] = start + step * 0.5
-    return steps.cumsum(1).floor().clamp(-1, 2**31).long()
+    steps[:, 0] = start
+    return steps.cumsum(1)
+
+
+def _truncated(coordinates: Tensor) -> Tensor:
+    return coordinates.floor().clamp(-1, 2**31).long()
 
 
 def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:

@@ -150,16 +150,34 @@ def blur(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
     return result
 
 
-def run_on_levels(kernel: LevelsKernel, images: Tensor, magnitudes: Tensor) -> Tensor:
+def run_on_levels(
+    kernel: LevelsKernel, images: Tensor, magnitudes: Tensor, leaves_range: bool
+) -> Tensor:
     """Run a kernel on uint8 images, truncating as Pillow does, or on floating ones in [0, 1].
+
+    Values that the kernel leaves as they are come back bit for bit, also outside of [0, 1].
 
     Args:
         kernel: one of the above.
         images: (n, C, H, W) uint8, float32 or float64.
         magnitudes: (n,) floating point.
+        leaves_range: whether to clamp what the kernel changes.
     """
     whole = not images.is_floating_point()
     levels = images.float() if whole else images * _HIGH
     result = kernel(levels, magnitudes.to(levels.dtype).view(-1, 1, 1, 1), whole)
-    result = result.clamp(0, _HIGH)
-    return result.to(images.dtype) if whole else result / _HIGH
+    if whole:
+        return (result.clamp(0, _HIGH) if leaves_range else result).to(images.dtype)
+    same = result == levels
+    result = result / _HIGH
+    if leaves_range:
+        result = torch.where(same, result, result.clamp(0, 1))
+    return as_they_came(images, result, same)
+
+
+def as_they_came(images: Tensor, result: Tensor, same: Tensor) -> Tensor:
+    """A result with the very values of the images where it is the same but for rounding.
+
+    The gradient stays the result's; the difference of numbers this close is exact.
+    """
+    return result + torch.where(same, images - result, 0).detach()

@@ -55,6 +55,10 @@ class Row:
             magnitudes of both spaces and nearest interpolation.
         gradient: whether the gradient with respect to floating images is not 0 everywhere.
         pillow: what it is in Pillow, for the documentation (Markdown).
+        neutral: the magnitude at which it changes nothing, if there is one; of geometric operations
+            the matrix tells.
+        leaves_range: whether the batched kernel can lead out of the range of its images, so that
+            what it changes is clamped.
 
     Raises:
         TypeError: the row is incomplete.
@@ -69,6 +73,8 @@ class Row:
     bound: float
     gradient: bool
     pillow: str
+    neutral: float | None = None
+    leaves_range: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.exact, LookUp | Affine | Kind) or self.exact in _NEED_A_FUNCTION:
@@ -163,27 +169,27 @@ _FROM_0 = (0.0, 1e6)
 
 # fmt: off
 TABLE: dict[str, Row] = tabulate(
-    #   name, domain, unit, exact, batched, bound, gradient, Pillow
+    #   name, domain, unit, exact, batched, bound, gradient, Pillow, neutral, leaves_range
     Row("identity", None, "", Kind.IDENTITY, None, 0, True,
         "unchanged"),
     Row("auto_contrast", None, "", Kind.AUTO_CONTRAST, levels.auto_contrast, 1, True,
-        "`ImageOps.autocontrast`"),
+        "`ImageOps.autocontrast`", leaves_range=True),
     Row("equalize", None, "", Kind.EQUALIZE, levels.equalize, 0, False,
         "`ImageOps.equalize`"),
     Row("rotate", _ANY, "degrees", Affine(rotation), None, 0, True,
         "`Image.rotate`, counter-clockwise about the centre"),
     Row("solarize", (0, 256), "", LookUp(_solarize), levels.solarize, 0, True,
-        "`ImageOps.solarize(threshold)`"),
+        "`ImageOps.solarize(threshold)`", 256),
     Row("color", _FROM_0, "", Kind.COLOR, levels.color, 1.5, True,
-        "`ImageEnhance.Color`"),
+        "`ImageEnhance.Color`", 1, True),
     Row("posterize", (0, 8), "bits", LookUp(_posterize), levels.posterize, 0, False,
-        "`ImageOps.posterize(bits)`; 0 bits give black"),
+        "`ImageOps.posterize(bits)`; 0 bits give black", 8),
     Row("contrast", _FROM_0, "", Kind.CONTRAST, levels.contrast, 1.5, True,
-        "`ImageEnhance.Contrast`"),
+        "`ImageEnhance.Contrast`", 1, True),
     Row("brightness", _FROM_0, "", LookUp(_brightness), levels.brightness, 1, True,
-        "`ImageEnhance.Brightness`"),
+        "`ImageEnhance.Brightness`", 1, True),
     Row("sharpness", _FROM_0, "", Kind.SHARPNESS, levels.sharpness, 1.5, True,
-        "`ImageEnhance.Sharpness`"),
+        "`ImageEnhance.Sharpness`", 1, True),
     Row("shear_x", _ANY, "", Affine(_shear_x), None, 0, True,
         "`Image.transform(AFFINE)`, (1, m, 0, 0, 1, 0)"),
     Row("shear_y", _ANY, "", Affine(_shear_y), None, 0, True,
@@ -201,6 +207,6 @@ TABLE: dict[str, Row] = tabulate(
     Row("flip_ud", None, "", Affine(_flip_ud, 2), None, 0, True,
         "`transpose(FLIP_TOP_BOTTOM)`"),
     Row("cutout", _FROM_0, "px", Kind.CUTOUT, None, 0, True,
-        "none: a black square, random centre, clipped at the border"),
+        "none: a black square, random centre, clipped at the border", 0),
 )
 # fmt: on

@@ -17,6 +17,7 @@ from ola_augment.operations.checks import (
     Fill,
     as_fill,
     check_images,
+    check_scale,
     fill_per_channel,
     is_bilinear,
 )
@@ -44,13 +45,14 @@ def apply_actions(
     one image, compiled ones for batches (batched ones until these are compiled). All others take
     the batched kernels: uint8 equal to Pillow as well (computed in double precision where Pillow
     is), floating images without any rounding, so that k / 255 gives the uint8 result to within 1.5
-    grey levels per operation, and differentiable where the operation is. Autocast is ignored, and
-    ``torch.compile`` leaves the call as it is.
+    grey levels per operation, and differentiable where the operation is. Only what an operation
+    changes is clamped to [0, 1], if it can lead out; all else comes back bit for bit. Autocast is
+    ignored, and ``torch.compile`` leaves the call as it is.
 
     Args:
         images: (B, C, H, W) with C 1 or 3, uint8 or floating point in [0, 1], on any device and in
-            any memory layout; B may be 0, H and W not. Floats up to 0.5 outside, which blurring and
-            resizing make, are clamped. Never written to.
+            any memory layout; B may be 0, H and W not. What resizing leaves outside of [0, 1] is
+            accepted. Never written to.
         space: that the actions were drawn from.
         actions: of B examples, on the CPU. A slot whose ``keep`` is False is skipped.
         interpolation: NEAREST (or NEAREST_EXACT, the same here) or BILINEAR, for rotate, shear and
@@ -95,11 +97,12 @@ def _check_and_run(
     interpolation: InterpolationMode | str | int,
     fill: Fill,
 ) -> Tensor:
-    on_cpu = isinstance(images, Tensor) and images.device.type == "cpu"
-    check_images(images, values=on_cpu)
+    check_images(images)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     check_actions(actions, space, len(images))
+    if images.device.type == "cpu" and bool(actions.keep.any()):
+        check_scale([images])
     values = fill_per_channel(as_fill(fill), images.shape[1], images.dtype == torch.uint8)
     result: Tensor = run_actions(images, space, actions, values, is_bilinear(interpolation))
     return result
@@ -178,7 +181,7 @@ def _apply_exact(
     Returns:
         (B, C, H, W) uint8, contiguous.
     """
-    result = torch.empty(images.shape, dtype=torch.uint8)
+    result = torch.empty(images.shape, dtype=torch.uint8, device="cpu")
     arrays = (
         images.contiguous().numpy(),
         result.numpy(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from ola_augment.actions import Actions
 from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
 from ola_augment.kernels.kind import Kind
-from ola_augment.kernels.levels import run_on_levels, wide_dtype
+from ola_augment.kernels.levels import as_they_came, run_on_levels, wide_dtype
 from ola_augment.kernels.table import TABLE, Affine
 from ola_augment.operation import Kernel, Operation
 from ola_augment.operations.program import Program
@@ -30,6 +30,7 @@ class Slices:
         fixed: (S, B, 6) int64, sorted.
         centers: (S, B, 2) float32, sorted; of a user's own random kernels.
         groups: per slot the operations and how many examples each has, -1 for none.
+        far: (S, B) bool, sorted, which matrices reach where Pillow leaves fixed point, if any does.
     """
 
     order: Tensor
@@ -37,6 +38,7 @@ class Slices:
     fixed: Tensor
     centers: Tensor
     groups: list[list[tuple[int, int]]]
+    far: Tensor | None
 
 
 def apply_batched(
@@ -45,10 +47,11 @@ def apply_batched(
     """Apply actions to images on any device; without a host synchronisation.
 
     uint8 images are truncated after every operation, as in Pillow; floating images are computed in
-    float32 (float64 stays float64) and rounded nowhere.
+    float32 (float64 stays float64) and rounded nowhere. Values that an operation leaves as they are
+    come back bit for bit.
 
     Args:
-        images: (B, C, H, W) uint8, or floating point, clamped to [0, 1]; not written to.
+        images: (B, C, H, W) uint8, or floating point in [0, 1]; not written to.
         program: of the images' size and the actions' space.
         actions: of B examples, on the CPU.
         fill: C values, in the scale of the images, for the pixels that a geometric operation
@@ -65,9 +68,11 @@ def apply_batched(
         return images.clone()
     dtype = images.dtype
     if images.is_floating_point():
-        images = images.to(torch.promote_types(dtype, torch.float32)).clamp(0, 1)
+        images = images.to(torch.promote_types(dtype, torch.float32))
     slices = _sort(program, actions, images.device)
-    uncovered = _upload(torch.tensor(fill).to(images.dtype), images.device).view(-1, 1, 1)
+    uncovered = _upload(torch.tensor(fill, device="cpu").to(images.dtype), images.device).view(
+        -1, 1, 1
+    )
     for s, groups in enumerate(slices.groups):
         images = images.index_select(0, slices.order[s])
         parts, start = [], 0
@@ -82,8 +87,9 @@ def apply_batched(
                 elif kind == Kind.AFFINE and bilinear:
                     part = affine_bilinear(part, parameters, uncovered)
                 elif kind == Kind.AFFINE:
-                    matrices = parameters if program.scales else None
-                    part = affine_nearest(part, fixed, uncovered, matrices)
+                    far = slices.far[s, span] if slices.far is not None else None
+                    matrices = parameters if program.scales or far is not None else None
+                    part = affine_nearest(part, fixed, uncovered, matrices, far)
                 elif kind == Kind.CUTOUT:
                     part = cutout(part, fixed[:, :4])
                 else:
@@ -112,16 +118,18 @@ def run_with_magnitudes(
     if operation.kernel is not None:
         drawn = (centers,) if operation.random else ()
         return _run_own(operation.name, operation.kernel, images, magnitudes, *drawn)
-    kernel = TABLE[operation.name].batched
-    return images if kernel is None else run_on_levels(kernel, images, magnitudes)
+    row = TABLE[operation.name]
+    if row.batched is None:
+        return images
+    return run_on_levels(row.batched, images, magnitudes, row.leaves_range)
 
 
 def _run_own(
     name: str, kernel: Kernel, images: Tensor, magnitudes: Tensor, *drawn: Tensor
 ) -> Tensor:
-    """Run a user's own kernel on float32 images in [0, 1], whatever the images are."""
+    """Run a user's own kernel on float32 images clamped to [0, 1], whatever the images are."""
     whole = not images.is_floating_point()
-    given = images.float() / 255 if whole else images.float()
+    given = images.float() / 255 if whole else images.float().clamp(0, 1)
     result = kernel(given, magnitudes.float(), *drawn)
     if not isinstance(result, Tensor):
         raise TypeError(
@@ -132,8 +140,11 @@ def _run_own(
             f"kernel of operation {name!r} must return the shape it was given, "
             f"{tuple(images.shape)}, got {tuple(result.shape)}"
         )
+    same = result == given
     result = result.clamp(0, 1)
-    return (result * 255).round().to(images.dtype) if whole else result.to(images.dtype)
+    if whole:
+        return (result * 255).round().to(images.dtype)
+    return as_they_came(images, result.to(images.dtype), same)
 
 
 def _mirrored(operation: Operation) -> int | None:
@@ -168,6 +179,9 @@ def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
         _upload(_gather(drawn.fixed, used, sorted_by), device),
         _upload(_gather(actions.centers.numpy(), used, sorted_by), device),
         groups,
+        _upload(_gather(drawn.far[..., None], used, sorted_by), device)[..., 0]
+        if drawn.far.any()
+        else None,
     )
 
 

@@ -9,6 +9,7 @@ from numbers import Real
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
@@ -81,10 +82,12 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float 
     for s in range(drawn.kinds.shape[1]):
         moved = torch.from_numpy(np.flatnonzero(drawn.kinds[:, s] == Kind.AFFINE))
         if len(moved):
-            rows = (drawn.fixed[moved.numpy(), s], drawn.parameters[moved.numpy(), s])
-            fixed, matrices = (torch.from_numpy(row).to(masks.device) for row in rows)
+            rows = (drawn.fixed, drawn.parameters, drawn.far)
+            chosen = (torch.from_numpy(row[moved.numpy(), s]).to(masks.device) for row in rows)
+            fixed, matrices, far = chosen
             moved = moved.to(masks.device)
-            index[moved] = affine_nearest(index[moved], fixed, outside, matrices)
+            any_far = far if drawn.far.any() else None
+            index[moved] = affine_nearest(index[moved], fixed, outside, matrices, any_far)
     index = index.flatten(2)
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
@@ -129,6 +132,21 @@ def move_points(
     Raises:
         ValueError: the actions hold a user's own kernel without a ``matrix``.
     """
+    matrices = torch.from_numpy(forward_matrices(space, actions, height, width))
+    m = matrices.to(points.dtype).to(points.device)
+    x, y = points.unbind(-1)
+    rows = m.unbind(1)
+    return torch.stack([a[:, :1] * x + a[:, 1:2] * y + a[:, 2:] for a in rows], -1)
+
+
+def forward_matrices(
+    space: SearchSpace, actions: Actions, height: int, width: int
+) -> NDArray[np.float64]:
+    """Where the points of images go: (B, 2, 3), the identity where nothing moves.
+
+    Raises:
+        ValueError: the actions hold a user's own kernel without a ``matrix``.
+    """
     drawn = _drawn_geometry(space, actions, height, width)
     identity = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
     matrices = np.where(drawn.kinds[..., None] == Kind.AFFINE, drawn.parameters, identity)
@@ -139,10 +157,7 @@ def move_points(
     composed = np.broadcast_to(np.eye(3), (len(forward), 3, 3))
     for s in range(forward.shape[1]):
         composed = forward[:, s] @ composed
-    m = torch.from_numpy(np.ascontiguousarray(composed[:, :2])).to(points.dtype).to(points.device)
-    x, y = points.unbind(-1)
-    rows = m.unbind(1)
-    return torch.stack([a[:, :1] * x + a[:, 1:2] * y + a[:, 2:] for a in rows], -1)
+    return np.ascontiguousarray(composed[:, :2])
 
 
 def _drawn_geometry(space: SearchSpace, actions: Actions, height: int, width: int) -> Drawn:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions
-from ola_augment.kernels.affine import fixed_point, scales
+from ola_augment.kernels.affine import fixed_point, reaches_far, scales
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.table import TABLE, Affine, LookUp
 from ola_augment.operation import Operation
@@ -28,11 +28,13 @@ class Drawn:
         parameters: (B, S, 6) float64, as in the program.
         fixed: (B, S, 6) int64, as in the program; for ``CUTOUT`` the first and last + 1 of the
             rows, then of the columns, that are blackened.
+        far: (B, S) bool, as in the program.
     """
 
     kinds: NDArray[np.int64]
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
+    far: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,9 @@ class Program:
         fixed: (A, bins, 2, 6) int64, for ``AFFINE`` operations: the source of the pixel in column
             x and row y is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16.
         tables: (A, bins, 256) uint8, the new values of a ``TABLE`` operation.
+        neutral: (A, bins, 2) bool, where an operation changes nothing.
         scales: whether some matrix stretches rows and columns.
+        far: (A, bins, 2) bool, which matrices reach where Pillow leaves fixed point.
     """
 
     space: SearchSpace
@@ -59,14 +63,18 @@ class Program:
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
     tables: NDArray[np.uint8]
+    neutral: NDArray[np.bool_]
     scales: bool
+    far: NDArray[np.bool_]
 
     def look_up(self, actions: Actions) -> Drawn:
         """Kinds and parameters of what was drawn for each example and slot."""
         ops, bins = actions.ops.numpy(), actions.magnitude_bins.numpy()
         negative = (actions.signs.numpy() < 0).astype(np.int64)
-        kinds = np.where(actions.keep.numpy(), self.kinds[ops], Kind.IDENTITY)
-        drawn = Drawn(kinds, self.parameters[ops, bins, negative], self.fixed[ops, bins, negative])
+        applied = actions.keep.numpy() & ~self.neutral[ops, bins, negative]
+        kinds = np.where(applied, self.kinds[ops], Kind.IDENTITY)
+        at = (ops, bins, negative)
+        drawn = Drawn(kinds, self.parameters[at], self.fixed[at], self.far[at])
         cutout = kinds == Kind.CUTOUT
         drawn.fixed[cutout, :4] = self._boxes(drawn.parameters[cutout, 0], actions, cutout)
         return drawn
@@ -81,6 +89,9 @@ class Program:
         first -= side[:, None] // 2
         last = first + side[:, None]
         return np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], -1)
+
+
+_UNMOVED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def kind_of(operation: Operation) -> Kind:
@@ -104,6 +115,7 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
     parameters = np.zeros((len(space), bins, 2, 6))
     fixed = np.zeros((len(space), bins, 2, 6), np.int64)
     tables = np.zeros((len(space), bins, 256), np.uint8)
+    neutral, far = np.zeros((2, len(space), bins, 2), bool)
     kinds = np.array([kind_of(operation) for operation in space.operations], np.int64)
     for a, operation in enumerate(space.operations):
         # Only drawn signs count: an operation that is not signed ignores them.
@@ -112,11 +124,15 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
         if kinds[a] == Kind.AFFINE:
             parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
             fixed[a] = fixed_point(parameters[a])
-        elif kinds[a] == Kind.TABLE:
+            neutral[a] = (parameters[a] == _UNMOVED).all(-1)
+            far[a] = reaches_far(parameters[a], height, width)
+        elif operation.kernel is None:
+            neutral[a] = signed == TABLE[operation.name].neutral
+        if kinds[a] == Kind.TABLE:
             rows = [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
             tables[a] = np.frombuffer(b"".join(rows), np.uint8).reshape(bins, 256)
     stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
-    return Program(space, height, width, kinds, parameters, fixed, tables, stretched)
+    return Program(space, height, width, kinds, parameters, fixed, tables, neutral, stretched, far)
 
 
 @lru_cache(maxsize=4096)
@@ -137,7 +153,7 @@ def matrices(
         matrix = cast(Affine, TABLE[operation.name].exact).matrix
         return np.array([matrix(m, height, width) for m in magnitudes.tolist()])
     own, n = f"matrix of operation {operation.name!r}", len(magnitudes)
-    result = operation.matrix(torch.tensor(magnitudes), height, width)
+    result = operation.matrix(torch.tensor(magnitudes, device="cpu"), height, width)
     if not isinstance(result, Tensor):
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
     if result.shape != (n, 2, 3):

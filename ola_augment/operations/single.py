@@ -64,9 +64,12 @@ def run_on_image(
         ValueError, TypeError: as of :func:`~ola_augment.operations.apply_actions`.
     """
     _check_reach(space, image.height, image.width)
+    result = image
     for step in steps:
-        image = _run(image, space, step, fill, bilinear)
-    return image
+        result = _run(result, space, step, fill, bilinear)
+    if result is not image:  # what Pillow keeps beside the pixels: the orientation, the profile
+        result.info = image.info.copy()
+    return result
 
 
 def _run(
@@ -91,7 +94,10 @@ def _run(
         return pillow.cutout(image, (left, top, left + side, top + side))
     if kind == Kind.BATCHED:
         images = torch.from_numpy(pillow.to_array(image))[None]
-        magnitudes, centers = torch.tensor([m], dtype=torch.float64), torch.tensor([center])
+        magnitudes, centers = (
+            torch.tensor([m], dtype=torch.float64, device="cpu"),
+            torch.tensor([center], device="cpu"),
+        )
         with torch.autocast("cpu", enabled=False):
             images = run_with_magnitudes(operation, images, magnitudes, centers)
         return pillow.from_array(images[0].numpy())

@@ -45,15 +45,15 @@ def split_usage(results: Sequence[dict[str, Any]], epochs: int) -> Figure:
             runs = [run for run in results if (run["net"], run["method"]) == (net, method)]
             if not runs:
                 continue
-            usage = torch.tensor([run["usage"] for run in runs])
-            losses = torch.tensor([run["losses"] for run in runs])
+            usage = torch.tensor([run["usage"] for run in runs], device="cpu")
+            losses = torch.tensor([run["losses"] for run in runs], device="cpu")
             curves = (
                 (usage_axes, usage[..., 0].numpy(), "-", f"{method}, noisy"),
                 (usage_axes, usage[..., 1].numpy(), "--", f"{method}, others"),
                 (loss_axes, losses.numpy(), "-", method),
             )
             for axes, values, style, label in curves:
-                x = torch.linspace(0, epochs, values.shape[1]).numpy()
+                x = torch.linspace(0, epochs, values.shape[1], device="cpu").numpy()
                 axes.plot(x, values.mean(0), style, color=COLORS[number % len(COLORS)], label=label)
                 axes.fill_between(
                     x,

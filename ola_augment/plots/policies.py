@@ -220,7 +220,7 @@ def _magnitudes(
             continue
         base, top = row + 0.42, max(2.5, *(float(table[index].max()) for table in scaled))
         for number, (title, table) in enumerate(zip(tables, scaled, strict=True)):
-            edges = torch.linspace(0, 1, table.shape[1] + 1).tolist()
+            edges = torch.linspace(0, 1, table.shape[1] + 1, device="cpu").tolist()
             last = number == len(scaled) - 1
             axes.stairs(
                 (base - 0.85 / top * table[index]).tolist(),

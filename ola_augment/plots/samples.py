@@ -59,7 +59,7 @@ def augmented_samples(
     actions, share = _draw_something(augment, rows * draws)
     # Sorted within each image: example i * draws + j is the j-th of image i.
     order = actions.log_prob.view(rows, draws).argsort(dim=1, descending=True, stable=True)
-    order = order + draws * torch.arange(rows)[:, None]
+    order = order + draws * torch.arange(rows, device="cpu")[:, None]
     for chosen in order.T:
         drawn = actions.select(chosen)
         texts = describe(drawn, augment.space, *images.shape[-2:])
@@ -137,7 +137,7 @@ def _draw_something(augment: PolicyTransform, n: int) -> tuple[Actions, float]:
     """
     actions = augment.policy.sample(max(_TRIES, 2 * n), augment.generator)
     changes = [o.name != "identity" or o.kernel is not None for o in augment.space.operations]
-    applied = (actions.keep & torch.tensor(changes)[actions.ops]).any(1)
+    applied = (actions.keep & torch.tensor(changes, device="cpu")[actions.ops]).any(1)
     # Stable: among those that apply something, and those that do not, in the order of the draws.
     first = applied.int().argsort(dim=0, descending=True, stable=True)[:n]
     return actions.select(first), float(applied.double().mean())

@@ -179,7 +179,9 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         log_probs = self._tables()
         device = log_probs.keep.device
         choices = self._log_choices(log_probs.num_ops)
-        on_device = Actions(*(field.to(device) for field in actions))
+        # Actions that were drawn in inference mode could not be saved for the backward pass.
+        fields = (field.clone() if field.is_inference() else field for field in actions)
+        on_device = Actions(*(field.to(device) for field in fields))
         return log_prob(on_device, log_probs, choices, self.once)
 
     def _drawn_from(self) -> Tables:
@@ -261,7 +263,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         with torch.no_grad():
             log_probs = self.log_probs()
         num_ops, magnitude = log_probs.num_ops.exp().cpu(), log_probs.magnitude.exp().cpu()
-        bins = (magnitude @ torch.arange(magnitude.shape[1]).to(magnitude)).tolist()
+        bins = (magnitude @ torch.arange(magnitude.shape[1], device="cpu").to(magnitude)).tolist()
         counts = ", ".join(f"{p:.2f}" for p in num_ops.tolist())
         favoured = favour(log_probs.keep, log_probs.ops)
         head = [described, f"1 .. {self.max_ops} operations: {counts}"]

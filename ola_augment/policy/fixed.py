@@ -66,9 +66,9 @@ class UniformPolicy(Policy):
         size, bins = len(self.space), self.space.num_magnitude_bins
         return LogProbs(
             num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
-            keep=torch.tensor(self.keep_prob).log().expand(size),
-            drop=torch.tensor(1 - self.keep_prob).log().expand(size),
-            magnitude=torch.full((size, bins), -math.log(bins)),
+            keep=torch.tensor(self.keep_prob, device="cpu").log().expand(size),
+            drop=torch.tensor(1 - self.keep_prob, device="cpu").log().expand(size),
+            magnitude=torch.full((size, bins), -math.log(bins), device="cpu"),
         )
 
 
@@ -130,7 +130,10 @@ class RandAugmentPolicy(Policy):
             The tables, constant.
         """
         size, bins = len(self.space), self.space.num_magnitude_bins
-        certain, never = torch.zeros(size), torch.full((size,), -math.inf)
+        certain, never = (
+            torch.zeros(size, device="cpu"),
+            torch.full((size,), -math.inf, device="cpu"),
+        )
         return LogProbs(
             num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
             keep=certain if self.num_ops else never,

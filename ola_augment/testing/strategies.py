@@ -218,5 +218,5 @@ def policies(draw: st.DrawFn, space: SearchSpace | None = None) -> Policy:
     generator.manual_seed(draw(_SEEDS))
     with torch.no_grad():
         for logits in policy.named_logits().values():
-            logits.copy_(scale * torch.randn(logits.shape, generator=generator))
+            logits.copy_(scale * torch.randn(logits.shape, generator=generator, device="cpu"))
     return policy

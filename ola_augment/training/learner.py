@@ -444,11 +444,13 @@ class OLALearner:
         if unwrapped(model) is not self._model:
             raise ValueError("learner must be of the model that is trained, it has another one")
 
-    def augment(self, images: Tensor) -> Tensor:
+    def augment(self, images: Tensor, *, clips: bool = True) -> Tensor:
         """Augment a batch for the augmented step, and remember what was drawn.
 
         Args:
-            images: (B, C, H, W), uint8 or floating in [0, 1].
+            images: (B, C, H, W), or clips (B, T, C, H, W); uint8 or floating in [0, 1].
+            clips: whether five dimensions are clips, an example of the model each, whose frames
+                share a draw; False for a model that takes each of B x T images for an example.
 
         Returns:
             A new tensor of the shape and dtype of ``images``.
@@ -457,7 +459,7 @@ class OLALearner:
             TypeError, ValueError: what :meth:`PolicyTransform.augment` refuses.
         """
         self._try_out()
-        images, actions = self.transform.augment(images)
+        images, actions = self.transform.augment(images, clips=clips)
         self._drawn.append(actions)
         return images
 

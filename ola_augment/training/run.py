@@ -93,7 +93,7 @@ class Run:
         images, actions = batch.images, batch.actions
         if augmented and self.augment is not None and batch.actions is None:
             if learner is None:
-                images, actions = self.augment.augment(images)
+                images, actions = self.augment.augment(images, clips=True)
             else:
                 images = learner.augment(images)
         if learner is not None:

@@ -126,7 +126,7 @@ class SplitPolicy(LogitsModule):
             raise ValueError(f"n must be 0 or more, got {n}")
         with torch.no_grad():
             log_probs = self.log_probs().cpu()
-            splits = torch.empty(0, dtype=torch.int64)
+            splits = torch.empty(0, dtype=torch.int64, device="cpu")
             if n:
                 splits = torch.multinomial(log_probs.exp(), n, True, generator=generator)
         return SplitActions(splits, log_probs[splits])
@@ -200,7 +200,7 @@ class SplitBatchSampler(Sampler[list[int]]):
                 "batch_size and num_batches must be at least 1, got "
                 f"batch_size={batch_size}, num_batches={num_batches}"
             )
-        self.splits = [torch.as_tensor(split, dtype=torch.int64) for split in splits]
+        self.splits = [torch.as_tensor(split, dtype=torch.int64, device="cpu") for split in splits]
         sizes = [len(split) for split in self.splits]
         if min(sizes) == 0:
             raise ValueError(f"every split needs an example, got splits of {sizes}")
@@ -208,7 +208,7 @@ class SplitBatchSampler(Sampler[list[int]]):
         self._split_of = dict(
             zip(
                 indices.tolist(),
-                torch.repeat_interleave(torch.tensor(sizes)).tolist(),
+                torch.repeat_interleave(torch.tensor(sizes, device="cpu")).tolist(),
                 strict=True,
             )
         )
@@ -226,7 +226,9 @@ class SplitBatchSampler(Sampler[list[int]]):
         for _ in range(self.num_batches):
             generator = stream_of(self.generator, rank_here())
             splits = self.policy.sample(self.batch_size, generator).splits
-            uniforms = torch.rand(len(splits), dtype=torch.float64, generator=generator)
+            uniforms = torch.rand(
+                len(splits), dtype=torch.float64, generator=generator, device="cpu"
+            )
             yield [
                 int(self.splits[split][int(u * len(self.splits[split]))])
                 for split, u in zip(splits.tolist(), uniforms.tolist(), strict=True)
@@ -247,6 +249,8 @@ class SplitBatchSampler(Sampler[list[int]]):
         wanted = [int(index) for index in indices]
         if unknown := [index for index in wanted if index not in self._split_of]:
             raise ValueError(f"indices in no split: {unknown[:5]}")
-        splits = torch.tensor([self._split_of[index] for index in wanted], dtype=torch.int64)
+        splits = torch.tensor(
+            [self._split_of[index] for index in wanted], dtype=torch.int64, device="cpu"
+        )
         with torch.no_grad():
             return SplitActions(splits, self.policy.log_probs().cpu()[splits])

@@ -99,7 +99,9 @@ class Thermostat:
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must lie in [0, 1], got {accuracy}")
         own_policy(self.policy)
-        everywhere = float(mean_over_ranks(torch.tensor(float(accuracy), dtype=torch.float64)))
+        everywhere = float(
+            mean_over_ranks(torch.tensor(float(accuracy), dtype=torch.float64, device="cpu"))
+        )
         self.accuracy = self.smoothing * self.accuracy + (1 - self.smoothing) * everywhere
         self.calls += 1
         strength = self.policy.strength or 0.0

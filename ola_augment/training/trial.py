@@ -155,13 +155,13 @@ class Trial:
         Returns:
             Least squares over the windows: the difference of the two kinds beside a linear trend.
         """
-        taken = -torch.tensor(self._losses, dtype=torch.float64).diff()
+        taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()
         windows = len(taken)
         if windows < _FEWEST:
             return Contrast(math.nan, math.nan, windows)
         kinds = itertools.islice(itertools.cycle(_BLOCK), windows)
-        kind = torch.tensor(list(kinds), dtype=torch.float64)
-        time = torch.arange(windows, dtype=torch.float64)
+        kind = torch.tensor(list(kinds), dtype=torch.float64, device="cpu")
+        time = torch.arange(windows, dtype=torch.float64, device="cpu")
         design = torch.stack((torch.ones_like(time), time - time.mean(), kind), dim=1)
         inverse = torch.linalg.inv(design.T @ design)
         effects = inverse @ (design.T @ taken)

@@ -149,24 +149,26 @@ class ValueUpdater:
         self.steps = 0
         self.examples = 0
         operations, bins = policy.space.operations, policy.space.num_magnitude_bins
-        basis = torch.linspace(-1, 1, bins, dtype=torch.float64)
+        basis = torch.linspace(-1, 1, bins, dtype=torch.float64, device="cpu")
         basis = torch.stack(
             (torch.ones_like(basis), basis * 3**0.5, (3 * basis**2 - 1) / 2 * 5**0.5), dim=1
         )
-        constant = basis * torch.tensor([1.0, 0.0, 0.0])
+        constant = basis * torch.tensor([1.0, 0.0, 0.0], device="cpu")
         # (A, K, 3): an operation without magnitude is worth the same in every bin.
         self._basis = torch.stack(
             [constant if operation.low is None else basis for operation in operations]
         )
         size = len(operations) * _DEGREES
         # Row (a, k) is the features of an example that gets a with bin k.
-        rows = torch.zeros(len(operations), bins, len(operations), _DEGREES, dtype=torch.float64)
+        rows = torch.zeros(
+            len(operations), bins, len(operations), _DEGREES, dtype=torch.float64, device="cpu"
+        )
         rows[range(len(operations)), :, range(len(operations))] = self._basis
         rows = rows.view(len(operations), bins, size)
         self._operation_rows = rows.mean(1) - rows.mean((0, 1))
         self._magnitude_rows = rows - rows.mean(1, keepdim=True)
-        self._precision = torch.zeros(size, size, dtype=torch.float64)
-        self._moment = torch.zeros(size, dtype=torch.float64)
+        self._precision = torch.zeros(size, size, dtype=torch.float64, device="cpu")
+        self._moment = torch.zeros(size, dtype=torch.float64, device="cpu")
 
     def features(self, actions: Actions) -> Tensor:
         """What an example's applied operations contribute to its reward.
@@ -189,7 +191,7 @@ class ValueUpdater:
         Returns:
             Of all operations and bins; before the first step all are worth 0.
         """
-        prior = self.prior * torch.eye(len(self._moment), dtype=torch.float64)
+        prior = self.prior * torch.eye(len(self._moment), dtype=torch.float64, device="cpu")
         covariance = torch.linalg.inv(self._precision + prior)
         weights = covariance @ self._moment
 

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.actions import Actions
-from ola_augment.operations.geometry import check_mask_fill, move_masks, move_points
+from ola_augment.operations.geometry import check_mask_fill, forward_matrices, move_masks
 from ola_augment.space import SearchSpace
 
 ANNOTATIONS = (tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
@@ -60,10 +60,12 @@ def check_annotation(
 def follow(
     annotation: Any, space: SearchSpace, actions: Actions, leading: int, fill: float = 0
 ) -> Any:
-    """Move an annotation with its image.
+    """Move an annotation with its image; what does not move comes back as it is.
 
-    Masks with nearest interpolation; a box becomes the smallest upright box around
-    its moved corners, clamped to the image; key points move.
+    Masks move with nearest interpolation. A box becomes the smallest upright box around its moved
+    corners, clamped to the image as its ``clamping_mode`` says. Key points are coordinates, pixel
+    centres at + 0.5; those of integers are pixels. Coordinates are computed in double precision
+    and rounded once.
 
     Args:
         annotation: that :func:`check_annotation` has found to fit its images.
@@ -71,31 +73,69 @@ def follow(
         actions: of the images, with a batch dimension.
         leading: how many of a mask's dimensions are the batch's.
         fill: what moved masks uncover.
+
+    Raises:
+        ValueError: moved coordinates that their dtype does not hold.
     """
     values = annotation.as_subclass(Tensor)
     if isinstance(annotation, tv_tensors.Mask):
         masks = values.reshape(actions.batch_size, *values.shape[leading:])
-        moved = move_masks(masks, space, actions, fill)
-        return tv_tensors.wrap(moved.reshape(values.shape), like=annotation)
-    if isinstance(annotation, tv_tensors.KeyPoints):
-        moved = _move(values, space, actions, annotation.canvas_size)
-        return tv_tensors.wrap(moved, like=annotation)
-    xyxy = tvf.convert_bounding_box_format(values, annotation.format, _FORMATS[0])
-    corners = xyxy[..., [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    corners = _move(corners, space, actions, annotation.canvas_size)
-    height, width = annotation.canvas_size
-    limit = torch.tensor([width, height], dtype=corners.dtype, device=corners.device)
-    corners = corners.clamp(torch.zeros_like(limit), limit)
-    boxes = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
-    boxes = tvf.convert_bounding_box_format(boxes, _FORMATS[0], annotation.format)
-    return tv_tensors.wrap(boxes, like=annotation)
+        moved = move_masks(masks, space, actions, fill).reshape(values.shape)
+    else:
+        size = annotation.canvas_size
+        matrix = torch.from_numpy(forward_matrices(space, actions, *size)[0]).to(values.device)
+        if torch.equal(matrix, torch.eye(2, 3, device="cpu").to(matrix)):
+            moved = values.clone()
+        elif isinstance(annotation, tv_tensors.KeyPoints):
+            moved = _move_points(values, matrix)
+        else:
+            moved = _move_boxes(annotation, matrix)
+    return tv_tensors.wrap(moved, like=annotation)
 
 
-def _move(points: Tensor, space: SearchSpace, actions: Actions, size: tuple[int, int]) -> Tensor:
-    """Move (..., 2) points of one image; integer points are rounded."""
-    flat = points.reshape(1, -1, 2)
-    exact = flat if flat.is_floating_point() else flat.double()
-    moved = move_points(exact, space, actions, *size)
-    if not points.is_floating_point():
-        moved = moved.round()
-    return moved.to(points.dtype).reshape(points.shape)
+def _move_points(points: Tensor, matrix: Tensor) -> Tensor:
+    if points.is_floating_point():
+        return _moved(points.double(), matrix).to(points.dtype)
+    return _whole(_moved(points.double() + 0.5, matrix).floor(), points.dtype, "KeyPoints")
+
+
+def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
+    values = boxes.as_subclass(Tensor)
+    xyxy = tvf.convert_bounding_box_format(values.double(), boxes.format, _FORMATS[0])
+    corners = _moved(xyxy[..., [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)
+    height, width = boxes.canvas_size
+    limit = torch.tensor([width, height], device="cpu").to(corners)
+    # Flips lead no box out of the image: as in torchvision, they leave what lay outside there.
+    ends = _moved(torch.stack((torch.zeros_like(limit), limit)), matrix)
+    onto_itself = torch.equal(
+        torch.cat((ends.amin(0), ends.amax(0))), xyxy.new_tensor([0, 0, width, height])
+    )
+    if boxes.clamping_mode is not None and not onto_itself:
+        corners = corners.clamp(torch.zeros_like(limit), limit)
+    upright = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
+    moved: Tensor = tvf.convert_bounding_box_format(upright, _FORMATS[0], boxes.format)
+    if values.is_floating_point():
+        return moved.to(values.dtype)
+    return _whole(moved.round(), values.dtype, "BoundingBoxes")
+
+
+def _moved(points: Tensor, matrix: Tensor) -> Tensor:
+    """(..., 2) points by a matrix (2, 3)."""
+    return points @ matrix[:, :2].mT + matrix[:, 2]
+
+
+def _whole(values: Tensor, dtype: torch.dtype, kind: str) -> Tensor:
+    """Whole numbers in an integer dtype.
+
+    Raises:
+        ValueError: it does not hold them.
+    """
+    limits = torch.iinfo(dtype)
+    if values.numel():
+        low, high = (float(end) for end in values.aminmax())
+        if low < limits.min or high > limits.max:
+            raise ValueError(
+                f"moved {kind} reach {low:g} .. {high:g}, which {dtype} does not hold; pass them "
+                "as torch.int64"
+            )
+    return values.to(dtype)

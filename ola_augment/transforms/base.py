@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,12 @@ from ola_augment.draw import Draw
 from ola_augment.files import load_policy, read_transform, save_policy
 from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.operations.apply import run_actions, run_one
-from ola_augment.operations.checks import as_interpolation, fill_per_channel, is_bilinear
+from ola_augment.operations.checks import (
+    as_interpolation,
+    check_scale,
+    fill_per_channel,
+    is_bilinear,
+)
 from ola_augment.operations.single import Step, run_on_image, steps_of
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
@@ -32,6 +38,7 @@ from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, fo
 from ola_augment.transforms.collate import stack_samples, with_actions
 from ola_augment.transforms.containers import refuse_unseen_annotations
 from ola_augment.transforms.inputs import (
+    Clips,
     Fills,
     as_fills,
     check_picture,
@@ -43,6 +50,11 @@ from ola_augment.transforms.inputs import (
     plain_fill,
     restore,
     to_tensor,
+)
+from ola_augment.transforms.samples import (
+    refuse_label_maps,
+    refuse_second_picture,
+    refuse_unseen_image,
 )
 from ola_augment.transforms.settings import from_json, to_json
 
@@ -60,8 +72,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     share one.
 
     Images are uint8, or floating in [0, 1], with 1 or 3 channels. uint8 on the CPU gives Pillow's
-    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs.
-    Floats up to 0.5 outside, which blurring and resizing make, are clamped.
+    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs. What
+    resizing leaves outside of [0, 1] is accepted, and what no operation changes comes back bit for
+    bit; floats that lie outside by more than 0.035 on average are another scale and are refused.
 
     Args:
         policy: what to draw from.
@@ -158,47 +171,56 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             drawn = self._drawn.actions = drawn.actions()
         return drawn
 
-    def augment(self, images: Tensor) -> tuple[Tensor, Actions]:
-        """Draw for each image and apply.
+    def augment(self, images: Tensor, *, clips: bool = False) -> tuple[Tensor, Actions]:
+        """Draw for each image, or clip, and apply.
 
         Args:
             images: (B, C, H, W) or (C, H, W), B may be 0, or several dimensions; uint8 or floating
-                in [0, 1].
+                in [0, 1]. A ``Video`` (..., T, C, H, W) is clips.
+            clips: whether five and more dimensions of a plain tensor are clips (..., T, C, H, W),
+                whose frames share a draw, or images.
 
         Returns:
-            The augmented images and what was drawn; both without B if the images have none. The
-            actions of several batch dimensions are in the order of the flattened batch.
+            The augmented images, of the type that came, and what was drawn; both without B if the
+            images have none. The actions of several batch dimensions are in the order of the
+            flattened batch.
 
         Raises:
             TypeError: no tensor, or another dtype.
-            ValueError: another rank or number of channels, floats more than 0.5 outside [0, 1], or
-                NaN. On an accelerator the range is checked on the first batch only, as it costs a
-                synchronisation.
+            ValueError: another rank or number of channels, floats outside [0, 1] by more than 0.035
+                on average, or NaN. On an accelerator the values are checked on the first batch
+                only, as it costs a synchronisation.
         """
-        images = _plain(images)
-        params = self._draw([images])
-        return self._apply_actions(images, params["actions"]), self._drawn.actions
+        picture = _with_clips(images, clips)
+        params = self._draw([picture])
+        return self._augmented(picture, params["actions"], images), self._drawn.actions
 
-    def replay(self, images: Tensor, actions: Actions) -> Tensor:
+    def replay(self, images: Tensor, actions: Actions, *, clips: bool = False) -> Tensor:
         """Apply actions drawn before; deterministic.
 
         Args:
             images: (B, C, H, W) or (C, H, W), or several dimensions; uint8 or floating in [0, 1].
-            actions: as many as there are images, from the same search space.
+            actions: as many as there are images, or clips, from the same search space.
+            clips: as of :meth:`augment`.
 
         Returns:
-            A new tensor of the shape and dtype of ``images``.
+            A new tensor of the type, shape and dtype of ``images``.
 
         Raises:
             TypeError, ValueError: what :meth:`augment` refuses, or actions that do not match.
         """
-        images = _plain(images)
-        self._check(images)
-        batch = images.shape[:-3]
+        picture = _with_clips(images, clips)
+        self._check(picture)
+        batch = layout(picture).batch
         batched = actions if batch else _batched(actions)
         check_actions(batched, self.space, math.prod(batch))
-        result: Tensor = self._apply_actions(images, batched)
-        return result
+        if bool(batched.keep.any()):
+            self._check_scale([picture])
+        return self._augmented(picture, batched, images)
+
+    def _augmented(self, picture: Tensor, actions: Actions, like: Tensor) -> Tensor:
+        out: Tensor = self._apply_actions(picture, actions)
+        return out if picture is like else restore(out.as_subclass(Tensor), like)
 
     def collate(self, samples: list[Any]) -> Any:
         """Collate samples and augment: a batch like a sample, and the actions beside it.
@@ -208,7 +230,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         tensors (C, H, W).
 
         Args:
-            samples: an image each, or a tuple, list, named tuple or dictionary with one or more.
+            samples: an image each, or a tuple, list, named tuple or dictionary with one or more. A
+                clip, a ``Video`` or plain (T, C, H, W), gets one draw, as an image does.
 
         Returns:
             ``(images, actions)``, ``(*sample, actions)``, or the dictionary with an entry
@@ -268,7 +291,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
             return super().forward(*inputs)
-        params = [self.make_params([picture]) for picture in sample]
+        for picture in sample:
+            self._check(picture)
+        refuse_label_maps(sample)
+        self._check_scale(sample)
+        self._drawn.scale_is_checked = True
+        try:
+            params = [self.make_params([picture]) for picture in sample]
+        finally:
+            self._drawn.scale_is_checked = False
         self._drawn.actions = Actions.cat([drawn["actions"] for drawn in params])
         return [self.transform(*pair) for pair in zip(sample, params, strict=True)]
 
@@ -327,6 +358,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             )
         for picture in pictures:
             self._check(picture)
+            if not getattr(self._drawn, "scale_is_checked", False):
+                self._check_scale([picture])
         shared = layout(pictures[0])
         for picture in pictures[1:]:
             other = layout(picture)
@@ -357,9 +390,6 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         actions = params["actions"]
         if isinstance(inpt, ANNOTATIONS):
             return follow(inpt, self.space, actions, len(params["batch"]), self._mask_fill)
-        if isinstance(inpt, tv_tensors.Video):
-            frames = inpt.shape[-4]
-            actions = actions.select(torch.arange(actions.batch_size).repeat_interleave(frames))
         return self._apply_actions(inpt, actions)
 
     def freeze(self) -> Self:
@@ -437,18 +467,32 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return self._fills.get(tv_tensors.Mask, (0,))[0]
 
     def _check(self, picture: Any) -> None:
-        # Looking at the values of an accelerator's images waits for them: once must do.
-        on_device = isinstance(picture, Tensor) and picture.device.type != "cpu"
-        check_picture(picture, values=not (on_device and self._checked_on_device))
-        self._checked_on_device = self._checked_on_device or on_device
+        check_picture(picture)
         _, channels, _, whole = layout(picture)
         fill_per_channel(fill_of(self._fills, picture), channels, whole)
 
+    def _check_scale(self, pictures: Sequence[Any]) -> None:
+        """Look at the values of the pictures of one batch, unless no operation is ever applied."""
+        tensors = [to_tensor(picture) for picture in pictures if not layout(picture).whole]
+        # Looking at the values of an accelerator's images waits for them: once must do.
+        on_device = any(tensor.device.type != "cpu" for tensor in tensors)
+        if on_device and self._checked_on_device:
+            return
+        try:
+            check_scale(tensors)
+        except ValueError:
+            with torch.no_grad():
+                if float(self.policy.applied_ops()) > 0:
+                    raise
+        self._checked_on_device = self._checked_on_device or on_device
+
     def _needs_transform_list(self, flat_inputs: list[Any]) -> list[bool]:
         """Which entries are images and annotations (torchvision's hook): arrays can be, too."""
+        refuse_second_picture(flat_inputs)
         array = image_array(flat_inputs)
         if array is None:
             needed: list[bool] = super()._needs_transform_list(flat_inputs)
+            refuse_unseen_image(flat_inputs, needed)
             return needed
         return [i == array or isinstance(x, ANNOTATIONS) for i, x in enumerate(flat_inputs)]
 
@@ -466,11 +510,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return actions
 
     def _apply_actions(self, picture: Any, actions: Actions) -> Any:
-        """Apply as many actions to a picture as it has images."""
+        """Apply as many actions to a picture as it has images, or clips."""
         if isinstance(picture, PIL.Image.Image):
             return self._run_steps(picture, steps_of(actions)[0])
         images = to_tensor(picture)
-        flat = images.reshape(actions.batch_size, *images.shape[-3:])
+        count, draws = math.prod(images.shape[:-3]), actions.batch_size
+        if count != draws:
+            frames = torch.arange(draws, device="cpu").repeat_interleave(count // draws)
+            actions = actions.select(frames)
+        flat = images.reshape(count, *images.shape[-3:])
         whole = flat.dtype == torch.uint8
         fill = fill_per_channel(fill_of(self._fills, picture), flat.shape[1], whole)
         out = run_actions(flat, self.space, actions, fill, self._bilinear)
@@ -493,13 +541,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return self.rank if self.rank is not None else rank_here() or self._started_by
 
 
-def _plain(images: Any) -> Tensor:
+def _with_clips(images: Any, clips: bool) -> Tensor:
+    """The images, plain clips as :class:`Clips`."""
     if not isinstance(images, Tensor):
         raise TypeError(
             f"images must be a tensor, got {type(images).__name__}; for other samples call the "
             "transform itself"
         )
-    return images.as_subclass(Tensor)
+    plain = not isinstance(images, tv_tensors.TVTensor) and images.ndim > 4
+    return images.as_subclass(Clips) if clips and plain else images
 
 
 def _batched(actions: Actions) -> Actions:

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from ola_augment.actions import Actions
-from ola_augment.transforms.inputs import check_picture, to_tensor
+from ola_augment.transforms.inputs import Clips, check_picture, to_tensor
 
 
 def stack_samples(
@@ -73,11 +73,24 @@ def _stack(pictures: list[Any]) -> Tensor:
     tensors = [to_tensor(picture) for picture in pictures]
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
+        ways = []
+        if len({shape[-2:] for shape in shapes}) > 1:
+            ways.append("resize or crop them in the data set")
+        if len({shape[-3:-2] for shape in shapes}) > 1:
+            ways.append("make grey and colour files alike there, image.convert('RGB')")
+        if len({shape[:-3] for shape in shapes}) > 1:
+            ways.append("take as many frames of each there")
         raise ValueError(
-            "images of a batch must have one shape, got "
-            f"{' and '.join(map(str, sorted(shapes)))}; resize or crop them in the data set"
+            f"images of a batch must have one shape, got {' and '.join(map(str, sorted(shapes)))}; "
+            f"{', and '.join(ways)}"
         )
     stacked = torch.stack(tensors)
-    return (
-        tv_tensors.wrap(stacked, like=first) if isinstance(first, tv_tensors.TVTensor) else stacked
-    )
+    if isinstance(first, tv_tensors.TVTensor):
+        batch: Tensor = tv_tensors.wrap(stacked, like=first)
+        return batch
+    if stacked.ndim > 5:
+        raise ValueError(
+            "samples of a batch must hold images (C, H, W) or clips (T, C, H, W), got "
+            f"{tuple(stacked.shape[1:])}"
+        )
+    return stacked.as_subclass(Clips) if stacked.ndim == 5 else stacked

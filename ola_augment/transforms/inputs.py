@@ -9,15 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
+from ola_augment.kernels import pillow
 from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
+from ola_augment.transforms.advice import check_array, way_out
 
 Fills = Fill | dict[type | str, Fill]
 
 _EXPLICIT = (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video)
+
+
+class Clips(tv_tensors.Video):  # type: ignore[misc]
+    """A plain tensor (..., T, C, H, W) on its way through a transform: frames share a draw."""
 
 
 class Layout(NamedTuple):
@@ -93,47 +99,42 @@ def is_list_of_images(sample: Any) -> bool:
     )
 
 
-def check_picture(picture: Any, *, values: bool = True) -> None:
-    """Refuse a PIL image, array, tensor or video that cannot be augmented.
+def check_picture(picture: Any) -> None:
+    """Refuse a PIL image, array, tensor or video that cannot be augmented, whatever its values.
 
     Args:
         picture: anything; arrays have their channels last.
-        values: look at the values of floating images too.
 
     Raises:
         TypeError: none of these, or another dtype than uint8 or floating.
         ValueError: another PIL mode than L or RGB, another shape than (..., C, H, W) (arrays
             (..., H, W, C), videos (..., T, C, H, W)) with 1 or 3 channels, no pixels or more than
-            2^31, or floats farther outside [0, 1] than resizing leaves them, NaN included.
+            2^31.
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in ("L", "RGB"):
-            # Pillow would cut levels beyond 255 off.
-            deep = picture.mode[0] in "IF"
-            way = "scale its levels to 8 bits" if deep else "image.convert('RGB') makes one"
-            raise ValueError(f"PIL images must have mode L or RGB, got {picture.mode}; {way}")
+            raise ValueError(
+                f"PIL images must have mode L or RGB, got {picture.mode}; {way_out(picture.mode)}"
+            )
         check_size(picture.height, picture.width)
         return
-    if isinstance(picture, np.ndarray) and (picture.ndim < 3 or picture.shape[-1] not in (1, 3)):
-        raise ValueError(
-            "NumPy images must have shape (H, W, C) with 1 or 3 channels, got "
-            f"{picture.shape}; image[..., None] adds a channel"
-        )
+    if isinstance(picture, np.ndarray):
+        check_array(picture)
     if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
         raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
     array_or_tensor = isinstance(picture, (np.ndarray, Tensor))
-    check_images(to_tensor(picture) if array_or_tensor else picture, values=values)
+    check_images(to_tensor(picture) if array_or_tensor else picture)
 
 
 def to_tensor(picture: Any) -> Tensor:
     """A picture that passed its check as a plain tensor (..., C, H, W)."""
     if isinstance(picture, PIL.Image.Image):
-        images: Tensor = tvf.pil_to_tensor(picture)
-        return images
+        return torch.from_numpy(pillow.to_array(picture))
     if isinstance(picture, np.ndarray):
         # A copy: torch takes no read-only arrays and no negative strides.
         return torch.from_numpy(picture.copy()).movedim(-1, -3)
-    plain: Tensor = picture.as_subclass(Tensor)
+    with torch._C.DisableTorchFunctionSubclass():  # which would make the subclass of it again
+        plain: Tensor = picture.as_subclass(Tensor)
     return plain
 
 
@@ -143,7 +144,14 @@ def restore(images: Tensor, like: Any) -> Any:
         return tvf.to_pil_image(images, like.mode)
     if isinstance(like, np.ndarray):
         return np.ascontiguousarray(images.movedim(-3, -1).numpy())
-    return tv_tensors.wrap(images, like=like) if isinstance(like, tv_tensors.TVTensor) else images
+    if isinstance(like, tv_tensors.TVTensor):
+        return tv_tensors.wrap(images, like=like)
+    if type(like) in (Tensor, nn.Parameter):
+        return images
+    # What a subclass keeps beside its values goes from tensor to tensor in torch's functions.
+    kept = torch.empty_like(like, requires_grad=False)
+    with torch._C.DisableTorchFunctionSubclass():
+        return kept.copy_(images)
 
 
 def layout(picture: Any) -> Layout:
@@ -194,7 +202,7 @@ def _plain(fill: Fill) -> Fill:
 def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[float, ...]:
     """The entry of :func:`as_fills` for a picture: of its own type, or else of all others."""
     kind = PIL.Image.Image if isinstance(picture, PIL.Image.Image) else type(picture)
-    return fills.get(kind, fills["others"])
+    return fills.get(Tensor if kind is Clips else kind, fills["others"])
 
 
 def _mask_fill(fill: Fill) -> tuple[float, ...]:

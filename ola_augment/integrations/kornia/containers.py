@@ -95,7 +95,9 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
         """
         actions = _actions(params)
         # Where these three points go, half a pixel from kornia's, determines the matrix.
-        corners = torch.tensor([[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]], dtype=torch.float64)
+        corners = torch.tensor(
+            [[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]], dtype=torch.float64, device="cpu"
+        )
         points = corners.expand(actions.batch_size, 3, 2)
         try:
             moved = transform_points(points, self.augment.space, actions, *input.shape[-2:])
@@ -105,7 +107,7 @@ class PolicyAugmentation(K.GeometricAugmentationBase2D):
                 "transformation_matrix_mode='skip'"
             ) from None
         origin, x, y = (moved - 0.5).unbind(1)
-        matrices = torch.eye(3, dtype=torch.float64).repeat(len(moved), 1, 1)
+        matrices = torch.eye(3, dtype=torch.float64, device="cpu").repeat(len(moved), 1, 1)
         matrices[:, :2] = torch.stack((x - origin, y - origin, origin), -1)
         return matrices.to(input)
 

@@ -57,10 +57,10 @@ class AugmentationKernel:
         size = self.augmentation.flags.get("size")
         height, width = size if isinstance(size, tuple) else (32, 32)
         generator = torch.Generator().manual_seed(0)
-        images = torch.rand(_IMAGES, 3, height, width, generator=generator)
+        images = torch.rand(_IMAGES, 3, height, width, generator=generator, device="cpu")
         with torch.no_grad(), _generators(images.device):
             self._check_parameter(images, trials)
-            magnitudes = torch.tensor(trials).repeat(_IMAGES)[:_IMAGES]
+            magnitudes = torch.tensor(trials, device="cpu").repeat(_IMAGES)[:_IMAGES]
             self.way = way or self._find_way(images, magnitudes)
 
     def __call__(
@@ -80,7 +80,7 @@ class AugmentationKernel:
 
         Those of kornia lead from the image to the result, with pixel centres at whole numbers.
         """
-        half = torch.eye(3, dtype=torch.float64)
+        half = torch.eye(3, dtype=torch.float64, device="cpu")
         half[:2, 2] = 0.5
         forward = self._forward_matrices(magnitudes, height, width)
         matrices: Tensor = half @ torch.linalg.inv(forward) @ torch.linalg.inv(half)
@@ -91,15 +91,15 @@ class AugmentationKernel:
         rigid = isinstance(self.augmentation, K.RigidAffineAugmentationBase2D)
         if not rigid or self.way is not Way.FIXED:
             return False
-        bottom = self._forward_matrices(torch.tensor(trials), 32, 32)[:, 2]
-        return bool((bottom == torch.tensor([0.0, 0.0, 1.0])).all())
+        bottom = self._forward_matrices(torch.tensor(trials, device="cpu"), 32, 32)[:, 2]
+        return bool((bottom == torch.tensor([0.0, 0.0, 1.0], device="cpu")).all())
 
     def _forward_matrices(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
         shape = (len(magnitudes), 3, height, width)
         rigid = cast(K.RigidAffineAugmentationBase2D, self.augmentation)
         with _generators(magnitudes.device):
             params = self._draw(shape, magnitudes, 0)
-        empty = torch.empty((), dtype=torch.float64).expand(shape)
+        empty = torch.empty((), dtype=torch.float64, device="cpu").expand(shape)
         return rigid.generate_transformation_matrix(empty, params, rigid.flags).double()
 
     def _draw(self, shape: tuple[int, ...], magnitudes: Tensor, seed: int) -> Params:
@@ -131,7 +131,7 @@ class AugmentationKernel:
         shape = (1, *images.shape[1:])
         each = [self._draw(shape, magnitudes[i : i + 1], seed) for i, seed in enumerate(seeds)]
         params = {key: torch.cat([one[key] for one in each]) for key in each[0]}
-        params["forward_input_shape"] = torch.tensor(images.shape)
+        params["forward_input_shape"] = torch.tensor(images.shape, device="cpu")
         return params
 
     def _apply(self, images: Tensor, params: Params) -> Tensor:
@@ -150,8 +150,8 @@ class AugmentationKernel:
                 f"{self.parameter!r}; for other arguments pass a function of the magnitude that "
                 "returns an augmentation"
             )
-        results = [self._run(images, torch.full((_IMAGES,), m), [0] * _IMAGES, Way.FIXED)
-                   for m in trials]  # fmt: skip
+        same = torch.ones(_IMAGES, device="cpu")
+        results = [self._run(images, m * same, [0] * _IMAGES, Way.FIXED) for m in trials]
         if len(set(trials)) > 1 and all(torch.equal(results[0], result) for result in results):
             raise ValueError(
                 f"parameter {self.parameter!r} of {kind} changes nothing from {min(trials):g} to "
@@ -210,7 +210,10 @@ class KernelFamily:
 
     def matrix(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
         """As :meth:`AugmentationKernel.matrix`."""
-        rows = [self._kernel(m).matrix(torch.zeros(1), height, width) for m in magnitudes.tolist()]
+        rows = [
+            self._kernel(m).matrix(torch.zeros(1, device="cpu"), height, width)
+            for m in magnitudes.tolist()
+        ]
         return torch.cat(rows)
 
     def moves_affinely(self, trials: tuple[float, ...]) -> bool:

@@ -162,4 +162,4 @@ def _unchanged(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 def _stay(magnitudes: Tensor, height: int, width: int) -> Tensor:
     """No pixel moves."""
-    return torch.eye(2, 3, dtype=torch.float64).expand(len(magnitudes), 2, 3)
+    return torch.eye(2, 3, dtype=torch.float64, device="cpu").expand(len(magnitudes), 2, 3)

@@ -1,0 +1,81 @@
+"""PIL modes and arrays that are refused, each with a way out to the image that was meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ola_augment.operations.checks import DTYPES, other_dtype
+
+
+def way_out(mode: str) -> str:
+    """What to do with a PIL image of a mode that is refused."""
+    label_map = "a label map beside its image is wrapped in tv_tensors.Mask(image)"
+    if mode[0] in "IF":  # Pillow would cut levels beyond 255 off
+        return (
+            "scale its levels, whose range nobody knows: np.asarray(image, 'float32')[..., None] / "
+            f"top, with the level that is white as top; {label_map}"
+        )
+    if mode == "LAB":
+        return (
+            "ImageCms.profileToProfile(image, ImageCms.createProfile('LAB'), "
+            "ImageCms.createProfile('sRGB'), outputMode='RGB') makes one"
+        )
+    first = "image.convert('LA')" if mode == "La" else "image"
+    made = f"{first}.convert('RGB') makes one"
+    return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
+
+
+def check_array(array: NDArray[np.generic]) -> None:
+    """Refuse an array that is no image (..., H, W, C).
+
+    Raises:
+        TypeError: a masked array, or another dtype.
+        ValueError: another byte order than the machine's, or another shape.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "the mask of a numpy.ma.MaskedArray would be lost; pass both: "
+            "tv_tensors.Image(torch.from_numpy(image.filled(0)).movedim(-1, 0)) and "
+            "tv_tensors.Mask(np.ma.getmaskarray(image).any(-1))"
+        )
+    if not array.dtype.isnative:
+        raise ValueError(
+            f"NumPy images must have the machine's byte order, got {array.dtype.str}; "
+            f"{native('image')} converts them"
+        )
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    if dtype not in DTYPES:
+        raise TypeError(other_dtype(dtype, array=True))
+    if array.ndim < 3:
+        raise ValueError(
+            f"NumPy images must have shape (H, W, C), got {array.shape}; image[..., None] adds a "
+            "channel"
+        )
+    if channels_first(array.shape):
+        raise ValueError(
+            f"NumPy images must have shape (H, W, C), got {array.shape}, which looks like "
+            "(C, H, W), as tifffile, rasterio and zarr have it; np.moveaxis(image, -3, -1) turns "
+            "it, or pass torch.from_numpy(image)"
+        )
+    if array.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"NumPy images must have shape (H, W, C) with 1 or 3 channels, got {array.shape}"
+        )
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether (a, b, c) is rather (C, H, W): its last is too large for channels beside its first.
+
+    Bands of small patches, (9, 9, 200), are channels.
+    """
+    first, height, width = shape[-3:]
+    if width <= 4 or first >= width:
+        return False
+    return first <= 4 or 2 * first <= min(height, width) or height == width
+
+
+def native(name: str) -> str:
+    """The code that gives an array the machine's byte order."""
+    return f"{name}.astype({name}.dtype.newbyteorder('='))"

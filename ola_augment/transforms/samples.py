@@ -1,0 +1,86 @@
+"""Samples whose image is not clear are refused, with what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from torch import Tensor
+
+from ola_augment.transforms.advice import channels_first, check_array, native
+from ola_augment.transforms.annotations import ANNOTATIONS
+from ola_augment.transforms.inputs import layout
+
+
+def refuse_second_picture(flat_sample: list[Any]) -> None:
+    """Refuse a PIL image beside another one: it may be a label map, whose values would change.
+
+    Raises:
+        ValueError: with both ways out.
+    """
+    if sum(isinstance(entry, PIL.Image.Image) for entry in flat_sample) > 1:
+        raise ValueError(
+            "the input holds two PIL images, and only one can be the image: wrap a label map in "
+            "tv_tensors.Mask(image), which moves along with its values as they are, and another "
+            "image, which is to be augmented as the first, in tv_tensors.Image(image)"
+        )
+
+
+def refuse_label_maps(pictures: Sequence[Any]) -> None:
+    """Refuse a grey PIL image among colour images of its size: it looks like a label map.
+
+    Args:
+        pictures: of a list, that passed their checks.
+
+    Raises:
+        ValueError: with both ways out.
+    """
+    found = [(layout(picture), isinstance(picture, PIL.Image.Image)) for picture in pictures]
+    coloured = {shown.size for shown, _ in found if shown.channels > 1}
+    if any(pil and shown.channels == 1 and shown.size in coloured for shown, pil in found):
+        raise ValueError(
+            "the images of a list get a draw each, and this list holds a grey PIL image beside a "
+            "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
+            "and images of several modes after image.convert('RGB')"
+        )
+
+
+def refuse_unseen_image(flat_sample: list[Any], chosen: list[bool]) -> None:
+    """Refuse a sample whose image hides in an array or an object, where none was chosen.
+
+    Args:
+        flat_sample: all entries.
+        chosen: which of them were taken for images and annotations.
+
+    Raises:
+        TypeError: with what to pass instead.
+        ValueError: an array that is no image for another reason than its dtype.
+    """
+    pairs = zip(flat_sample, chosen, strict=True)
+    pictures = [x for x, taken in pairs if taken and not isinstance(x, ANNOTATIONS)]
+    # Of plain tensors torchvision chooses the first, be it a label.
+    if any(not isinstance(picture, Tensor) or picture.ndim > 2 for picture in pictures):
+        return
+    for entry in flat_sample:
+        kind = type(entry).__name__
+        if isinstance(entry, np.ndarray) and entry.ndim > 1:
+            if isinstance(entry, np.ma.MaskedArray):
+                check_array(entry)
+            code = "image" if entry.dtype.isnative else native("image")
+            code = f"torch.from_numpy({code})"
+            if entry.ndim == 2:
+                code += "[None]"
+            elif not channels_first(entry.shape):
+                code += ".movedim(-1, -3)"
+            raise TypeError(
+                "an array in a sample is taken for its image if it is uint8 (H, W, C), got "
+                f"{entry.dtype} {entry.shape}; pass tv_tensors.Image({code})"
+            )
+        if not isinstance(entry, Tensor) and isinstance(getattr(entry, "data", None), Tensor):
+            clip = entry.data.ndim > 3
+            raise TypeError(
+                f"a {kind} is no image, its data are: pass "
+                f"tv_tensors.{'Video' if clip else 'Image'}({kind.lower()}.data)"
+            )

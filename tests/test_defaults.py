@@ -1,0 +1,151 @@
+"""The default device and inference mode leave drawing and learning alone."""
+
+import contextlib
+import copy
+import pickle
+
+import pytest
+import torch
+from images import crops
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvf
+
+from ola_augment import (
+    GARUpdater,
+    OLAAugment,
+    OLALearner,
+    RandAugment,
+    TrivialAugment,
+    UniformAugment,
+    load_policy,
+    save_policy,
+)
+from ola_augment.operations import apply_geometry_to_masks, transform_points
+from ola_augment.training import ValueUpdater
+
+RGB = crops(4, 16, 16)
+TRANSFORMS = {
+    "ola": OLAAugment,
+    "strength": lambda **options: OLAAugment(strength=1.5, **options),
+    "uniform": UniformAugment,
+    "rand": RandAugment,
+    "trivial": TrivialAugment,
+}
+
+
+@contextlib.contextmanager
+def default_device(device):
+    before = torch.get_default_device()
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None if before.type == "cpu" else before)
+
+
+def generator():
+    return torch.Generator("cpu").manual_seed(0)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_default_device_changes_nothing(name, tmp_path):
+    boxes = tv_tensors.BoundingBoxes([[1, 2, 7, 9]], format="XYXY", canvas_size=(16, 16))
+    points = tv_tensors.KeyPoints([[1.5, 2.0]], canvas_size=(16, 16))
+    mask = tv_tensors.Mask(RGB[0, 0])
+    pictures = [tvf.to_pil_image(image) for image in RGB]
+    samples = [
+        RGB,
+        RGB[0],
+        RGB / 255,
+        pictures[0],
+        RGB[0].permute(1, 2, 0).numpy(),
+        (tv_tensors.Image(RGB[0]), mask, boxes, points),
+        list(RGB),
+    ]
+
+    def run():
+        augment = TRANSFORMS[name](generator=generator())
+        out = [augment(sample) for sample in samples for _ in range(3)]
+        out.append(augment.collate(pictures))
+        space, actions = augment.space, augment.policy.sample(4, generator())
+        out.append(apply_geometry_to_masks(RGB[:, 0], space, actions))
+        out.append(transform_points(RGB[:, 0, :5, :2] / 8, space, actions, 16, 16))
+        out.append(augment.policy.log_prob(actions))
+        out.append(augment.policy.entropy())
+        out.append(augment.policy.summary())
+        save_policy(augment.policy, tmp_path / "policy.json")
+        out.append(repr(load_policy(tmp_path / "policy.json")))
+        return out
+
+    with default_device("meta"):
+        found = run()
+    for one, other in zip(found, run(), strict=True):
+        assert pickle.dumps(plain(one)) == pickle.dumps(plain(other))
+
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        assert value.device.type == "cpu"
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value.tobytes() if hasattr(value, "tobytes") else value
+
+
+@pytest.mark.parametrize("make", [GARUpdater, ValueUpdater])
+def test_learning_works_under_a_default_device(make):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
+    targets = torch.tensor([0, 1, 0, 1])
+
+    def loss(images):
+        return nn.functional.cross_entropy(model(images / 255), targets)
+
+    with default_device("meta"):
+        policy = {} if make is GARUpdater else {"strength": 1.0}
+        augment = OLAAugment(generator=generator(), **policy)
+        learner = OLALearner(model, augment, updater=make(augment.policy))
+        with learner.augmented_step():
+            loss(learner.augment(RGB)).backward()
+        model.zero_grad()
+        with learner.plain_step() as step:
+            loss(RGB).backward()
+        assert step.stats.stepped
+
+
+@pytest.mark.parametrize("name", ["ola", "strength"])
+def test_what_was_made_in_inference_mode_learns(name):
+    with torch.inference_mode():
+        made = TRANSFORMS[name](generator=generator())
+        copied = copy.deepcopy(made)
+        unpickled = pickle.loads(pickle.dumps(made))
+        actions = made.policy.sample(4)
+        made.augment(RGB)
+    for augment in (made, copied, unpickled):
+        logits = augment.policy.named_logits()
+        assert not any(entry.is_inference() for entry in logits.values())
+        before = augment.policy.keep_logits.clone()
+        updater = (GARUpdater if name == "ola" else ValueUpdater)(augment.policy)
+        norms = () if name == "ola" else (torch.ones(4),)
+        for _ in range(3):
+            updater.step(actions, torch.tensor([1.0, -1.0, 0.5, 2.0]), *norms)
+        assert not torch.equal(augment.policy.keep_logits, before)
+        assert all(entry.requires_grad == (key != "expected_ops") for key, entry in logits.items())
+    with torch.inference_mode():
+        made.load_state_dict(copied.state_dict())
+        made.double()
+    assert made.policy.log_prob(actions).requires_grad
+
+
+def test_actions_drawn_in_inference_mode_teach():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+    learner = OLALearner(model, OLAAugment(generator=generator()))
+    targets = torch.tensor([0, 1, 0, 1])
+    with torch.inference_mode():
+        images = learner.augment(RGB)
+    with learner.augmented_step():
+        nn.functional.cross_entropy(model(images.clone() / 255), targets).backward()
+    model.zero_grad()
+    with learner.plain_step() as step:
+        nn.functional.cross_entropy(model(RGB / 255), targets).backward()
+    assert step.stats.stepped
