@@ -1,6 +1,7 @@
 """Learners, engines and actions that are copied, pickled and sent to other processes."""
 
 import copy
+import io
 import os
 import pickle
 import warnings
@@ -230,3 +231,33 @@ def test_halves_of_any_number_of_micro_batches_end_with_the_last(batches):
     assert not learner.skipped
     assert sum(taught) == 2
     assert taught[-1]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+def test_a_distributed_checkpoint_that_leaves_keys_out_is_refused_and_bytes_are_whole(tmp_path):
+    """It loads into the keys of a new learner, which has no moments and no mean yet."""
+    from torch.distributed import checkpoint
+
+    def make():
+        return learner_of(network(), reference=list(loader(8)))
+
+    model = network()
+    learner = learner_of(model, reference=list(loader(8)))
+    steps(learner, model)
+    file = io.BytesIO()
+    torch.save(learner.state_dict(), file)
+    saved = {"plain": learner.state_dict(), "whole": file.getvalue()}
+    checkpoint.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    new = make()
+    state = {"plain": new.state_dict(), "whole": b""}
+    checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
+    with pytest.raises(ValueError, match=r"entries of .*store the state as bytes"):
+        new.load_state_dict(state["plain"])
+    assert not logits(new).any()
+    new.load_state_dict(torch.load(io.BytesIO(state["whole"]), weights_only=True))
+    first, second = learner.state_dict(), new.state_dict()
+    for name, part in first["held_out"]["mean"].items():
+        assert torch.equal(part, second["held_out"]["mean"][name])
+    moments = second["updater"]["optimizer"]["state"]
+    for index, entry in first["updater"]["optimizer"]["state"].items():
+        assert torch.equal(entry["exp_avg"], moments[index]["exp_avg"])

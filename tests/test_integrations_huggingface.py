@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
+from ola_augment import OLAAugment, OLALearner
+
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 from ola_augment.integrations.huggingface import STATE_NAME, OLATrainer  # noqa: E402
@@ -44,10 +46,15 @@ def rows(size=48):
     return [{"pixel_values": image, "labels": label} for image, label in dataset(size)]
 
 
+OWN = (
+    "data_collator", "preprocess", "eval_dataset", "model_init", "accuracy", "eval_collator",
+    "compute_metrics",
+)  # fmt: skip
+
+
 def trainer(folder, accumulate=1, epochs=1, size=48, learner=None, model=None, lr=LR, **options):
     model = model or Model()
-    own = {name: options.pop(name) for name in ("data_collator", "preprocess", "eval_dataset",
-                                                "model_init") if name in options}  # fmt: skip
+    own = {name: options.pop(name) for name in OWN if name in options}
     arguments = transformers.TrainingArguments(
         str(folder), num_train_epochs=epochs, gradient_accumulation_steps=accumulate,
         per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
@@ -190,3 +197,108 @@ def test_a_model_of_transformers(tmp_path):
     run.train()
     assert run.learner.pairs == 3
     assert logits(run.learner).any()
+
+
+def test_evaluation_and_prediction_are_on_plain_images(tmp_path):
+    """The collator augments in training alone."""
+
+    class Seeing(Model):
+        def forward(self, pixel_values, labels=None):
+            if not self.training:
+                self.seen = pixel_values
+            return super().forward(pixel_values, labels)
+
+    model = Seeing()
+    learner = learner_of(model)
+    augment = learner.transform
+    expected = torch.stack([row["pixel_values"] for row in rows(4)]).float() / 255
+
+    def wrapped(samples):
+        return augment.collate(samples)
+
+    for collators in (
+        {"data_collator": augment.collate},
+        {"data_collator": wrapped, "eval_collator": default_collate},
+    ):
+        run = trainer(
+            tmp_path, size=8, model=model, learner=learner, eval_dataset=rows(4), **collators
+        )
+        run.train()
+        assert run.evaluate()["eval_loss"] > 0
+        assert torch.equal(model.seen, expected)
+        run.predict(rows(4))
+        assert torch.equal(model.seen, expected)
+    run = trainer(
+        tmp_path, model=model, learner=learner, eval_dataset=rows(4), data_collator=wrapped
+    )
+    with pytest.raises(ValueError, match="give eval_collator="):
+        run.evaluate()
+
+
+def small_vit():
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_labels=3,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+def test_a_checkpoint_of_a_vit_comes_back_whole(tmp_path):
+    """Its tensors are saved under other names than they have."""
+
+    def make(**options):
+        model = small_vit()
+        return trainer(
+            tmp_path, size=16, model=model, learner=learner_of(model), save_strategy="epoch",
+            **options,
+        )  # fmt: skip
+
+    def weights(run):
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    whole = make(epochs=3)
+    whole.train()
+    resumed = make(epochs=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+    assert torch.equal(logits(resumed.learner), logits(whole.learner))
+
+    best = make(
+        epochs=2, eval_dataset=rows(4), eval_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="worst", lr=0.5,
+        compute_metrics=lambda found: {"worst": -float(best.state.epoch)},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    best.train()
+    assert best.state.best_model_checkpoint.endswith("checkpoint-4")
+    saved = transformers.ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-4")
+    for name, value in saved.state_dict().items():
+        assert torch.equal(best.model.state_dict()[name], value), name
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for make in (Model, small_vit):
+        model = make()
+        run = trainer(tmp_path, size=8, model=model, save_strategy="epoch")
+        run.train()
+        path = tmp_path / "checkpoint-2" / "model.safetensors"
+        tensors = load_file(path)
+        lost = next(name for name in tensors if name.endswith("bias"))
+        save_file({name: t for name, t in tensors.items() if name != lost}, path, {"format": "pt"})
+        resumed = trainer(tmp_path, size=8, model=make())
+        with pytest.raises(ValueError, match="lacks 1 tensors"):
+            resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_recommended_learner(tmp_path):
+    model = small_vit()
+    augment = OLAAugment("rand_augment", strength=1.0)
+    held_out = [default_collate(rows(4))]
+    learner = OLALearner.recommended(model, augment, held_out, pairs=6)
+    trainer(tmp_path, model=model, learner=learner).train()
+    assert learner.pairs == 6
+    assert not learner.skipped
+    assert augment.policy.keep_logits.any()

@@ -6,13 +6,17 @@ What the ranks return is gathered once for all tests.
 import pytest
 import torch
 import torch.distributed as dist
-from loops import dataset, learner_of, logits, network, plain_loop
+from loops import dataset, learner_of, logits, loss_of, network, optimizer_of, plain_loop
 from ranks import run_checks
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner
-from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater
+from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
+from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater, ranks
 
 RANKS = 2
 
@@ -102,9 +106,111 @@ def one_example_of_each_rank_is_enough(rank, given):
     return {"logits": logits(learner), "skipped": torch.tensor(learner.skipped.total())}
 
 
+def inside_join(rank, given):
+    model = DistributedDataParallel(network())
+    learner = learner_of(model)
+    try:
+        with model.join():
+            plain_loop(model, learner, list(loader(rank, 16)))
+    except RuntimeError as error:
+        return {"said": str(error)}
+
+
+def sharded_at_any_moment(rank, given):
+    """FSDP2 leaves the root's parameters whole after an evaluation."""
+
+    def said(make):
+        try:
+            make()
+        except ValueError as error:
+            return str(error)
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+    model = nn.Sequential(fully_shard(nn.Linear(4, 4), mesh=mesh), nn.Linear(4, 2))
+    fully_shard(model, mesh=mesh)
+    makes = {
+        "engine": lambda: GradientAlignment(model),
+        "directional": lambda: DirectionalAlignment(model, lambda model, x: model(x).sum(1)),
+        "backpack": lambda: BackPACKAlignment(model),
+    }
+    found = {f"{name} at first": said(make) for name, make in makes.items()}
+    model.eval()
+    with torch.no_grad():
+        model(torch.ones(2, 4))
+    found |= {f"{name} then": said(make) for name, make in makes.items()}
+    later = nn.Sequential(nn.Linear(4, 4))
+    engine = GradientAlignment(later)
+    fully_shard(later, mesh=mesh)
+
+    def capture():
+        with engine.capture():
+            later(torch.ones(2, 4)).sum().backward()
+
+    found["sharded later"] = said(capture)
+    return found
+
+
+def on_outputs_of_a_group_of_one_device(rank, given):
+    """What a group cannot reduce where it lies goes to a device that it can."""
+    asked = []
+    cpu = torch.device("cpu")
+    original, ranks.dist.get_backend_config = ranks.dist.get_backend_config, lambda: "meta:gloo"
+    torch.get_device_module, module = (
+        lambda kind: asked.append(kind) or Device,
+        (torch.get_device_module),
+    )
+    try:
+        reducible = ranks._reducible(cpu)
+        ranks.dist.get_backend_config = lambda: "cpu:gloo,cuda:nccl"
+        here = ranks._reducible(cpu)
+    finally:
+        ranks.dist.get_backend_config, torch.get_device_module = original, module
+    return {"types": [reducible.type, here.type, *asked]}
+
+
+class Device:
+    @staticmethod
+    def current_device():
+        return 0
+
+
+def recommended_by_loop(rank, given):
+    model = DistributedDataParallel(network())
+    augment = OLAAugment("rand_augment", strength=1.0)
+    held_out = [(x.float() / 255, y) for x, y in loader(rank, 16)]
+    learner = OLALearner.recommended(model, augment, held_out, pairs=4)
+    optimizer = optimizer_of(model)
+    for index, (images, targets) in enumerate(loader(rank)):
+        with learner.augmented_step() if index % 2 == 0 else learner.plain_step() as step:
+            seen = learner.augment(images) if index % 2 == 0 else images
+            loss_of(model, seen, targets).backward()
+            step.accuracy = 0.5
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"weights": weights(model), "logits": logits(learner)}
+
+
+def recommended_by_lightning(rank, given):
+    import test_integrations_lightning as case
+
+    module = case.Module()
+    augment = OLAAugment("rand_augment", strength=1.0)
+    held_out = [(x.float() / 255, y) for x, y in loader(rank, 16)]
+    learner = OLALearner.recommended(module.network, augment, held_out, pairs=4)
+    case.trainer(
+        case.OLACallback(learner), devices=RANKS, strategy="ddp", use_distributed_sampler=False,
+        gradient_clip_val=None,
+    ).fit(module, loader(rank))  # fmt: skip
+    assert learner.pairs == 2
+    assert not learner.skipped
+    return {"weights": weights(module), "logits": logits(learner)}
+
+
 CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
-    one_example_of_each_rank_is_enough,
+    one_example_of_each_rank_is_enough, sharded_at_any_moment,
+    on_outputs_of_a_group_of_one_device, recommended_by_loop, recommended_by_lightning,
+    inside_join,  # the last one: whoever leaves a Join by an error may be out of step
 )  # fmt: skip
 
 
@@ -161,6 +267,32 @@ def test_ranks_that_are_seeded_alike_draw_differently_and_repeat(found):
     torch.manual_seed(0)
     images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)
     assert torch.equal(first["first"], OLAAugment().augment(images)[1].ops)  # as one process
+
+
+def test_the_recommended_learner_is_one_on_all_ranks_and_in_all_loops(found):
+    pytest.importorskip("lightning")
+    first = same(whole(found["recommended_by_loop"]))
+    assert first["logits"].any()
+    same(whole(found["recommended_by_lightning"]))
+
+
+def test_sharded_models_are_refused_by_name_at_any_moment(found):
+    for rank in whole(found["sharded_at_any_moment"]):
+        assert len(rank) == 7
+        for moment, said in rank.items():
+            assert said is not None, moment
+            assert "sharded over processes" in said
+            assert "0.weight" in said
+
+
+def test_join_is_refused_by_name(found):
+    for rank in whole(found["inside_join"]):
+        assert "cannot learn inside Join" in rank["said"]
+
+
+def test_sums_are_made_where_the_group_can_make_them(found):
+    for rank in whole(found["on_outputs_of_a_group_of_one_device"]):
+        assert rank["types"] == ["meta", "cpu", "meta"]
 
 
 def test_one_example_of_each_rank_makes_a_batch(found):

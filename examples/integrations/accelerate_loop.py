@@ -4,6 +4,7 @@
 """
 
 import argparse
+import hashlib
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from ola_augment import OLAAugment, OLALearner
 
 
-def data(size=128):
+def data(size=160):
     """Dark squares and light ones, on noise: inverting an image changes its class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (size,), generator=generator)
     images = torch.randint(96, 160, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
     images[:, :, 4:12, 4:12] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
-    return TensorDataset(images, labels)
+    return images, labels
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()[:12]
 
 
 def main(arguments=None):
@@ -35,27 +40,28 @@ def main(arguments=None):
         nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 2)
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
-    loader = DataLoader(data(), batch_size=8, shuffle=True)
+    images, labels = data()
+    held_out = [(images[:32], labels[:32])]
+    loader = DataLoader(TensorDataset(images[32:], labels[32:]), batch_size=8, shuffle=True)
     model, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    torch.manual_seed(accelerator.process_index)  # draws of its own in each process
-    augment = OLAAugment("wide_long")
-    learner = OLALearner(model, augment)
+    augment = OLAAugment("wide_long", strength=1)
+    pairs = options.epochs * len(loader) // 2
+    learner = OLALearner.recommended(model, augment, held_out, pairs)
 
     for _ in range(options.epochs):
-        for index, (images, labels) in enumerate(loader):
+        for index, (x, y) in enumerate(loader):
             augmented = index % 2 == 0
-            with learner.augmented_step() if augmented else learner.plain_step():
-                images = learner.augment(images) if augmented else images
-                accelerator.backward(F.cross_entropy(model(images.float() / 255), labels))
+            with learner.augmented_step() if augmented else learner.plain_step() as step:
+                outputs = model((learner.augment(x) if augmented else x).float() / 255)
+                step.accuracy = float((outputs.argmax(1) == y).float().mean())
+                accelerator.backward(F.cross_entropy(outputs, y))
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-    digest = torch.cat([v.detach().flatten() for v in augment.policy.named_logits().values()])
-    print(
-        f"rank {accelerator.process_index}: {learner.pairs} pairs, "
-        f"logits {digest.double().norm():.9f}",
-        flush=True,
-    )
+    line = f"rank {accelerator.process_index}: {learner.pairs} pairs"
+    line += f", weights {digest(model.parameters())}"
+    line += f", policy {digest(augment.policy.named_logits().values())}"
+    print(f"{line}, draws {digest(augment.augment(images)[1])}", flush=True)
     accelerator.end_training()
     return learner
 

@@ -4,12 +4,12 @@
 """
 
 import argparse
-import os
 import tempfile
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -17,7 +17,7 @@ from ola_augment import OLAAugment, OLALearner
 from ola_augment.integrations.huggingface import OLATrainer
 
 
-def data(size=128):
+def data(size=160):
     """Dark squares and light ones, on noise: inverting an image changes its class."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, size)
@@ -49,23 +49,31 @@ def main(arguments=None):
         num_attention_heads=2, num_labels=2,
     )  # fmt: skip
     model = ViTForImageClassification(config)
-    augment = OLAAugment("wide_long")
-    learner = OLALearner(model, augment)
+    augment = OLAAugment("wide_long", strength=1)
+    whole = data().with_transform(to_uint8)
+    held_out = [default_collate([whole[i] for i in range(32)])]
+    preprocess = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
+    )
+
+    def loss(model, batch):  # of held-out images, which need the same pre-processing
+        return model(preprocess(batch["pixel_values"]), labels=batch["labels"]).loss
+
+    pairs = 4 * options.epochs
+    learner = OLALearner.recommended(model, augment, held_out, pairs, loss=loss)
     args = TrainingArguments(
         options.out or tempfile.mkdtemp(), num_train_epochs=options.epochs, use_cpu=True,
         per_device_train_batch_size=8, gradient_accumulation_steps=2, max_grad_norm=1.0,
         learning_rate=1e-2, bf16=options.bf16, remove_unused_columns=False, disable_tqdm=True,
         save_strategy="epoch" if options.out else "no", report_to="none",
-        dataloader_pin_memory=False, seed=int(os.environ.get("RANK", 0)), data_seed=0,
+        dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = OLATrainer(
         model=model,
         args=args,
-        train_dataset=data().with_transform(to_uint8),
+        train_dataset=data().select(range(32, 160)).with_transform(to_uint8),
         learner=learner,
-        preprocess=v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
-        ),
+        preprocess=preprocess,
     )
     result = trainer.train(resume_from_checkpoint=options.resume)
     print(f"{learner.pairs} pairs, loss {result.training_loss:.3f}; {augment.policy}")

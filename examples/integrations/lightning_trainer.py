@@ -5,7 +5,7 @@ Run it as `python lightning_trainer.py`, or on two processes as
 """
 
 import argparse
-import os
+import hashlib
 import warnings
 
 import torch
@@ -18,13 +18,17 @@ from ola_augment import OLAAugment, OLALearner
 from ola_augment.integrations.lightning import OLACallback
 
 
-def data(size=256):
+def data(size=288):
     """Dark squares and light ones, on noise: inverting an image changes its class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (size,), generator=generator)
     images = torch.randint(96, 160, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
     images[:, :, 4:12, 4:12] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
-    return TensorDataset(images, labels)
+    return images, labels
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()[:12]
 
 
 class Classifier(LightningModule):
@@ -53,10 +57,14 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
 
-    torch.manual_seed(0)  # the same weights in every process
-    module, augment = Classifier(), OLAAugment("wide_long")
-    torch.manual_seed(int(os.environ.get("RANK", 0)))  # draws of its own in each
-    callback = OLACallback(OLALearner(module.network, augment))
+    torch.manual_seed(0)  # in every process: they draw differently all the same
+    module, augment = Classifier(), OLAAugment("wide_long", strength=1)
+    images, labels = data()
+    held_out = [(images[:32], labels[:32])]
+    loader = DataLoader(TensorDataset(images[32:], labels[32:]), batch_size=16, shuffle=True)
+    pairs = options.epochs * len(loader) // (4 * options.devices)  # of updates of two batches
+    learner = OLALearner.recommended(module.network, augment, held_out, pairs)
+    callback = OLACallback(learner)
     trainer = Trainer(
         max_epochs=options.epochs, accelerator="cpu", devices=options.devices,
         strategy="ddp" if options.devices > 1 else "auto", precision=options.precision,
@@ -64,11 +72,11 @@ def main(arguments=None):
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(data(), batch_size=16, shuffle=True))
-    if trainer.is_global_zero:
-        keep = augment.policy.log_probs().keep.exp()
-        invert = next(i for i, op in enumerate(augment.space.operations) if op.name == "invert")
-        print(f"{callback.learner.pairs} pairs; invert is kept with {keep[invert]:.2f}")
+    trainer.fit(module, loader)
+    line = f"rank {trainer.global_rank}: {learner.pairs} pairs"
+    line += f", weights {digest(module.parameters())}"
+    line += f", policy {digest(augment.policy.named_logits().values())}"
+    print(f"{line}, draws {digest(augment.augment(images)[1])}", flush=True)
     return module, callback
 
 

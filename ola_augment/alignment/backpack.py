@@ -31,7 +31,7 @@ from ola_augment.alignment.tape import (
     checked_gradients,
     holds_gradient,
 )
-from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.alignment.validation import refuse_sharded, trainable_parameters
 
 # What a module's forward calls: the function and its arguments.
 _Call = tuple[Callable[..., Tensor], tuple[Any, ...]]
@@ -162,6 +162,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be one of sum, mean, got {reduction!r}")
         Storage(storage)
+        refuse_sharded(model)
         self._parameters = trainable_parameters(model)
         _check(model, self._parameters)
         self.model = model

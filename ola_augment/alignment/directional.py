@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ola_augment.alignment.tape import Freshness, checked_gradients, checked_result
-from ola_augment.alignment.validation import trainable_parameters, unwrapped
+from ola_augment.alignment.validation import refuse_sharded, trainable_parameters, unwrapped
 
 METHODS = ("finite_difference", "jvp")
 # What is given besides the batch: (model, *batch) -> losses (B,), one per example.
@@ -78,6 +78,7 @@ class DirectionalAlignment:
         self._inner = unwrapped(model)
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        refuse_sharded(self._inner)
         if not trainable_parameters(self._inner):
             raise ValueError(f"model {type(model).__name__} has no trainable parameter")
         self._model = model
@@ -104,6 +105,7 @@ class DirectionalAlignment:
             ValueError: ``loss`` returned something else than one loss per example.
             RuntimeError: no backward reached the model's parameters.
         """
+        refuse_sharded(self._inner)
         parameters = trainable_parameters(self._inner)
         before = {name: _state(p.grad) for name, p in parameters.items()}
         buffers = {name: buffer.clone() for name, buffer in self._inner.named_buffers()}

@@ -68,13 +68,27 @@ def check_model(model: nn.Module, fallback: bool) -> dict[str, nn.Parameter]:
         if reason is not None:
             where = repr(name) if name else "the model itself"
             raise ValueError(f"layer {where} ({type(module).__name__}) cannot be aligned: {reason}")
-    for name, parameter in parameters.items():
-        if hasattr(parameter, "placements"):
-            raise ValueError(
-                f"parameter {name!r} is sharded over processes (DTensor, FSDP): alignments need "
-                "whole parameters; use DistributedDataParallel"
-            )
+    refuse_sharded(model)
     return parameters
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse parameters that processes share out, also while they are together.
+
+    Between a forward pass without backward and the next step FSDP2 leaves the parameters of its
+    root whole; they are no parameters that a hook or a copy survives.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    for name, module in model.named_modules():
+        sharded = any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+        for own, parameter in module.named_parameters(name, recurse=sharded):
+            if sharded or hasattr(parameter, "placements"):
+                raise ValueError(
+                    f"parameter {own!r} is sharded over processes (DTensor, FSDP): alignments need "
+                    "whole parameters; use DistributedDataParallel"
+                )
 
 
 def _refusal(module: nn.Module, fallback: bool) -> str | None:

@@ -70,6 +70,8 @@ class OLATrainer(Trainer):  # type: ignore[misc]
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    data_collator: Any
+
     def __init__(
         self,
         *args: Any,
@@ -172,13 +174,13 @@ class OLATrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights, all of them (the Trainer's hook)."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_whole(self.model if model is None else model, resume_from_checkpoint)
+        with loading_all(self.model if model is None else model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint, all of them (the Trainer's hook)."""
-        super()._load_best_model()
-        load_whole(self.model, self.state.best_model_checkpoint)
+        with loading_all(self.model, self.state.best_model_checkpoint):
+            super()._load_best_model()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train, from a checkpoint with its policy if there is one.
@@ -221,31 +223,42 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
             save_checkpoint(folder / STATE_NAME, content)
 
 
-def load_whole(model: Any, folder: str | Path) -> None:
-    """Load what a Trainer left out of a checkpoint.
+@contextlib.contextmanager
+def loading_all(model: Any, folder: str | Path) -> Iterator[None]:
+    """Load what a Trainer leaves out of a checkpoint that it loads inside.
 
     transformers 5 saves the tensors of many models (ViT, DeiT, BEiT, DINOv2, Swin) under the names
     of its older versions; its Trainer looks for the names of today and passes over what it does not
     find, ``from_pretrained`` translates them.
 
     Args:
-        model: with the checkpoint loaded by the Trainer.
+        model: that is loaded into.
         folder: of the checkpoint.
+
+    Yields:
+        Nothing.
 
     Raises:
         ValueError: tensors of the model that the checkpoint does not have.
     """
     names = saved_names(Path(folder))
-    missing = sorted(model.state_dict().keys() - names)
-    if names and missing and isinstance(model, PreTrainedModel):
+    missing = sorted(model.state_dict().keys() - names) if names else []
+    translates = isinstance(model, PreTrainedModel)
+    if missing and not translates:
+        raise ValueError(_lacking(folder, missing, model))
+    yield
+    if missing and translates:
         loaded, told = type(model).from_pretrained(folder, output_loading_info=True)
+        if told["missing_keys"]:
+            raise ValueError(_lacking(folder, sorted(told["missing_keys"]), model))
         model.load_state_dict(loaded.state_dict())
-        missing = sorted(told["missing_keys"])
-    if names and missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} tensors of {type(model).__name__}, which would go on "
-            f"from what they were initialised with: {', '.join(missing[:5])}"
-        )
+
+
+def _lacking(folder: str | Path, missing: list[str], model: Any) -> str:
+    return (
+        f"{folder} lacks {len(missing)} tensors of {type(model).__name__}, which would go on from "
+        f"what they were initialised with: {', '.join(missing[:5])}"
+    )
 
 
 def saved_names(folder: Path) -> set[str]:

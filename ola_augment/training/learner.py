@@ -678,7 +678,7 @@ class OLALearner:
         """
         self._refuse_under_way("saved", "save")
         generator = self.transform.generator
-        return {
+        state = {
             "version": _VERSION,
             "policy_kind": describe_policy(self.policy),
             "policy": dict(self.policy.state_dict()),
@@ -694,6 +694,7 @@ class OLALearner:
             "rejoin": None if self._rejoin is None else self._rejoin.state_dict(),
             "rejoin_half": None if self._rejoin_half is None else self._rejoin_half.state_dict(),
         }
+        return {**state, "entries": _entries(state)}
 
     def _refuse_under_way(self, done: str, do: str) -> None:
         waits = self.learns and self._held_out is None
@@ -755,6 +756,13 @@ class OLALearner:
         if self._held_out is not None:
             restore = self._held_out.checked(state["held_out"], self._model)
         tried = None if self.trial is None else self.trial.checked(state["trial"], self._model)
+        found = _entries({name: value for name, value in state.items() if name != "entries"})
+        if found != state.get("entries"):
+            raise ValueError(
+                f"state is damaged: {found} entries of {state.get('entries')}. "
+                "torch.distributed.checkpoint loads only the keys that a new learner has already: "
+                "store the state as bytes (torch.save into an io.BytesIO), in a single entry"
+            )
         before = {name: value.clone() for name, value in self.policy.state_dict().items()}
         try:
             if generator is not None:
@@ -792,3 +800,10 @@ def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpda
 def _compares(updater: object) -> bool:
     """Whether rewards are differences within a batch."""
     return getattr(updater, "reward", None) in (gradient_alignment_reward, cosine_reward)
+
+
+def _entries(state: Any) -> int:
+    """How many numbers, texts and tensors a nested state holds."""
+    if isinstance(state, Mapping):
+        return sum(map(_entries, state.values()))
+    return sum(map(_entries, state)) if isinstance(state, (list, tuple)) else 1
