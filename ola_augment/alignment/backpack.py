@@ -17,21 +17,14 @@ from backpack.extensions.firstorder.base import (
 from torch import Tensor, nn
 
 from ola_augment.alignment._torch import backward_id
-from ola_augment.alignment.expressions import Leaf
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules import RULES
-from ola_augment.alignment.storage import Storage
-from ola_augment.alignment.sums import SumCheck
-from ola_augment.alignment.tape import (
-    NOT_ZEROED,
-    Content,
-    Freshness,
-    NotFinite,
-    Tape,
-    checked_gradients,
-    holds_gradient,
-)
-from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.alignment.calls.expressions import Leaf
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.method.captured import Content, NotFinite, checked_gradients
+from ola_augment.alignment.method.freshness import NOT_ZEROED, Freshness, holds_gradient
+from ola_augment.alignment.method.rules import RULES
+from ola_augment.alignment.method.storage import Storage
+from ola_augment.alignment.method.tape import Tape
+from ola_augment.alignment.proof import SumCheck, trainable_parameters
 
 # What a module's forward calls: the function and its arguments.
 _Call = tuple[Callable[..., Tensor], tuple[Any, ...]]

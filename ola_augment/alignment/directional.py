@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ola_augment.alignment.tape import Freshness, checked_gradients, checked_result
-from ola_augment.alignment.validation import trainable_parameters, unwrapped
+from ola_augment.alignment.method.captured import checked_gradients, checked_result
+from ola_augment.alignment.method.freshness import Freshness
+from ola_augment.alignment.proof import trainable_parameters, unwrapped
 
 METHODS = ("finite_difference", "jvp")
 # What is given besides the batch: (model, *batch) -> losses (B,), one per example.

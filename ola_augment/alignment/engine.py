@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ola_augment.alignment.session import Layouts, Session
-from ola_augment.alignment.storage import Storage
-from ola_augment.alignment.tape import Captured, checked_gradients
-from ola_augment.alignment.validation import check_model, trainable_parameters, unwrapped
+from ola_augment.alignment.method.captured import Captured, checked_gradients
+from ola_augment.alignment.method.session import Session
+from ola_augment.alignment.method.storage import Storage
+from ola_augment.alignment.proof import Proof, check_model, trainable_parameters, unwrapped
 
 REDUCTIONS = ("sum", "mean")
 
@@ -79,7 +79,7 @@ class GradientAlignment:
         self._reduction = reduction
         self._storage = Storage(storage)
         self._fallback = fallback
-        self._layouts = Layouts()
+        self._proof = Proof()
         self._captured: Captured | None = None
         self._capturing = False
 
@@ -133,7 +133,7 @@ class GradientAlignment:
         direction = None if gradients is None else checked_gradients(gradients, parameters)
         captured = Captured(lambda: trainable_parameters(self._model))
         session = Session(
-            self._model, parameters, self._storage, self._fallback, self._layouts, direction, norms
+            self._model, parameters, self._storage, self._fallback, self._proof, direction, norms
         )
         self._capturing = True
         try:
@@ -190,4 +190,4 @@ class GradientAlignment:
     def close(self) -> None:
         """Free what is kept, what was verified included. Nothing is attached to the model."""
         self._captured = None
-        self._layouts.clear()
+        self._proof.forget()

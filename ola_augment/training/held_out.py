@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.reward import mean_over_ranks
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.

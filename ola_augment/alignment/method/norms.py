@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.expressions import Leaf, Node, pull_back
-from ola_augment.alignment.terms import Term, squared_norms
+from ola_augment.alignment.calls.expressions import Leaf, Node, pull_back
+from ola_augment.alignment.method.terms import Term, squared_norms
 
 
 class ExampleNorms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.expressions import Leaf, Node, writes_in_place
-from ola_augment.alignment.layout import Layout, candidates
-from ola_augment.alignment.rules import RULES
-from ola_augment.alignment.watch import Function, Watch, outputs_of
+from ola_augment.alignment.calls.arguments import Function, writes_in_place
+from ola_augment.alignment.calls.expressions import Node
+from ola_augment.alignment.calls.layout import Layout, candidates
+from ola_augment.alignment.calls.registry import RULES
+from ola_augment.alignment.calls.watch import Step, Watch
 
 _BATCH_NORM = (
     "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
@@ -34,10 +35,6 @@ class Unrelated(Enum):
 
 
 Decision = Layout | Unrelated
-# A call, as the number of the path up to it, and which of its outputs.
-Step = tuple[int, int]
-
-
 # Which examples' rows to move, (batch,) bool, at the uses whose layout is known.
 Disturbance = tuple[Tensor, Mapping[Step, Decision]]
 
@@ -65,52 +62,48 @@ class Fingerprints(Watch[bool]):
         self.shapes: dict[Step, tuple[torch.Size, int]] = {}
         self.rounding: dict[Step, float] = {}
 
-    def use(self, function: Function, args: Any, kwargs: Any, origin: bool | None) -> Any:
-        """Record its rows where it reads data, follow it where it does not."""
-        inputs = args[:1]
+    def before(
+        self, function: Function, args: Any, kwargs: Any, origin: bool
+    ) -> tuple[Callable[[Tensor], int], Tensor | None]:
+        """What tells the examples of a call's outputs apart: one of its arguments, or they do."""
         rule = RULES.get(function)
-        on_input = rule is not None and rule.subject is not None and inputs
-        subject = inputs[0].detach() if on_input and origin else None
+        if rule is None:
+            return Tensor.dim, None
+        subject = args[rule.subject].detach() if rule.subject is not None else None
         if subject is not None and writes_in_place(function):
             subject = subject.clone()
-        path, read = self.path, self.read(args, kwargs)
-        result = self._call(function, args, kwargs)
-        constant = {}
-        for index, output in enumerate(outputs_of(function, args, result)):
-            if origin is None or (path, index) in self.constants:
-                constant[index] = output
-                continue
-            if writes_in_place(function):
-                self.forget(output)
-            leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
-            self.record((path, index), output, output if subject is None else subject, leading)
-        if not isinstance(self.node(args[0]), Leaf) or not writes_in_place(function):
-            self.follow(function, read, constant)
-        if self._disturbed and isinstance(result, Tensor) and not writes_in_place(function):
-            return self._disturb(result, (path, 0))
-        return result
+        return lambda output: rule.leading(*args, output=output, **kwargs), subject
 
-    def _disturb(self, output: Tensor, step: Step) -> Tensor:
+    def met(self, about: Any, step: Step, output: Tensor, origin: bool) -> bool:
+        """Record its rows."""
+        if step in self.constants:
+            return False
+        leading, subject = about
+        self.record(step, output, output if subject is None else subject, leading(output))
+        return True
+
+    def after(self, result: Any, step: Step) -> Any:
         """Move the chosen examples' rows, sign for sign."""
         chosen, decisions = self._disturbed or (None, {})
         layout = decisions.get(step)
-        if chosen is None or not isinstance(layout, Layout) or not output.is_floating_point():
-            return output
-        rows = chosen.repeat_interleave(layout.inner).repeat(layout.outer).to(output.device)
-        if output.shape[layout.dim] != len(rows):  # what was moved before led to another path
-            return output
-        rows = rows.view(-1, *(1,) * (output.dim() - layout.dim - 1)).to(output.dtype)
-        own = output.detach()
+        if (
+            chosen is None
+            or not isinstance(result, Tensor)
+            or not isinstance(layout, Layout)
+            or not result.is_floating_point()
+        ):
+            return result
+        rows = chosen.repeat_interleave(layout.inner).repeat(layout.outer).to(result.device)
+        if result.shape[layout.dim] != len(rows):  # what was moved before led to another path
+            return result
+        rows = rows.view(-1, *(1,) * (result.dim() - layout.dim - 1)).to(result.dtype)
+        own = result.detach()
         size = float(own.abs().mean())
         if not size < _MASK:
             ordinary = own.abs()[own.abs() < _MASK]
             size = float(ordinary.mean()) if len(ordinary) else 0.0
         shift = torch.copysign(rows * (0.01 * size or 0.01), own)
-        return torch.addcmul(shift, output, 1 + 0.1 * rows)
-
-    def other(self, function: Function, args: Any, kwargs: Any) -> Any:
-        """Run it; a BatchNorm with the statistics of the run on the batch itself."""
-        return self._call(function, args, kwargs)
+        return torch.addcmul(shift, result, 1 + 0.1 * rows)
 
     def record(self, step: Step, output: Tensor, subject: Tensor, leading: int) -> None:
         """Keep what a later run is compared with."""
@@ -124,7 +117,8 @@ class Fingerprints(Watch[bool]):
         other = rolled.seen.get(step, {}).get(layout.dim)
         return other is not None and _follows(layout, self.seen[step][layout.dim], other)
 
-    def _call(self, function: Function, args: Any, kwargs: Any) -> Any:
+    def run(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """A BatchNorm takes the statistics of the run on the batch itself."""
         if function is not F.batch_norm:
             return function(*args, **kwargs)
         given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs

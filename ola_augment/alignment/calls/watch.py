@@ -6,72 +6,41 @@ batch of a forward pass) or a constant (everything else: buffers, frozen paramet
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ola_augment.alignment._torch import body_of, in_backward
-from ola_augment.alignment.expressions import (
-    Expression,
-    Leaf,
-    Node,
-    RandomState,
+from ola_augment.alignment._torch import SET_GRAD, body_of, in_backward
+from ola_augment.alignment.calls.arguments import (
+    Function,
+    map_tensors,
+    outputs_of,
+    tensors_in,
     writes_in_place,
 )
-from ola_augment.alignment.rules import COMPOSITES, RULES
+from ola_augment.alignment.calls.expressions import Expression, Leaf, Node, RandomState
+from ola_augment.alignment.calls.paths import (
+    GATES,
+    LOOK_UPS,
+    PERMUTATIONS,
+    content,
+    looked_up,
+    setting,
+)
+from ola_augment.alignment.calls.registry import COMPOSITES, RULES
 
-Function = Callable[..., Any]
 OriginT = TypeVar("OriginT")
+# A call on the path of a forward pass, as the number of the path up to it, and which output.
+Step = tuple[int, int]
 
-
-#: Types of arguments that hold no tensor, and that stand for themselves in a path.
-_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype))
-
-
-def name_of(function: Function) -> str:
-    """How a function is called in messages."""
-    return getattr(function, "__name__", repr(function))
-
-
-def outputs_of(function: Function, args: Any, result: Any) -> list[Tensor]:
-    """The tensors that a call gives: its results, or what it wrote."""
-    if writes_in_place(function) and args and isinstance(args[0], Tensor):
-        return [args[0]]
-    if isinstance(result, Tensor):
-        return [result]
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-def tensors_in(arguments: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments and in lists and tuples of them."""
-    for argument in arguments:
-        if type(argument) in _PLAIN:
-            continue
-        if isinstance(argument, Tensor):
-            yield argument
-        elif isinstance(argument, (list, tuple)):
-            yield from tensors_in(argument)
-
-
-def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """Arguments with their tensors changed, as tree_map does, in a tenth of the time."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if isinstance(value, Tensor):
-        return change(value)
-    if kind is tuple or kind is list:
-        return kind([map_tensors(change, one) for one in value])
-    if kind is dict:
-        return {name: map_tensors(change, one) for name, one in value.items()}
-    return tree_map_only(Tensor, change, value) if isinstance(value, (tuple, list, dict)) else value
+#: Calls that compute nothing from what they are given.
+SPECIAL = {Tensor.backward, torch.autograd.grad, SET_GRAD}
 
 
 class Watch(TorchFunctionMode, Generic[OriginT]):
@@ -96,6 +65,17 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         # Whether what gates other values is open: branches that are no control flow.
         self._gates: list[Tensor] = []
         self._on_path = False
+        #: Calls are run as they are.
+        self.paused = False
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing is watched for a while."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def start_path(self) -> None:
         """A forward pass begins: the calls from here on are its path."""
@@ -130,7 +110,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if in_backward():
+        if self.paused or in_backward():
             return func(*args, **kwargs)
         nodes, origins = self._nodes, self._origins
         reads, origin = False, None
@@ -161,8 +141,8 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             if args and isinstance(args[0], Tensor) and writes_in_place(func):
                 written = args[0] if args[0]._base is None else args[0]._base
                 self.mark((args[0], written), origin)
-        elif self._on_path and func in _PERMUTATIONS:
-            self.rows = hash((self.rows, _content(result)))
+        elif self._on_path and func in PERMUTATIONS:
+            self.rows = hash((self.rows, content(result)))
         return result
 
     def _body(self, function: Function) -> Function | None:
@@ -181,13 +161,11 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
 
     def _walk(self, function: Function, args: Any, kwargs: Any, data: bool) -> None:
         """Add one call to the path: the function, its settings, and which rows it looks up."""
-        self.path = hash(
-            (self.path, function, *map(_setting, args), *map(_setting, kwargs.values()))
-        )
-        if data and function in _LOOK_UPS:
+        self.path = hash((self.path, function, *map(setting, args), *map(setting, kwargs.values())))
+        if data and function in LOOK_UPS:
             for index in args[1:]:
-                self.rows = hash((self.rows, _looked_up(index)))
-        if data and (looks := _GATES.get(function)) is not None:
+                self.rows = hash((self.rows, looked_up(index)))
+        if data and (looks := GATES.get(function)) is not None:
             for tensor in tensors_in((*args, *kwargs.values())):
                 if id(tensor) not in self._nodes:
                     self._gates += looks(tensor.detach())
@@ -198,18 +176,57 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
 
     def use(self, function: Function, args: Any, kwargs: Any, origin: OriginT | None) -> Any:
         """Run a call that reads a parameter; ``origin``: of the data that it reads too, if any."""
+        writes = writes_in_place(function)
+        if function in SPECIAL or (writes and isinstance(self.node(args[0]), Leaf)):
+            return self.other(function, args, kwargs)
+        path = self.path
+        about = None if origin is None else self.before(function, args, kwargs, origin)
+        draws = None if origin else RandomState(next(tensors_in(args)).device)
+        read = self._read(args, kwargs) if writes or origin is None else None
+        result = self.run(function, args, kwargs)
+        constant = {}
+        for index, output in enumerate(outputs_of(function, args, result)):
+            if not output.requires_grad:  # nothing flows back through it
+                continue
+            if origin is None or not self.met(about, (path, index), output, origin):
+                constant[index] = output
+            elif writes:
+                self.forget(output)
+        if constant:
+            names = self.names(args, kwargs)
+            self.computed(names, constant.values())
+            read = read or self._read(args, kwargs)
+            self._follow(function, read, constant, draws if draws and draws.moved() else None)
+        return result if origin is None or writes else self.after(result, (path, 0))
+
+    def before(self, function: Function, args: Any, kwargs: Any, origin: OriginT) -> Any:
+        """A call is about to read parameters and data; what is returned is handed to `met`."""
+
+    def met(self, about: Any, step: Step, output: Tensor, origin: OriginT) -> bool:
+        """An output of parameters and data; False where the examples do not matter to it."""
         raise NotImplementedError
 
-    def other(self, function: Function, args: Any, kwargs: Any) -> Any:
-        """Run a call that reads no parameter."""
+    def computed(self, names: frozenset[str], outputs: Iterable[Tensor]) -> None:
+        """Outputs that are made of parameters only."""
+
+    def after(self, result: Any, step: Step) -> Any:
+        """What a call that met parameters and data is taken to give."""
+        return result
+
+    def run(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """Run a call."""
         return function(*args, **kwargs)
 
-    def read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def other(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """Run a call that reads no parameter, or tells nothing of what it does with it."""
+        return self.run(function, args, kwargs)
+
+    def _read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of a call, nodes in the place of their tensors."""
         nodes: tuple[Any, Any] = map_tensors(lambda t: self.node(t) or t, (args, kwargs))
         return nodes
 
-    def follow(
+    def _follow(
         self,
         function: Function,
         read: tuple[Any, Any],
@@ -220,17 +237,16 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
 
         Args:
             function: what was called.
-            read: its arguments as `read` gave them before.
+            read: its arguments as `_read` gave them before.
             outputs: index among the results -> tensor.
             draws: the random state before the call, where it drew from it.
         """
         written = writes_in_place(function)
         for index, output in outputs.items():
-            if output.is_floating_point() or output.is_complex():
-                if written:
-                    self.forget(output)
-                node = Expression(function, *read, index, draws)
-                self._nodes[id(output)] = (output, node)
+            if written:
+                self.forget(output)
+            node = Expression(function, *read, index, draws)
+            self._nodes[id(output)] = (output, node)
 
     def forget(self, written: Tensor) -> None:
         """A tensor was written: what was known of it, and of what shares its memory, is past."""
@@ -267,56 +283,13 @@ def leaves(parameters: Mapping[str, nn.Parameter]) -> dict[int, tuple[Tensor, No
     return {id(parameter): (parameter, Leaf(name)) for name, parameter in parameters.items()}
 
 
-def _setting(value: Any) -> Any:
-    """What of an argument makes a call another call."""
-    kind = type(value)
-    if kind in _PLAIN:
-        # Rates change from step to step; switched off or on they make another function.
-        return 0.5 if kind is float and value not in (0.0, 1.0) else value
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_setting, value))
-    if isinstance(value, slice):
-        return _setting((value.start, value.stop, value.step))
-    return value if isinstance(value, (int, str)) else kind
-
-
-def _looked_up(index: Any) -> Any:
-    """Which rows an index names; own rows are no matter."""
-    if isinstance(index, (list, tuple)):
-        if index and isinstance(index[0], Tensor) and _counts_up(index[0]):
-            return "own rows"
-        return tuple(map(_looked_up, index))
-    return _content(index)
-
-
-def _content(tensor: object) -> Any:
-    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
-        return None
-    return tensor.shape, tensor.detach().cpu().numpy().tobytes()
-
-
-def _open(factor: Tensor) -> list[Tensor]:
-    """Of a mask, whether some and whether all is let through; of a few factors, whether any is."""
-    if factor.dtype == torch.bool:
-        return [factor.any(), factor.all()]
-    return [factor.any()] if factor.numel() <= _FEW and not factor.is_complex() else []
-
-
-def _crosses(matrix: Tensor) -> list[Tensor]:
-    """Whether a square matrix, the batch's size perhaps, mixes rows."""
-    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or matrix.requires_grad:
-        return []
-    return [matrix.triu(1).any() | matrix.tril(-1).any()]
-
-
-def _counts_up(indices: Tensor) -> bool:
-    """Whether an index along dimension 0 is `arange`: each example looks up its own row."""
-    if indices.dtype == torch.bool or indices.dim() != 1:
-        return False
-    return torch.equal(indices, torch.arange(len(indices), device=indices.device))
-
+# Python methods of Tensor that compute nothing.
+_LEAVE_ALONE = (
+    Tensor.backward, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
+    Tensor.__repr__, Tensor.__len__, Tensor.__iter__, Tensor.__format__, Tensor.__contains__,
+    Tensor.is_shared, Tensor.share_memory_, Tensor.__deepcopy__, Tensor.__reduce_ex__,
+    torch.autograd.grad,
+)  # fmt: skip
 
 # Functions of their first argument; the second gives its shape or type.
 _READS_SHAPE_ONLY = {
@@ -329,45 +302,3 @@ _OF_SHAPE = {
     torch.randn_like, torch.randint_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
     Tensor.new_empty, Tensor.new_tensor, Tensor.size, Tensor.dim, Tensor.numel,
 }  # fmt: skip
-
-# Where indices move rows: other indices make another path.
-_LOOK_UPS = {
-    Tensor.__getitem__, Tensor.__setitem__, torch.index_select, Tensor.index_select, torch.gather,
-    Tensor.gather, torch.take, Tensor.take, torch.take_along_dim, Tensor.take_along_dim,
-    torch.index_add, Tensor.index_add, Tensor.index_add_, torch.index_copy, Tensor.index_copy,
-    Tensor.index_copy_, torch.index_put, Tensor.index_put, Tensor.index_put_, torch.scatter,
-    Tensor.scatter, Tensor.scatter_, torch.scatter_add, Tensor.scatter_add, Tensor.scatter_add_,
-    torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_, F.embedding,
-}  # fmt: skip
-
-#: Of so many factors it is asked whether all are zero.
-_FEW = 1024
-# Where a factor of zero, or a mask, shuts off what it meets: opened it makes another path.
-_GATES: dict[Function, Callable[[Tensor], list[Tensor]]] = {
-    **dict.fromkeys(
-        (
-            torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.multiply, Tensor.__mul__,
-            Tensor.__rmul__, Tensor.__imul__, torch.where, Tensor.where, torch.lerp, Tensor.lerp,
-            Tensor.lerp_, torch.addcmul, Tensor.addcmul, Tensor.addcmul_, torch.masked_fill,
-            Tensor.masked_fill, Tensor.masked_fill_, torch.masked_scatter, Tensor.masked_scatter,
-            Tensor.masked_scatter_,
-        ),
-        _open,
-    ),
-    **dict.fromkeys(
-        (
-            torch.matmul, torch.mm, torch.einsum, Tensor.matmul, Tensor.mm, Tensor.__matmul__,
-            Tensor.__rmatmul__,
-        ),
-        _crosses,
-    ),
-}  # fmt: skip
-_PERMUTATIONS = {torch.randperm, torch.multinomial, Tensor.multinomial}
-
-# Python methods of Tensor that compute nothing.
-_LEAVE_ALONE = (
-    Tensor.backward, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
-    Tensor.__repr__, Tensor.__len__, Tensor.__iter__, Tensor.__format__, Tensor.__contains__,
-    Tensor.is_shared, Tensor.share_memory_, Tensor.__deepcopy__, Tensor.__reduce_ex__,
-    torch.autograd.grad,
-)  # fmt: skip

@@ -9,20 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from ola_augment.alignment.expressions import functional, jvp, writes_in_place
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import (
-    RULES,
-    Function,
-    MakeTerm,
-    Rule,
-    Use,
-    broadcast,
-    everywhere,
-    pair,
-)
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Term
+from ola_augment.alignment.calls.arguments import Function, functional, writes_in_place
+from ola_augment.alignment.calls.expressions import jvp
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.rules.rule import broadcast, everywhere, pair
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import Term
 
 
 class Call:
@@ -132,7 +125,8 @@ def elementwise(function: Function) -> Callable[..., Iterator[Use]]:
             return torch.autograd.grad(output, moved, delta.to(output.dtype))[0]
 
         def term(delta: Tensor, layout: Layout) -> Term:
-            return broadcast(shape, gradient)(delta, layout)
+            found: Term = broadcast(shape, gradient)(delta, layout)
+            return found
 
         return term
 

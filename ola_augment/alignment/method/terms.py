@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.storage import Packed, Storage
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.method.storage import Packed, Storage
 
 
 @dataclass(frozen=True)

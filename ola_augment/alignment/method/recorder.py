@@ -4,49 +4,47 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node as GraphNode
 
-from ola_augment.alignment._torch import SET_GRAD, on_gradient
-from ola_augment.alignment.expressions import (
-    Leaf,
-    Node,
-    RandomState,
-    Tangents,
-    writes_in_place,
-)
-from ola_augment.alignment.fingerprints import Decision, Unrelated
-from ola_augment.alignment.layout import Layout, candidates
-from ola_augment.alignment.norms import ExampleNorms
-from ola_augment.alignment.probe import Verified, sets_of
-from ola_augment.alignment.rules import RULES, MakeTerm, Use, differentiable
-from ola_augment.alignment.separation import Located, Separation
-from ola_augment.alignment.storage import Storage, in_full_precision
-from ola_augment.alignment.sums import RandomDirection, SumCheck
-from ola_augment.alignment.tape import Tape
-from ola_augment.alignment.terms import Term
-from ola_augment.alignment.watch import (
+from ola_augment.alignment._torch import on_gradient
+from ola_augment.alignment.calls.arguments import (
     Function,
-    Watch,
-    leaves,
     map_tensors,
     name_of,
-    outputs_of,
-    tensors_in,
+    writes_in_place,
 )
+from ola_augment.alignment.calls.expressions import Node, Tangents
+from ola_augment.alignment.calls.layout import Layout, candidates
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Use
+from ola_augment.alignment.calls.watch import Step, Watch, leaves
+from ola_augment.alignment.method.norms import ExampleNorms
+from ola_augment.alignment.method.rules import differentiable
+from ola_augment.alignment.method.storage import Storage, in_full_precision
+from ola_augment.alignment.method.tape import Tape
+from ola_augment.alignment.method.terms import Term
+from ola_augment.alignment.proof import Decision, Examination, Located, Unrelated
 
 # A node that a call reads, the shape of its tensor, and the term that the use gives.
 _NodeUse = tuple[Node, torch.Size, MakeTerm]
 _WeakTensor = Callable[[], Tensor | None]
-# A call on the path of a forward pass, and which of its outputs.
-Step = tuple[int, int]
 
 #: The origin of what was computed from several forward passes.
 SEVERAL = Tape(0)
+
+
+class _Call(NamedTuple):
+    """A call that meets parameters with data, and its rule's uses of them."""
+
+    function: Function
+    args: Any
+    kwargs: Any
+    names: frozenset[str]
+    uses: list[_NodeUse] | None
 
 
 class _Use(Located):
@@ -75,64 +73,68 @@ class Recorder(Watch[Tape]):
     """Hooks the output of every call that meets parameters with data.
 
     Args:
-        model: whose forward passes are recorded.
-        parameters: its trainable parameters by name.
+        parameters: the trainable parameters by name.
         storage: format of the pairs.
         fallback: differentiate functions without a rule instead of refusing them.
         direction: the reference gradient, if it is known: terms are contracted with it at once.
         norms: gather the norms of the examples' gradients.
-        check: of the sums along the reference gradient.
+        examination: of this capture.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         storage: Storage,
         fallback: bool,
         direction: Mapping[str, Tensor] | None,
         norms: bool,
-        check: SumCheck,
+        examination: Examination,
     ) -> None:
         super().__init__(leaves(parameters))
         self.tapes: list[Tape] = []
         self.values: dict[str, Tensor] = {}
         self.loss_reductions: set[str] = set()
-        # The self-check of a capture that is verified: what the terms come to along a direction.
-        self.verifying = False
-        self.random = RandomDirection(parameters)
-        self.exact = SumCheck(0.0, self.random)
-        self.along_random: list[tuple[frozenset[str], Tensor]] = []
-        self.paused = False
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
-        self._model = model
         self._parameters = parameters
         self._norms = norms
-        self._check = check
+        self._examination = examination
         self._storage = storage
         self._fallback = fallback
-        self.direction = direction
         self._tangents = None if direction is None else Tangents(direction, self.values)
-        # Of the forward pass under way: what is known of its path, and uses off it.
-        self._decisions: Mapping[Step, Decision] = {}
+        # Uses of the forward pass under way, and their outputs in the graph.
         self._uses_of_pass: dict[Step, _Use] = {}
-        # Outputs in the graph, what ends with a loss was found to keep examples apart, and what
-        # the user asked of tensors.
         self._located: dict[tuple[GraphNode, int], _Use] = {}
-        self._endings: set[tuple[str, ...]] = set()
-        self._hooks = False
-        self._retaining: list[Tensor] = []
         # Weak on both sides: what autograd frees during backward must go.
         self._detached: dict[int, tuple[_WeakTensor, _WeakTensor]] = {}
 
-    def start_pass(self, batch: int, data: Iterable[Tensor], known: Verified) -> None:
-        """A forward pass begins, on a batch, with what is known of the paths it may take."""
+    def start_pass(self, args: Any, kwargs: Any) -> None:
+        """A forward pass begins."""
+        batch, data = self._examination.begin(self, args, kwargs)
         self.tapes.append(Tape(batch, norms=ExampleNorms() if self._norms else None))
         self.mark(data, self.tapes[-1])
-        self._decisions, self._endings = known.decisions, known.endings
         self._uses_of_pass = {}
         self.start_path()
+
+    def end_pass(self, args: Any, kwargs: Any) -> None:
+        """It ends, perhaps on a path that was not known when it began.
+
+        Raises:
+            RuntimeError: examples cannot be told apart in a use.
+        """
+        batch = self.tapes[-1].batch
+        if not self._examination.end(self, args, kwargs, batch):
+            return
+        for step, use in self._uses_of_pass.items():
+            decision = self._examination.where(step) or Unrelated.UNCLEAR
+            if (decision is Unrelated.CONSTANT) != use.constant:
+                raise RuntimeError(
+                    f"{use.name} reads parameter {_listed(use.names)} on a path "
+                    "through the model that was not met before, with values that are the same "
+                    "whatever the examples are; it is known now: run the step again"
+                )
+            if not use.constant:
+                use.settle(decision, batch)
 
     def release(self) -> None:
         """The capture is over. The graph's hooks lead here, and from here no longer to the graph.
@@ -143,105 +145,53 @@ class Recorder(Watch[Tape]):
         for use in self._located.values():
             del use.edge
         self._located.clear()
-        self._retaining.clear()
-
-    def settle(self, decisions: Mapping[Step, Decision]) -> None:
-        """The pass ended on a path that was not known when it began.
-
-        Raises:
-            RuntimeError: examples cannot be told apart in a use.
-        """
-        for step, use in self._uses_of_pass.items():
-            decision = decisions.get(step, Unrelated.UNCLEAR)
-            if (decision is Unrelated.CONSTANT) != use.constant:
-                raise RuntimeError(
-                    f"{use.name} reads parameter {_listed(use.names)} on a path "
-                    "through the model that was not met before, with values that are the same "
-                    "whatever the examples are; it is known now: run the step again"
-                )
-            if not use.constant:
-                use.settle(decision, self.tapes[-1].batch)
+        self._examination.release()
 
     def merged(self, one: Tape, other: Tape) -> Tape:
         """Of no single pass."""
         return one if one is other else SEVERAL
 
-    def __torch_function__(
-        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if self.paused:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
-
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Watch for backward passes and losses."""
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
-        if function in _HOOKS:
-            self._hooks = True
-        elif function is Tensor.retain_grad:
-            self._retaining.append(args[0])
-        elif function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
+        self._examination.asked(function, args)
+        if function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
             self.loss_reductions.add(kwargs["reduction"])
         return function(*args, **kwargs)
 
-    def use(self, function: Function, args: Any, kwargs: Any, origin: Tape | None) -> Any:
-        """Hook the outputs, or follow them where they depend on parameters only."""
-        if function is Tensor.backward or function is torch.autograd.grad:
-            return self._differentiate(function, args, kwargs)
-        if function == SET_GRAD:  # zero_grad()
-            return function(*args, **kwargs)
-        writes = writes_in_place(function)
-        if writes and isinstance(self.node(args[0]), Leaf):
-            return function(*args, **kwargs)
+    def before(self, function: Function, args: Any, kwargs: Any, origin: Tape) -> _Call:
+        """The rule's uses: before the call, which may overwrite its input."""
         names = self.names(args, kwargs)
-        if writes and origin and function not in RULES:
+        rule = RULES.get(function)
+        if rule is None and writes_in_place(function):
             raise RuntimeError(
                 f"{name_of(function)} writes in place, reads parameter {_listed(names)} and has no "
                 "alignment rule; use an out-of-place function"
             )
-        # Before the call: it may overwrite its input.
-        rule = RULES.get(function) if origin else None
         uses = self._uses(rule.uses, args, kwargs) if rule else None
-        draws = None if origin else RandomState(next(tensors_in(args)).device)
-        path = self.path
-        read = self.read(args, kwargs) if writes or not origin else None
-        result = function(*args, **kwargs)
-        outputs = outputs_of(function, args, result)
-        if not any(tensor.requires_grad for tensor in outputs):
-            return result
-        constant = {}
-        for index, output in enumerate(outputs):
-            use = _Use(function, names, output)
-            if not origin or not self._locate(
-                use, function, (path, index), origin, args, kwargs, output
-            ):
-                constant[index] = output
-            elif output.requires_grad:
-                if writes:
-                    self.forget(output)
-                found = uses or self._linearise(function, args, kwargs, index)
-                self._watch(output, found, use, origin)
-        if constant:
-            self._keep_values(names)
-            for output in constant.values():
-                if output.is_floating_point() or output.is_complex():
-                    for check in (self._check, self.exact):  # casts round gradients, too
-                        check.computed(names, output.dtype)
-            read = read or self.read(args, kwargs)
-            self.follow(function, read, constant, draws if draws and draws.moved() else None)
-        return result
+        return _Call(function, args, kwargs, names, uses)
 
-    def _locate(
-        self,
-        use: _Use,
-        function: Function,
-        step: Step,
-        origin: Tape,
-        args: Any,
-        kwargs: Any,
-        output: Tensor,
-    ) -> bool:
+    def met(self, about: _Call, step: Step, output: Tensor, origin: Tape) -> bool:
+        """Hook an output that depends on the examples."""
+        use = _Use(about.function, about.names, output)
+        if not self._locate(use, about, step, origin, output):
+            return False
+        uses = about.uses
+        if uses is None:
+            uses = self._linearise(about, step[1])
+        self._watch(output, uses, use, origin)
+        return True
+
+    def computed(self, names: frozenset[str], outputs: Iterable[Tensor]) -> None:
+        """They are differentiated at today's parameters, which the optimizer overwrites."""
+        for name in names:
+            if name not in self.values:
+                self.values[name] = self._parameters[name].detach().clone()
+        for output in outputs:
+            self._examination.computed(names, output.dtype)  # casts round gradients, too
+
+    def _locate(self, use: _Use, about: _Call, step: Step, origin: Tape, output: Tensor) -> bool:
         """Find out where the examples lie, now or at the end of the pass; False: nowhere."""
         if origin is SEVERAL:
             raise RuntimeError(
@@ -253,15 +203,17 @@ class Recorder(Watch[Tape]):
             return True
         if self._on_path and origin is self.tapes[-1]:
             self._uses_of_pass[step] = use
-            decision = self._decisions.get(step)
+            decision = self._examination.where(step)
             use.constant = decision is Unrelated.CONSTANT
             if decision is not None and not use.constant:
                 use.settle(decision, origin.batch)
             return not use.constant
         # Outside of the forward pass (a head, the loss): by contract, where that is clear.
         use.outside = True
-        rule = RULES.get(function)
-        leading = output.dim() if rule is None else rule.leading(*args, output=output, **kwargs)
+        rule = RULES.get(about.function)
+        leading = output.dim()
+        if rule is not None:
+            leading = rule.leading(*about.args, output=output, **about.kwargs)
         possible = list(candidates(output.shape, range(leading), origin.batch))
         first = [Layout(0, 1, origin.batch, 1)]
         use.settle(first[0] if possible == first else Unrelated.UNCLEAR, origin.batch)
@@ -276,16 +228,16 @@ class Recorder(Watch[Tape]):
             if isinstance(argument, Tensor) and (node := self.node(argument)) is not None
         ]
 
-    def _linearise(self, function: Function, args: Any, kwargs: Any, index: int) -> list[_NodeUse]:
+    def _linearise(self, about: _Call, index: int) -> list[_NodeUse]:
         """Without a rule: the derivative of this one function at theta_t, when asked for."""
         if not self._fallback:
             raise RuntimeError(
-                f"{name_of(function)} reads parameter {_listed(self.names(args, kwargs))} and has "
+                f"{name_of(about.function)} reads parameter {_listed(about.names)} and has "
                 "no alignment rule; freeze the parameter (requires_grad=False), register a rule "
                 "(register_rule) or pass fallback=True, which differentiates that function twice "
                 "more"
             )
-        return self._uses(differentiable(function, index), args, kwargs)
+        return self._uses(differentiable(about.function, index), about.args, about.kwargs)
 
     def _watch(self, output: Tensor, uses: list[_NodeUse], use: _Use, tape: Tape) -> None:
         """Turn the output's gradient into terms of the pass that its data came from."""
@@ -309,9 +261,7 @@ class Recorder(Watch[Tape]):
             with in_full_precision(delta.device.type):
                 for node, shape, make_term in uses:
                     off = _roundings(delta, shape)
-                    self._check.computed(node.names, delta.dtype, off)
-                    if self.verifying:
-                        self.exact.computed(node.names, delta.dtype, off)
+                    self._examination.computed(node.names, delta.dtype, off)
                     self._keep(tape, node, make_term(delta, use.layout), shape)
             if not self._retain_graph:
                 uses.clear()  # this hook lives as long as the graph, its inputs need not
@@ -319,10 +269,10 @@ class Recorder(Watch[Tape]):
         on_gradient(output, receive)
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
-        if self.verifying:
-            tangent = Tangents(self.random, self.values)(node)
+        if self._examination.verifying:
+            tangent = Tangents(self._examination.random, self.values)(node)
             if tangent is not None:
-                self.along_random.append((node.names, term.contract(tangent)))
+                self._examination.term(node.names, term.contract(tangent))
         if tape.norms is not None:
             tape.norms.add(node, term, shape, last=not self._retain_graph)
         if self._tangents is None:
@@ -341,45 +291,19 @@ class Recorder(Watch[Tape]):
                     "backward(inputs=...) inside capture() cannot be aligned; use "
                     "torch.autograd.grad for gradients that are not the training step's"
                 )
-            self._keeps_apart(*args[:2], kwargs.get("gradient"))
+            loss = args[0]
+            weights = (*args[1:2], kwargs.get("gradient"))
+            if not self._on_path and loss.grad_fn is not None:
+                weight = next((one for one in weights if one is not None), None)
+                with self.resting():
+                    self._examination.loss(loss, weight, self._located)
             self._retain_graph = bool(kwargs.get("retain_graph"))
             try:
                 return function(*args, **kwargs)
             finally:
                 self._retain_graph = True
-        before, self.paused = self.paused, True
-        try:
+        with self.resting():
             return function(*args, **kwargs)
-        finally:
-            self.paused = before
-
-    def _keeps_apart(self, loss: Tensor, *gradient: Tensor | None) -> None:
-        """Refuse a loss that mixes examples, where it ends in a way not met before."""
-        if self._on_path or loss.grad_fn is None:
-            return
-        weight = next((one for one in gradient if one is not None), None)
-        separation = Separation(loss, weight, self._located)
-        if separation.ending in self._endings and not self.verifying:
-            return
-        sizes = {tape.batch for tape in self.tapes if tape.batch > 1}
-        sets = [
-            dict(zip(sizes, one, strict=True)) for one in zip(*map(sets_of, sizes), strict=False)
-        ]
-        retained = [(tensor, tensor.grad) for tensor in self._retaining]
-        before, self.paused = self.paused, True
-        try:
-            separation.check(sets, self._model, self._hooks)
-        finally:
-            self.paused = before
-            for tensor, known in retained:
-                tensor.grad = known
-        self._endings.add(separation.ending)
-
-    def _keep_values(self, names: Iterable[str]) -> None:
-        """Expressions are differentiated at today's parameters, which the optimizer overwrites."""
-        for name in names:
-            if name not in self.values:
-                self.values[name] = self._parameters[name].detach().clone()
 
     def _detach(self, tensor: Tensor) -> Tensor:
         """The same tensor without its graph; one object per tensor, so that it is packed once."""
@@ -411,8 +335,6 @@ def _gone() -> None:
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
 
-
-_HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
 
 _LOSSES = {
     getattr(F, name)

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import RULES, Rule, Use, sum_to_channels, sum_to_shape
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import ExampleGradient
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, Rule, Use
+from ola_augment.alignment.method.rules.rule import sum_to_channels, sum_to_shape
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import ExampleGradient
 
 
 def _channels(

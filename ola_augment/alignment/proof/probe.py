@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from ola_augment.alignment.expressions import Node
-from ola_augment.alignment.fingerprints import (
+from ola_augment.alignment.calls.expressions import Node
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.watch import Step
+from ola_augment.alignment.proof.fingerprints import (
     Decision,
     Disturbance,
     Fingerprints,
-    Step,
     Unrelated,
     compare,
     judged_again,
 )
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.snapshot import Undisturbed
+from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Arguments of a run, each way to change them in turn.
 Ways = Callable[[], Iterator[Any]]

@@ -13,21 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.generic import linear as linear_in_each
-from ola_augment.alignment.rules.rule import (
-    RULES,
-    MakeTerm,
-    Rule,
-    Use,
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.rules.generic import linear as linear_in_each
+from ola_augment.alignment.method.rules.rule import (
     broadcast,
     everywhere,
     pair,
     sum_to_channels,
     sum_to_shape,
 )
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Adjoint, Term
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import Adjoint, Term
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
@@ -117,7 +114,8 @@ def _unbatched(uses: Iterator[Use]) -> Iterator[Use]:
     for w, term in uses:
 
         def of_one(delta: Tensor, layout: Layout, term: MakeTerm = term) -> Term:
-            return term(delta.unsqueeze(0), layout)
+            found: Term = term(delta.unsqueeze(0), layout)
+            return found
 
         yield w, of_one
 

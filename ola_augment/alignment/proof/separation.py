@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.snapshot import Undisturbed
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Of the largest derivative: what others' rows may have by rounding.
 _PRECISION = 1e-5
+# An output in the graph: its node and its number.
+GraphNode = tuple[Node, int]
 # Which examples to look at, (batch,) bool, for each size of a batch.
 Chosen = Mapping[int, Tensor]
 
@@ -40,7 +42,7 @@ class Located:
         self.layout: Layout | None = None
         self.outside = False
 
-    def place(self, output: Tensor) -> tuple[Node, int]:
+    def place(self, output: Tensor) -> GraphNode:
         """Note where the output stands in the graph; the key by which it is found there."""
         assert output.grad_fn is not None
         self.edge = GradientEdge(output.grad_fn, output.output_nr)
@@ -73,7 +75,7 @@ class Separation:
         self,
         loss: Tensor,
         gradient: Tensor | None,
-        located: Mapping[tuple[Node, int], Located],
+        located: Mapping[GraphNode, Located],
     ) -> None:
         self._loss = loss
         self._gradient = gradient

@@ -1,0 +1,256 @@
+"""The door of the room: what a capture asks while it records.
+
+`Proof` belongs to an engine and remembers what was verified; `Examination` accompanies one capture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from ola_augment.alignment._torch import unwatched, without
+from ola_augment.alignment.calls.arguments import Function
+from ola_augment.alignment.calls.watch import Step, Watch
+from ola_augment.alignment.proof.fingerprints import Decision
+from ola_augment.alignment.proof.probe import Verified, sets_of, verify
+from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
+from ola_augment.alignment.proof.snapshot import Restore, random_states
+from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
+
+#: Shapes whose layouts are remembered; the one used longest ago is forgotten first.
+_SIGNATURES = 64
+
+
+class Proof:
+    """What was verified of a model's forward passes and losses, by their signature."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[object, Verified] = OrderedDict()
+        self._random = random.Random(0)
+
+    def of(self, signature: object) -> Verified:
+        """What is known of a signature, nothing at first."""
+        known = self._known.pop(signature, None) or Verified()
+        self._known[signature] = known
+        if len(self._known) > _SIGNATURES:
+            self._known.popitem(last=False)
+        return known
+
+    def due(self, known: Verified) -> bool:
+        """Whether to verify before the pass.
+
+        The first two times, as long as most passes take new paths, and ever more rarely at random.
+        """
+        known.passes += 1
+        restless = 2 * len(known.paths) > known.passes
+        return known.passes <= 2 or restless or self._random.random() < 2 / known.passes
+
+    def forget(self, signatures: Iterable[object] | None = None) -> None:
+        """They belong to a capture that failed; all by default."""
+        for signature in list(self._known) if signatures is None else signatures:
+            self._known.pop(signature, None)
+
+
+class Examination:
+    """Of one capture.
+
+    Args:
+        proof: what earlier captures verified; added to.
+        model: the module whose calls are forward passes.
+        parameters: those of its parameters that are trained, by name.
+        rounding: relative error that the storage of the terms may add to sums of them.
+        direction: the reference gradient, if it is known.
+    """
+
+    def __init__(
+        self,
+        proof: Proof,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        rounding: float,
+        direction: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._proof = proof
+        self._model = model
+        self._parameters = parameters
+        #: Of the alignments' sums, along the reference gradient.
+        self.sums = SumCheck(rounding if direction is None else 0.0, direction)
+        #: Whether the capture is one that is verified.
+        self.verifying = False
+        #: What terms are contracted with in it, before any rounding.
+        self.random = RandomDirection(parameters)
+        self._exact = SumCheck(0.0, self.random)
+        self._along_random: list[tuple[frozenset[str], Tensor]] = []
+        self._received: set[str] = set()
+        self._signatures: list[object] = []
+        self._known = Verified()
+        self._signature: object = None
+        self._restore_random: Restore | None = None
+        self._batches: set[int] = set()
+        self._hooks = False
+        self._retaining: list[Tensor] = []
+
+    def begin(self, watch: Watch[Any], args: Any, kwargs: Any) -> tuple[int, list[Tensor]]:
+        """A forward pass begins: its batch and its tensors; verified before it where that is due.
+
+        Raises:
+            ValueError: there is no batch among the tensors of the call, or an empty one.
+            RuntimeError: examples are mixed.
+        """
+        with unwatched():
+            tensors = _tensors(args, kwargs)
+            self._signature = self._signed(tensors)
+            batch, device = tensors[0].shape[0], tensors[0].device
+        self._known = self._proof.of(self._signature)
+        if self._proof.due(self._known):
+            self._verify(watch, args, kwargs, batch)
+        self._restore_random = random_states(device) if batch > 1 else None
+        self._batches.add(batch)
+        return batch, tensors
+
+    def where(self, step: Step) -> Decision | None:
+        """Where the examples lie in an output of the pass; None: not known before its end."""
+        return self._known.decisions.get(step)
+
+    def end(self, watch: Watch[Any], args: Any, kwargs: Any, batch: int) -> bool:
+        """The pass ends: verify its path if it is a new one, and say whether it was.
+
+        Raises:
+            RuntimeError: examples are mixed, or the pass cannot be repeated.
+        """
+        path = watch.end_path()
+        if self._restore_random is None or path in self._known.paths:
+            return False
+        after = random_states(next(iter(self._parameters.values())).device)
+        self._restore_random()
+        try:
+            found = self._verify(watch, args, kwargs, batch)
+        finally:
+            after()
+        if found != path:
+            raise RuntimeError(
+                "the model's forward pass took another path when it was repeated on the same "
+                "batch from the same random state (a step counter, a random state of its own?):"
+                " it cannot be verified"
+            )
+        return True
+
+    def asked(self, function: Function, args: Any) -> None:
+        """A call that reads no parameter: of gradients it may ask something."""
+        if function in _HOOKS:
+            self._hooks = True
+        elif function is Tensor.retain_grad:
+            self._retaining.append(args[0])
+
+    def loss(
+        self, loss: Tensor, gradient: Tensor | None, located: Mapping[GraphNode, Located]
+    ) -> None:
+        """A loss is about to be differentiated: refuse one that mixes examples.
+
+        Looked at where it ends in a way that was not met before.
+
+        Args:
+            loss: of any shape.
+            gradient: of the loss, None for a scalar.
+            located: outputs of calls that read parameters.
+
+        Raises:
+            RuntimeError: a loss, a head outside of forward, or a hook mixes them.
+        """
+        separation = Separation(loss, gradient, located)
+        if separation.ending in self._known.endings and not self.verifying:
+            return
+        sizes = sorted(size for size in self._batches if size > 1)
+        sets = [
+            dict(zip(sizes, one, strict=True)) for one in zip(*map(sets_of, sizes), strict=False)
+        ]
+        retained = [(tensor, tensor.grad) for tensor in self._retaining]
+        try:
+            separation.check(sets, self._model, self._hooks)
+        finally:
+            for tensor, known in retained:
+                tensor.grad = known
+        self._known.endings.add(separation.ending)
+
+    def receive(self, name: str, gradient: Tensor) -> None:
+        """A parameter received a gradient."""
+        self._received.add(name)
+        for check in self._checks():
+            check.receive(name, gradient)
+
+    def computed(self, names: Iterable[str], dtype: torch.dtype, roundings: float = 0.0) -> None:
+        """Parameters were used in a call whose output has this precision."""
+        for check in self._checks():
+            check.computed(names, dtype, roundings)
+
+    def term(self, names: frozenset[str], along_random: Tensor) -> None:
+        """A use of parameters gave a term: what it comes to along `random`, (batch,)."""
+        self._along_random.append((names, along_random))
+
+    def conclude(self, explained: set[str]) -> list[str]:
+        """The capture ends.
+
+        Args:
+            explained: parameters that have a term, or of which none is needed.
+
+        Returns:
+            The parameters that received a gradient.
+
+        Raises:
+            RuntimeError: there was no backward, or a gradient that the terms do not explain.
+        """
+        if not self._received:
+            raise RuntimeError(
+                "no gradient reached the model's parameters inside capture(): run the backward of "
+                "a loss that depends on the model inside it, without set_to_none in between"
+            )
+        if missed := self._received - explained:
+            raise RuntimeError(unexplained(missed))
+        if self.verifying:
+            self._exact.compare(self._along_random, self.random)
+        return sorted(self._received)
+
+    def failed(self) -> None:
+        """Nothing of the capture counts as verified."""
+        self._proof.forget(self._signatures)
+
+    def release(self) -> None:
+        """The capture is over."""
+        self._retaining.clear()
+
+    def _checks(self) -> list[SumCheck]:
+        return [self.sums, self._exact] if self.verifying else [self.sums]
+
+    def _verify(self, watch: Watch[Any], args: Any, kwargs: Any, batch: int) -> tuple[int, int]:
+        self._signatures.append(self._signature)
+        self.verifying = True
+        with watch.resting(), without(watch):
+            return verify(self._known, self._model, watch.nodes, args, kwargs, batch)
+
+    def _signed(self, tensors: list[Tensor]) -> object:
+        """What two forward passes must have in common for what was verified to hold for both."""
+        if not tensors:
+            raise ValueError("the model was called without a tensor: no batch to align")
+        if not tensors[0].shape[0]:
+            raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
+        return (
+            tuple((t.shape, t.dtype) for t in tensors),
+            tuple(module.training for module in self._model.modules()),
+            frozenset(self._parameters),
+            torch.is_autocast_enabled(tensors[0].device.type),
+        )
+
+
+_HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+    flat = args if plain else tree_flatten((args, kwargs))[0]
+    return [value for value in flat if isinstance(value, Tensor) and value.dim()]
