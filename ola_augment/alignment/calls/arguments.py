@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +21,63 @@ PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype))
 def name_of(function: Function) -> str:
     """How a function is called in messages."""
     return getattr(function, "__name__", repr(function))
+
+
+@functools.lru_cache(maxsize=4096)
+def spelled(function: Function) -> str:
+    """A function's name, the same for ``torch.f``, ``Tensor.f``, ``Tensor.f_`` and ``aten.f``."""
+    name = name_of(function).partition(".")[0]
+    return name if name.startswith("__") else name.rstrip("_")
+
+
+@functools.lru_cache(maxsize=4096)
+def parameters_of(function: Function) -> tuple[tuple[str, ...], ...]:
+    """The names of a function's positional arguments, once for each of its overloads."""
+    if isinstance(function, FunctionType):
+        return (tuple(inspect.signature(function).parameters),)
+    if name_of(function).startswith("__"):
+        return ()
+    schema = getattr(function, "_schema", None)  # a custom operator's, or one of torch.ops.aten
+    schemas = (
+        torch._C._jit_get_schemas_for_operator(f"aten::{name_of(function)}")
+        if schema is None
+        else [schema]
+    )
+    return tuple(
+        tuple(one.name for one in schema.arguments if not one.kwarg_only) for schema in schemas
+    )
+
+
+#: Names of an argument that mean the one after them.
+_ALIASES = {"input": "self", "x": "self", "x2": "other", "axis": "dim", "x1": "self"}
+
+
+def positional(function: Function, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same call with tensors in their places where it names them: ``linear(input=x, ...)``."""
+    if isinstance(function, FunctionType) or not any(map(_holds_tensors, kwargs.values())):
+        return args, kwargs
+    for names in parameters_of(function):
+        left = {_ALIASES[k] if k in _ALIASES and k not in names else k: k for k in kwargs}
+        placed = list(args)
+        while len(placed) < len(names) and names[len(placed)] in left:
+            placed.append(kwargs[left.pop(names[len(placed)])])
+        if not any(_holds_tensors(kwargs[name]) for name in left.values()):
+            return tuple(placed), {name: kwargs[name] for name in left.values()}
+    return args, kwargs
+
+
+def _holds_tensors(value: Any) -> bool:
+    return type(value) not in PLAIN and any(True for _ in tensors_in((value,)))
+
+
+def named(function: Function, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that the function has for them; unnamed ones by their number."""
+    candidates = [names for names in parameters_of(function) if len(names) >= len(args)]
+    best = next((names for names in candidates if kwargs.keys() <= {*names, "out"}), None)
+    names = best or next(iter(candidates), ())
+    bound = {str(number): value for number, value in enumerate(args)} if not names else {}
+    bound |= dict(zip(names, args, strict=False))
+    return bound | {_ALIASES.get(k, k) if k not in names else k: v for k, v in kwargs.items()}
 
 
 def outputs_of(function: Function, args: Any, result: Any) -> list[Tensor]:
@@ -71,7 +130,7 @@ def functional(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=4096)
 def writes_in_place(function: Callable[..., Any]) -> bool:
     """Whether a function changes its first argument."""
-    name = getattr(function, "__name__", "")
+    name = getattr(function, "__name__", "").partition(".")[0]
     return name in _IN_PLACE_OPERATORS if name.startswith("__") else name.endswith("_")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ola_augment.alignment.calls.arguments import Function
@@ -40,6 +41,19 @@ class Rule:
 
 #: Function -> its rule. A function without one is refused where it reads parameters and data.
 RULES: dict[Function, Rule] = {}
+
+
+def rule_of(function: Function) -> Rule | None:
+    """The rule of a function; ``torch.ops.aten.f.overload`` has that of ``torch.f``."""
+    rule = RULES.get(function)
+    if rule is None and isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        namespace, _, name = str(function).partition(".")
+        name = name.partition(".")[0]
+        for home in (torch, Tensor, torch._C._nn) if namespace == "aten" else ():
+            if (rule := RULES.get(getattr(home, name, None))) is not None:  # type: ignore[arg-type]
+                break
+    return rule
+
 
 #: Function -> what to run and watch in its place, where parameters meet data in it.
 COMPOSITES: dict[Function, Function] = {}

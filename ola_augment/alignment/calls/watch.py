@@ -21,19 +21,13 @@ from ola_augment.alignment.calls.arguments import (
     Function,
     map_tensors,
     outputs_of,
+    positional,
     tensors_in,
     writes_in_place,
 )
 from ola_augment.alignment.calls.expressions import Expression, Leaf, Node, RandomState
-from ola_augment.alignment.calls.paths import (
-    GATES,
-    LOOK_UPS,
-    PERMUTATIONS,
-    content,
-    looked_up,
-    setting,
-)
-from ola_augment.alignment.calls.registry import COMPOSITES, RULES
+from ola_augment.alignment.calls.paths import LookUp, gates, kinds, look_up, setting
+from ola_augment.alignment.calls.registry import COMPOSITES, rule_of
 
 OriginT = TypeVar("OriginT")
 # A call on the path of a forward pass, as the number of the path up to it, and which output.
@@ -58,12 +52,12 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         self._origins: dict[int, tuple[weakref.ref[Tensor], OriginT]] = {}
         self._overwritten: dict[int, Tensor] = {}
         self._inside: set[Function] = set()
-        #: Numbers for the calls since `start_path`, and for the rows that they looked up: equal
-        #: where they were the same.
+        #: A number for the calls since `start_path`: equal where they were the same.
         self.path = 0
-        self.rows = 0
+        self._look_ups: list[LookUp] = []
         # Whether what gates other values is open: branches that are no control flow.
         self._gates: list[Tensor] = []
+        self._batch = 1
         self._on_path = False
         #: Calls are run as they are.
         self.paused = False
@@ -77,19 +71,28 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         finally:
             self.paused = before
 
-    def start_path(self) -> None:
+    def start_path(self, batch: int) -> None:
         """A forward pass begins: the calls from here on are its path."""
-        self.path, self.rows, self._on_path = 0, 0, True
+        self.path, self._batch, self._on_path = 0, batch, True
+        self._look_ups.clear()
+        self._gates.clear()
 
-    def end_path(self) -> tuple[int, int]:
-        """The numbers of the path walked since `start_path`, and of the rows."""
+    def end_path(self) -> None:
+        """It ends: the calls from here on belong to no path."""
         self._on_path = False
+
+    def walked(self, layouts: Mapping[Step, object]) -> tuple[int, int]:
+        """Numbers of the path between `start_path` and `end_path`, and of what it let meet whom.
+
+        Args:
+            layouts: of examples, where they are known.
+        """
+        rows = hash(tuple(one.moves(layouts) for one in self._look_ups))
         if self._gates:  # one transfer for all
             device = self._gates[0].device
             gates = torch.stack([gate.to(device) for gate in self._gates]).tolist()
-            self.rows = hash((self.rows, *gates))
-            self._gates.clear()
-        return self.path, self.rows
+            rows = hash((rows, *gates))
+        return self.path, rows
 
     def node(self, tensor: object) -> Node | None:
         """The node of a parameter or a tensor computed from parameters only."""
@@ -112,6 +115,8 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         kwargs = kwargs or {}
         if self.paused or in_backward():
             return func(*args, **kwargs)
+        if kwargs:
+            args, kwargs = positional(func, args, kwargs)
         nodes, origins = self._nodes, self._origins
         reads, origin = False, None
         looked_at = args[:1] if func in _READS_SHAPE_ONLY else (*args, *kwargs.values())
@@ -121,8 +126,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
                 reads = True
             elif (known := origins.get(key)) is not None and known[0]() is tensor:
                 origin = known[1] if origin is None else self.merged(origin, known[1])
-        if self._on_path:
-            self._walk(func, args, kwargs, origin is not None)
+        looks = self._on_path and self._walk(func, args, kwargs, origin is not None)
         reads = reads and torch.is_grad_enabled()  # otherwise no gradient flows
         if not reads:
             result = self.other(func, args, kwargs)
@@ -136,13 +140,13 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         else:
             self._check_overwritten(looked_at)
             result = self.use(func, args, kwargs, origin)
+        if looks:
+            self.path = hash((self.path, *(one.shape for one in tensors_in((result,)))))
         if origin is not None and func not in _OF_SHAPE:
             self.mark(tensors_in((result,)), origin)
             if args and isinstance(args[0], Tensor) and writes_in_place(func):
                 written = args[0] if args[0]._base is None else args[0]._base
                 self.mark((args[0], written), origin)
-        elif self._on_path and func in PERMUTATIONS:
-            self.rows = hash((self.rows, content(result)))
         return result
 
     def _body(self, function: Function) -> Function | None:
@@ -151,7 +155,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         Some bodies dispatch a second time under the same name (``Tensor.unflatten``, the pooling
         functions): then the inner one is taken as it is.
         """
-        if function in self._inside or function in RULES:
+        if function in self._inside or rule_of(function) is not None:
             return None
         if function in COMPOSITES:
             return COMPOSITES[function]
@@ -159,16 +163,27 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             return body_of(function)
         return None
 
-    def _walk(self, function: Function, args: Any, kwargs: Any, data: bool) -> None:
-        """Add one call to the path: the function, its settings, and which rows it looks up."""
+    def _walk(self, function: Function, args: Any, kwargs: Any, data: bool) -> bool:
+        """Add one call to the path, and say whether it looks up rows of data."""
+        found = look_up(self.path, function, args, kwargs, self._is_data) if data else None
+        if found is not None:
+            self.looks_up(found, function, args, kwargs)
+            self._look_ups.append(found)
+            self.path = hash((self.path, function, found.dim, kinds(found.index)))
+            return True
         self.path = hash((self.path, function, *map(setting, args), *map(setting, kwargs.values())))
-        if data and function in LOOK_UPS:
-            for index in args[1:]:
-                self.rows = hash((self.rows, looked_up(index)))
-        if data and (looks := GATES.get(function)) is not None:
-            for tensor in tensors_in((*args, *kwargs.values())):
-                if id(tensor) not in self._nodes:
-                    self._gates += looks(tensor.detach())
+        if data:
+            self._gates += gates(function, args, kwargs, self._batch, self._is_node)
+        return False
+
+    def _is_data(self, value: object) -> bool:
+        return isinstance(value, Tensor) and self.origin(value) is not None
+
+    def _is_node(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._nodes
+
+    def looks_up(self, found: LookUp, function: Function, args: Any, kwargs: Any) -> None:
+        """A call on the path looks up rows of data."""
 
     def merged(self, one: OriginT, other: OriginT) -> OriginT:
         """The origin of what is computed from two."""

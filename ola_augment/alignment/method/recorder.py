@@ -20,7 +20,7 @@ from ola_augment.alignment.calls.arguments import (
 )
 from ola_augment.alignment.calls.expressions import Node, Tangents
 from ola_augment.alignment.calls.layout import Layout, candidates
-from ola_augment.alignment.calls.registry import RULES, MakeTerm, Use
+from ola_augment.alignment.calls.registry import MakeTerm, Use, rule_of
 from ola_augment.alignment.calls.watch import Step, Watch, leaves
 from ola_augment.alignment.method.norms import ExampleNorms
 from ola_augment.alignment.method.rules import differentiable
@@ -114,7 +114,7 @@ class Recorder(Watch[Tape]):
         self.tapes.append(Tape(batch, norms=ExampleNorms() if self._norms else None))
         self.mark(data, self.tapes[-1])
         self._uses_of_pass = {}
-        self.start_path()
+        self.start_path(batch)
 
     def end_pass(self, args: Any, kwargs: Any) -> None:
         """It ends, perhaps on a path that was not known when it began.
@@ -163,7 +163,7 @@ class Recorder(Watch[Tape]):
     def before(self, function: Function, args: Any, kwargs: Any, origin: Tape) -> _Call:
         """The rule's uses: before the call, which may overwrite its input."""
         names = self.names(args, kwargs)
-        rule = RULES.get(function)
+        rule = rule_of(function)
         if rule is None and writes_in_place(function):
             raise RuntimeError(
                 f"{name_of(function)} writes in place, reads parameter {_listed(names)} and has no "
@@ -210,7 +210,7 @@ class Recorder(Watch[Tape]):
             return not use.constant
         # Outside of the forward pass (a head, the loss): by contract, where that is clear.
         use.outside = True
-        rule = RULES.get(about.function)
+        rule = rule_of(about.function)
         leading = output.dim()
         if rule is not None:
             leading = rule.leading(*about.args, output=output, **about.kwargs)

@@ -124,7 +124,8 @@ class Examination:
         Raises:
             RuntimeError: examples are mixed, or the pass cannot be repeated.
         """
-        path = watch.end_path()
+        watch.end_path()
+        path = watch.walked(self._known.decisions)
         if self._restore_random is None or path in self._known.paths:
             return False
         after = random_states(next(iter(self._parameters.values())).device)
@@ -133,7 +134,7 @@ class Examination:
             found = self._verify(watch, args, kwargs, batch)
         finally:
             after()
-        if found != path:
+        if found != watch.walked(self._known.decisions):
             raise RuntimeError(
                 "the model's forward pass took another path when it was repeated on the same "
                 "batch from the same random state (a step counter, a random state of its own?):"

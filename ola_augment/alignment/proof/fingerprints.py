@@ -12,15 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.calls.arguments import Function, writes_in_place
+from ola_augment.alignment.calls.arguments import Function, named, writes_in_place
 from ola_augment.alignment.calls.expressions import Node
 from ola_augment.alignment.calls.layout import Layout, candidates
-from ola_augment.alignment.calls.registry import RULES
+from ola_augment.alignment.calls.paths import LookUp
+from ola_augment.alignment.calls.registry import rule_of
 from ola_augment.alignment.calls.watch import Step, Watch
 
-_BATCH_NORM = (
-    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
-)  # fmt: skip
+_STATISTICS, _AFFINE = ("running_mean", "running_var"), ("weight", "bias")
+_REST = ("training", "momentum", "eps")
+_BATCH_NORM: dict[Function, tuple[str, ...]] = {
+    F.batch_norm: ("input", *_STATISTICS, *_AFFINE, *_REST),
+    **dict.fromkeys(
+        (torch.batch_norm, torch.ops.aten.batch_norm.default, torch.ops.aten.batch_norm),
+        ("input", *_AFFINE, *_STATISTICS, *_REST, "cudnn_enabled"),
+    ),
+}
 
 
 #: What masks add to scores is larger.
@@ -66,13 +73,21 @@ class Fingerprints(Watch[bool]):
         self, function: Function, args: Any, kwargs: Any, origin: bool
     ) -> tuple[Callable[[Tensor], int], Tensor | None]:
         """What tells the examples of a call's outputs apart: one of its arguments, or they do."""
-        rule = RULES.get(function)
+        rule = rule_of(function)
         if rule is None:
             return Tensor.dim, None
         subject = args[rule.subject].detach() if rule.subject is not None else None
         if subject is not None and writes_in_place(function):
             subject = subject.clone()
         return lambda output: rule.leading(*args, output=output, **kwargs), subject
+
+    def looks_up(self, found: LookUp, function: Function, args: Any, kwargs: Any) -> None:
+        """Record the rows of what is looked up in, so that its layout is found."""
+        bound = list(named(function, args, kwargs).values())
+        for number, _ in found.subjects:
+            if number >= 0:
+                subject = bound[number].detach()
+                self.record((found.path, -1 - number), subject, subject, subject.dim())
 
     def met(self, about: Any, step: Step, output: Tensor, origin: bool) -> bool:
         """Record its rows."""
@@ -119,9 +134,10 @@ class Fingerprints(Watch[bool]):
 
     def run(self, function: Function, args: Any, kwargs: Any) -> Any:
         """A BatchNorm takes the statistics of the run on the batch itself."""
-        if function is not F.batch_norm:
+        names = _BATCH_NORM.get(function)
+        if names is None:
             return function(*args, **kwargs)
-        given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
         if given.get("training", False):
             x, seen = given["input"], len(self.statistics)
             if self._given is not None and seen < len(self._given):
@@ -132,7 +148,8 @@ class Fingerprints(Watch[bool]):
                 variance = scale**-2
             self.statistics.append((mean, variance))
             given |= {"running_mean": mean, "running_var": variance, "training": False}
-        return function(**given)
+        given.pop("cudnn_enabled", None)
+        return F.batch_norm(**given)
 
     def _project(self, tensor: Tensor, leading: int) -> dict[int, Tensor]:
         """Dimension -> (its size,) random projection of the others; -1: of everything, (1,)."""
@@ -264,7 +281,7 @@ def judged_again(
     kept = [
         (run, chosen)
         for run, chosen in zip(runs, sets, strict=True)
-        if run.end_path() == plain.end_path()
+        if run.walked(decisions) == plain.walked(decisions)
     ]
     others: dict[Step, Decision] = {}
     for step, decision in decisions.items():

@@ -29,6 +29,8 @@ from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Arguments of a run, each way to change them in turn.
 Ways = Callable[[], Iterator[Any]]
+#: In the place of a call, for what the model returns.
+_OUTPUT = -1
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000
 #: Up to so many examples all sets are looked at from the start: they are four at most.
@@ -118,13 +120,13 @@ def verify(
             decisions |= others
         # What follows from a new constant was not looked at: look again.
         found = {
-            step for step, one in decisions.items() if one is Unrelated.CONSTANT and step[0] != -1
+            step for step, one in decisions.items() if one is Unrelated.CONSTANT and _is_use(step)
         }
         if not found <= constants:
             constants |= found
             continue
         if len(changed) == len(sets) or all(
-            not isinstance(one, Layout) or plain.follows(step, one, moved)
+            not isinstance(one, Layout) or step[1] < 0 or plain.follows(step, one, moved)
             for step, one in decisions.items()
         ):
             break
@@ -132,7 +134,7 @@ def verify(
     decisions |= dict.fromkeys(constants, Unrelated.CONSTANT)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
-    outputs = set() if any(step[0] != -1 for step in unclear) else unclear
+    outputs = () if any(map(_is_use, unclear)) else [s for s in unclear if s[0] == _OUTPUT]
     for step in outputs:
         shape, _ = plain.shapes[step]
         if any(size and size % batch == 0 for size in shape):
@@ -141,8 +143,8 @@ def verify(
                 "examples of the batch: changing one of them changes others' rows. Examples that "
                 "influence each other cannot be aligned (but through BatchNorm's statistics)"
             )
-    known.decisions.update({s: d for s, d in decisions.items() if s[0] != -1})
-    path = plain.end_path()
+    known.decisions.update({s: d for s, d in decisions.items() if s[0] != _OUTPUT})
+    path = plain.walked(known.decisions)
     while len(known.decisions) > _MOST_DECISIONS:
         known.decisions.popitem(last=False)
         known.paths.clear()
@@ -190,12 +192,17 @@ def _run(
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, run: Fingerprints) -> None:
     run.mark(_tensors((args, kwargs)), True)
-    run.start_path()
+    run.start_path(run.batch)
     output = model(*args, **kwargs)
     run.end_path()
     for index, tensor in enumerate(_tensors(output)):
         if tensor.requires_grad and run.origin(tensor) is not None:
-            run.record((-1, index), tensor, tensor, tensor.dim())
+            run.record((_OUTPUT, index), tensor, tensor, tensor.dim())
+
+
+def _is_use(step: Step) -> bool:
+    """Whether it is one of parameters, not what is looked up in or returned."""
+    return step[0] != _OUTPUT and step[1] >= 0
 
 
 class _SavedTensorNeeded(RuntimeError):

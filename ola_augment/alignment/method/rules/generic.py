@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
@@ -142,7 +143,8 @@ _NAMES: dict[Callable[[Function], Callable[..., Iterator[Use]]], str] = {
     ),
     linear: (
         "matmul __matmul__ mm bmm mv dot vdot inner outer ger tensordot kron cross vecdot einsum "
-        "index_select gather take take_along_dim __getitem__ masked_select repeat_interleave"
+        "index_select gather take take_along_dim __getitem__ masked_select repeat_interleave "
+        "grouped_mm _grouped_mm index"
     ),
     linear_jointly: (
         "masked_fill index_fill fill index_add index_copy index_put scatter scatter_add "
@@ -159,7 +161,7 @@ _NAMES: dict[Callable[[Function], Callable[..., Iterator[Use]]], str] = {
 
 for _make, _names in _NAMES.items():
     for _name in _names.split():
-        for _home in (torch, Tensor, torch._VF, torch.linalg, torch._C._nn):
+        for _home in (torch, Tensor, torch._VF, torch.linalg, torch._C._nn, F):
             # With what writes in place.
             for _spelling in (_name, f"{_name}_"):
                 _function = getattr(_home, _spelling, None)
