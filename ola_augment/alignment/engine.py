@@ -36,8 +36,11 @@ class GradientAlignment:
             with the averaged gradient.
         reduction: how the loss that is backpropagated was reduced. "sum": the alignments are
             those of the terms of that scalar as it stands, so that for any loss their sum is
-            <grad L(theta_t), g>. "mean": each term is multiplied by the batch size, so that each
-            is <grad l_i, g>.
+            <grad L(theta_t), g>. "mean": each term is multiplied by what the loss divided by, so
+            that each is <grad l_i, g>, l_i being the mean of the example's own positions (one, or
+            its tokens that are not ignored), class weights included. What a loss divided by is
+            seen where it is one of ``torch.nn.functional`` or ends in ``.mean()``; others are
+            refused.
         storage: how pairs wait for g: "bfloat16" (half the room, relative error about 1e-3),
             "exact" or "int8" (a quarter, 1e-2). Only single precision tensors of a mebibyte or more
             are rounded. Where the per-example weight gradient takes less than half the room of a
@@ -133,7 +136,14 @@ class GradientAlignment:
         direction = None if gradients is None else checked_gradients(gradients, parameters)
         captured = Captured(lambda: trainable_parameters(self._model))
         session = Session(
-            self._model, parameters, self._storage, self._fallback, self._proof, direction, norms
+            self._model,
+            parameters,
+            self._storage,
+            self._fallback,
+            self._proof,
+            direction,
+            norms,
+            self._reduction == "mean",
         )
         self._capturing = True
         try:
@@ -141,7 +151,7 @@ class GradientAlignment:
                 yield captured
         finally:
             self._capturing = False
-        captured.complete(session.finish(self._reduction, loss_scale))
+        captured.complete(session.finish(loss_scale))
         self._captured = captured
 
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -113,7 +113,7 @@ class Content:
 
     Attributes:
         tapes: forward passes in the order of the calls.
-        factors: what the alignments of each are multiplied by.
+        factors: what the alignments of each are multiplied by: (batch,), or one for all.
         values: parameters at the capture, for expressions.
         freshness: of the parameters' gradients.
         check: of sums, with what each parameter received.
@@ -123,7 +123,7 @@ class Content:
     """
 
     tapes: list[Tape]
-    factors: list[float]
+    factors: list[Tensor | float]
     values: dict[str, Tensor]
     freshness: Freshness
     check: SumCheck
@@ -144,7 +144,7 @@ class Content:
                     if own
                     else self.like.new_zeros(tape.batch)
                 )
-                parts.append(total * factor if factor != 1 else total)
+                parts.append((total * factor).to(self.like))
                 found += own
         alignments = checked_result(torch.cat(parts) if len(parts) > 1 else parts[0], direction)
         self.check.compare(found, direction)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node as GraphNode
 
@@ -22,6 +21,7 @@ from ola_augment.alignment.calls.expressions import Node, Tangents
 from ola_augment.alignment.calls.layout import Layout, candidates
 from ola_augment.alignment.calls.registry import MakeTerm, Use, rule_of
 from ola_augment.alignment.calls.watch import Step, Watch, leaves
+from ola_augment.alignment.method.means import Means
 from ola_augment.alignment.method.norms import ExampleNorms
 from ola_augment.alignment.method.rules import differentiable
 from ola_augment.alignment.method.storage import Storage, in_full_precision
@@ -53,8 +53,10 @@ class _Use(Located):
     ``constant``: the same whatever the examples are.
     """
 
-    def __init__(self, function: Function, names: frozenset[str], output: Tensor) -> None:
-        super().__init__(output, name_of(function))
+    def __init__(
+        self, function: Function, names: frozenset[str], output: Tensor, tape: Tape
+    ) -> None:
+        super().__init__(output, name_of(function), tape)
         self.names = names
         self.constant = False
 
@@ -79,6 +81,7 @@ class Recorder(Watch[Tape]):
         direction: the reference gradient, if it is known: terms are contracted with it at once.
         norms: gather the norms of the examples' gradients.
         examination: of this capture.
+        means: learns what mean losses divide by, where that is asked for.
     """
 
     def __init__(
@@ -89,11 +92,12 @@ class Recorder(Watch[Tape]):
         direction: Mapping[str, Tensor] | None,
         norms: bool,
         examination: Examination,
+        means: Means | None,
     ) -> None:
         super().__init__(leaves(parameters))
         self.tapes: list[Tape] = []
         self.values: dict[str, Tensor] = {}
-        self.loss_reductions: set[str] = set()
+        self.means = means
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
         self._parameters = parameters
@@ -146,6 +150,8 @@ class Recorder(Watch[Tape]):
             del use.edge
         self._located.clear()
         self._examination.release()
+        if self.means is not None:
+            self.means.clear()
 
     def merged(self, one: Tape, other: Tape) -> Tape:
         """Of no single pass."""
@@ -156,9 +162,10 @@ class Recorder(Watch[Tape]):
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
         self._examination.asked(function, args)
-        if function in _LOSSES and kwargs.get("reduction") in ("mean", "sum"):
-            self.loss_reductions.add(kwargs["reduction"])
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if self.means is not None:
+            self.means.note(function, args, kwargs, result)
+        return result
 
     def before(self, function: Function, args: Any, kwargs: Any, origin: Tape) -> _Call:
         """The rule's uses: before the call, which may overwrite its input."""
@@ -174,7 +181,7 @@ class Recorder(Watch[Tape]):
 
     def met(self, about: _Call, step: Step, output: Tensor, origin: Tape) -> bool:
         """Hook an output that depends on the examples."""
-        use = _Use(about.function, about.names, output)
+        use = _Use(about.function, about.names, output, origin)
         if not self._locate(use, about, step, origin, output):
             return False
         uses = about.uses
@@ -297,6 +304,8 @@ class Recorder(Watch[Tape]):
                 weight = next((one for one in weights if one is not None), None)
                 with self.resting():
                     self._examination.loss(loss, weight, self._located)
+                    if self.means is not None:
+                        self.means.settle(loss, self.tapes, self._located)
             self._retain_graph = bool(kwargs.get("retain_graph"))
             try:
                 return function(*args, **kwargs)
@@ -334,18 +343,6 @@ def _gone() -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
-
-
-_LOSSES = {
-    getattr(F, name)
-    for name in (
-        "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
-        "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div",
-        "multilabel_margin_loss", "multilabel_soft_margin_loss", "soft_margin_loss",
-        "multi_margin_loss", "hinge_embedding_loss", "poisson_nll_loss", "gaussian_nll_loss",
-        "cosine_embedding_loss", "margin_ranking_loss", "triplet_margin_loss", "ctc_loss",
-    )
-}  # fmt: skip
 
 
 def _roundings(delta: Tensor, shape: torch.Size) -> float:

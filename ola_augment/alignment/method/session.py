@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ola_augment.alignment._torch import eagerly
 from ola_augment.alignment.method.captured import Content
 from ola_augment.alignment.method.freshness import Freshness
+from ola_augment.alignment.method.means import Means
 from ola_augment.alignment.method.recorder import Recorder
 from ola_augment.alignment.method.storage import Storage
 from ola_augment.alignment.proof import Examination, Proof
@@ -28,6 +29,7 @@ class Session:
         proof: what earlier captures verified; added to.
         direction: the reference gradient, if it is known.
         norms: gather the norms of the examples' gradients.
+        mean: the losses are means, of which each example's own is wanted.
     """
 
     def __init__(
@@ -39,13 +41,20 @@ class Session:
         proof: Proof,
         direction: Mapping[str, Tensor] | None,
         norms: bool,
+        mean: bool,
     ) -> None:
         self._model = model
         self._parameters = parameters
         self._direction = direction
         self._examination = Examination(proof, model, parameters, storage.rounding, direction)
         self._recorder = Recorder(
-            parameters, storage, fallback, direction, norms, self._examination
+            parameters,
+            storage,
+            fallback,
+            direction,
+            norms,
+            self._examination,
+            Means() if mean else None,
         )
         self._depth = 0
         self._handles: list[Any] = []
@@ -99,7 +108,7 @@ class Session:
         if not self._recorder.paused:
             self._examination.receive(name, gradient)
 
-    def finish(self, reduction: str, loss_scale: float) -> Content:
+    def finish(self, loss_scale: float) -> Content:
         """Check what was recorded and hand it out.
 
         Raises:
@@ -113,11 +122,11 @@ class Session:
             if self._direction is not None and tapes[0].norms is None:
                 explained |= self._parameters.keys() - self._direction.keys()
             received = self._examination.conclude(explained)
-            if reduction == "mean" and "sum" in recorder.loss_reductions:
-                raise RuntimeError(
-                    'reduction="mean" was declared, but the loss inside capture() has '
-                    'reduction="sum"'
-                )
+            means = recorder.means
+            factors = [
+                (1.0 if means is None else means.of(number)) / loss_scale
+                for number in range(len(tapes))
+            ]
         except RuntimeError:
             self._examination.failed()
             raise
@@ -128,7 +137,6 @@ class Session:
             dtype=torch.float64 if double else torch.float32,
             device=next(iter(parameters)).device,
         )
-        factors = [(tape.batch if reduction == "mean" else 1) / loss_scale for tape in tapes]
         norms = [
             tape.norms.total(recorder.values, like.new_empty(tape.batch)) * factor
             for tape, factor in zip(tapes, factors, strict=True)
@@ -143,5 +151,5 @@ class Session:
             self._examination.sums,
             self._direction,
             like,
-            torch.cat(norms) if norms else None,
+            torch.cat(norms).to(like) if norms else None,
         )

@@ -20,7 +20,7 @@ from ola_augment.alignment.calls.watch import Step, Watch
 from ola_augment.alignment.proof.fingerprints import Decision
 from ola_augment.alignment.proof.probe import Verified, sets_of, verify
 from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
-from ola_augment.alignment.proof.snapshot import Restore, random_states
+from ola_augment.alignment.proof.snapshot import Counters, Restore, random_states
 from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
 
 #: Shapes whose layouts are remembered; the one used longest ago is forgotten first.
@@ -111,6 +111,7 @@ class Examination:
         if self._proof.due(self._known):
             self._verify(watch, args, kwargs, batch)
         self._restore_random = random_states(device) if batch > 1 else None
+        self._counters = Counters(self._model)
         self._batches.add(batch)
         return batch, tensors
 
@@ -131,14 +132,15 @@ class Examination:
         after = random_states(next(iter(self._parameters.values())).device)
         self._restore_random()
         try:
-            found = self._verify(watch, args, kwargs, batch)
+            with self._counters.put_back():
+                found = self._verify(watch, args, kwargs, batch)
         finally:
             after()
         if found != watch.walked(self._known.decisions):
             raise RuntimeError(
                 "the model's forward pass took another path when it was repeated on the same "
-                "batch from the same random state (a step counter, a random state of its own?):"
-                " it cannot be verified"
+                "batch from the same state (a counter or random state outside of the model?): it "
+                "cannot be verified"
             )
         return True
 

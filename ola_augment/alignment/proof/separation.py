@@ -32,11 +32,12 @@ class Located:
     Attributes:
         edge: where it stands in the graph, once it is placed.
         layout: of its examples; None as long as it is not known.
+        tape: the forward pass whose examples they are.
         outside: the call was made outside of the forward pass: the layout is assumed.
     """
 
-    def __init__(self, output: Tensor, name: str) -> None:
-        self.name = name
+    def __init__(self, output: Tensor, name: str, tape: Any) -> None:
+        self.name, self.tape = name, tape
         self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
         self.edge: GradientEdge
         self.layout: Layout | None = None
@@ -52,7 +53,12 @@ class Located:
         """Whether a row is a chosen example's, to broadcast."""
         layout = self.layout
         assert layout is not None
-        own = chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool))
+        return self.rows(chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool)))
+
+    def rows(self, own: Tensor) -> Tensor:
+        """Spread what is said of each example, (batch,), over its rows, to broadcast."""
+        layout = self.layout
+        assert layout is not None
         rows = own.repeat_interleave(layout.inner).repeat(layout.outer).to(self.device)
         return rows.view(-1, *(1,) * (len(self.shape) - layout.dim - 1))
 
