@@ -82,7 +82,7 @@ class GradientAlignment:
         self._reduction = reduction
         self._storage = Storage(storage)
         self._fallback = fallback
-        self._proof = Proof()
+        self._proof = Proof(next(self._model.parameters()).device)
         self._captured: Captured | None = None
         self._capturing = False
 

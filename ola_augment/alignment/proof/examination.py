@@ -18,7 +18,8 @@ from ola_augment.alignment._torch import unwatched, without
 from ola_augment.alignment.calls.arguments import Function
 from ola_augment.alignment.calls.watch import Step, Watch
 from ola_augment.alignment.proof.fingerprints import Decision
-from ola_augment.alignment.proof.probe import Verified, sets_of, verify
+from ola_augment.alignment.proof.probe import Verified, repeat, sets_of, verify
+from ola_augment.alignment.proof.ranks import Ranks
 from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
 from ola_augment.alignment.proof.snapshot import Counters, Restore, random_states
 from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
@@ -28,9 +29,14 @@ _SIGNATURES = 64
 
 
 class Proof:
-    """What was verified of a model's forward passes and losses, by their signature."""
+    """What was verified of a model's forward passes and losses, by their signature.
 
-    def __init__(self) -> None:
+    Args:
+        device: of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.ranks = Ranks(device)
         self._known: OrderedDict[object, Verified] = OrderedDict()
         self._random = random.Random(0)
 
@@ -93,6 +99,8 @@ class Examination:
         self._signature: object = None
         self._restore_random: Restore | None = None
         self._batches: set[int] = set()
+        self._ranks = proof.ranks
+        self._calls = 0
         self._hooks = False
         self._retaining: list[Tensor] = []
 
@@ -108,8 +116,9 @@ class Examination:
             self._signature = self._signed(tensors)
             batch, device = tensors[0].shape[0], tensors[0].device
         self._known = self._proof.of(self._signature)
-        if self._proof.due(self._known):
-            self._verify(watch, args, kwargs, batch)
+        due = self._proof.due(self._known)
+        self._verify(watch, args, kwargs, batch, due)
+        self._calls = self._ranks.calls()
         self._restore_random = random_states(device) if batch > 1 else None
         self._counters = Counters(self._model)
         self._batches.add(batch)
@@ -127,13 +136,17 @@ class Examination:
         """
         watch.end_path()
         path = watch.walked(self._known.decisions)
-        if self._restore_random is None or path in self._known.paths:
+        self._ranks.together = self._ranks.together or self._ranks.calls() > self._calls
+        new = self._restore_random is not None and path not in self._known.paths
+        if not new:
+            self._verify(watch, args, kwargs, batch, due=False)
             return False
+        assert self._restore_random is not None
         after = random_states(next(iter(self._parameters.values())).device)
         self._restore_random()
         try:
             with self._counters.put_back():
-                found = self._verify(watch, args, kwargs, batch)
+                found = self._verify(watch, args, kwargs, batch, due=True)
         finally:
             after()
         if found != watch.walked(self._known.decisions):
@@ -230,11 +243,26 @@ class Examination:
     def _checks(self) -> list[SumCheck]:
         return [self.sums, self._exact] if self.verifying else [self.sums]
 
-    def _verify(self, watch: Watch[Any], args: Any, kwargs: Any, batch: int) -> tuple[int, int]:
-        self._signatures.append(self._signature)
-        self.verifying = True
+    def _verify(
+        self, watch: Watch[Any], args: Any, kwargs: Any, batch: int, due: bool
+    ) -> tuple[int, int] | None:
+        """Verify where it is due; where it is due for another process, repeat its passes."""
+        if not due and not self._ranks.together:
+            return None
         with watch.resting(), without(watch):
-            return verify(self._known, self._model, watch.nodes, args, kwargs, batch)
+            try:
+                found = None
+                if due:
+                    self._signatures.append(self._signature)
+                    self.verifying = True
+                    found = verify(
+                        self._known, self._model, watch.nodes, args, kwargs, batch, self._ranks
+                    )
+            except RuntimeError:
+                self._ranks.failed()
+                raise
+            self._ranks.done(lambda: repeat(self._model, args, kwargs))
+            return found
 
     def _signed(self, tensors: list[Tensor]) -> object:
         """What two forward passes must have in common for what was verified to hold for both."""

@@ -25,6 +25,7 @@ from ola_augment.alignment.proof.fingerprints import (
     compare,
     judged_again,
 )
+from ola_augment.alignment.proof.ranks import Ranks
 from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Arguments of a run, each way to change them in turn.
@@ -61,6 +62,7 @@ def verify(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     batch: int,
+    ranks: Ranks,
 ) -> tuple[int, int]:
     """Learn where the examples lie in each use of parameters during ``model(*args, **kwargs)``.
 
@@ -78,6 +80,7 @@ def verify(
         args: of the call.
         kwargs: of the call.
         batch: number of examples.
+        ranks: told before every pass.
 
     Returns:
         The numbers of the path that the pass on the batch itself took.
@@ -99,7 +102,7 @@ def verify(
     inputs += [functools.partial(_changes, args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
     while True:
-        plain, moved, *changed = _run(model, undisturbed, nodes, inputs, batch, constants)
+        plain, moved, *changed = _run(model, undisturbed, nodes, inputs, batch, constants, ranks)
         decisions = compare(plain, changed, sets[: len(changed)])
         others = decisions
         while others:  # what is known of more uses tells of those behind them
@@ -111,6 +114,7 @@ def verify(
                     [functools.partial(_changes, args, kwargs, chosen)],
                     batch,
                     constants,
+                    ranks,
                     plain,
                     (chosen, decisions),
                 )[0]
@@ -159,6 +163,7 @@ def _run(
     inputs: list[Ways],
     batch: int,
     constants: set[Step],
+    ranks: Ranks,
     plain: Fingerprints | None = None,
     disturbed: Disturbance | None = None,
 ) -> list[Fingerprints]:
@@ -168,7 +173,7 @@ def _run(
     ``plain``, by default the first of the runs: masks and routes may depend on the examples.
     """
     runs: list[Fingerprints] = []
-    saving = False
+    saving = ranks.together  # no pass may end halfway
     for ways in inputs:
         for args, kwargs in ways():
             run: Fingerprints | None = None
@@ -176,11 +181,14 @@ def _run(
                 run = Fingerprints(
                     nodes, batch, constants, plain.statistics if plain else None, disturbed
                 )
+                ranks.another()
+                calls = ranks.calls()
                 try:
                     with undisturbed, _graph(saving), run:
                         _forward(model, args, kwargs, run)
                 except _SavedTensorNeeded:
                     saving, run = True, None
+            ranks.together = ranks.together or ranks.calls() > calls
             plain = plain or run
             if run.path == plain.path:
                 break
@@ -188,6 +196,12 @@ def _run(
         runs.append(run)
     torch.clear_autocast_cache()
     return runs
+
+
+def repeat(model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Run the forward pass again for what it does to other processes."""
+    with Undisturbed(model):
+        model(*args, **kwargs)
 
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, run: Fingerprints) -> None:
