@@ -278,7 +278,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         like = next(iter(self._parameters.values())).detach()
         like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         content = Content(
-            [self._tape], [factor], {}, Freshness(self._parameters, ()), self._check, None, like
+            [self._tape], [factor], Freshness(self._parameters, ()), self._check, None, like
         )
         try:
             alignments = content.align(direction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class GradientAlignment:
         self,
         *,
         gradients: Mapping[str, Tensor] | None = None,
-        norms: bool = False,
+        norms: bool | Iterable[str] = False,
         loss_scale: float = 1.0,
     ) -> Iterator[Captured]:
         """Record forward and backward passes of the model.
@@ -108,9 +108,9 @@ class GradientAlignment:
             gradients: the reference gradient g, parameter name -> tensor of its shape, where it is
                 known already (`gradients`): each term is contracted during the backward and
                 nothing is kept. Parameters that are not named count as zero.
-            norms: find the norms of the examples' gradients too (`Captured.norms`): exact, by
-                parameter from Gram matrices or from the per-example gradients, whichever is
-                cheaper.
+            norms: find the norms of the examples' gradients too (`Captured.norms`), over all
+                trainable parameters or those of these names: exact, by parameter from Gram
+                matrices or from the per-example gradients, whichever is cheaper.
             loss_scale: what the loss was multiplied by before its backward (the ``get_scale()``
                 of a GradScaler); alignments are divided by it.
 
@@ -123,7 +123,7 @@ class GradientAlignment:
                 it.
             TypeError: ``gradients`` is not a mapping of tensors.
             ValueError: ``loss_scale`` is not positive and finite, the batch is empty, or a name,
-                shape or device in ``gradients`` does not fit.
+                shape or device in ``gradients`` or a name in ``norms`` does not fit.
         """
         if not (math.isfinite(loss_scale) and loss_scale > 0):
             raise ValueError(f"loss_scale must be positive and finite, got {loss_scale}")
@@ -134,6 +134,9 @@ class GradientAlignment:
         parameters = check_model(self._model, self._fallback)
         self._captured = None
         direction = None if gradients is None else checked_gradients(gradients, parameters)
+        measured = set(parameters if norms is True else norms or ())
+        if unknown := measured - parameters.keys():
+            raise ValueError(f"norms names {sorted(unknown)[0]!r}, which is no trainable parameter")
         captured = Captured(lambda: trainable_parameters(self._model))
         session = Session(
             self._model,
@@ -142,7 +145,7 @@ class GradientAlignment:
             self._fallback,
             self._proof,
             direction,
-            norms,
+            measured,
             self._reduction == "mean",
         )
         self._capturing = True

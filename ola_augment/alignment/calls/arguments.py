@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,11 +30,18 @@ def spelled(function: Function) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
+class Names(NamedTuple):
+    """The names of a function's arguments, in one of its overloads."""
+
+    positional: tuple[str, ...]
+    by_name: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=4096)
-def parameters_of(function: Function) -> tuple[tuple[str, ...], ...]:
-    """The names of a function's positional arguments, once for each of its overloads."""
+def parameters_of(function: Function) -> tuple[Names, ...]:
+    """The names of a function's arguments, once for each of its overloads."""
     if isinstance(function, FunctionType):
-        return (tuple(inspect.signature(function).parameters),)
+        return (Names(tuple(inspect.signature(function).parameters), ()),)
     if name_of(function).startswith("__"):
         return ()
     schema = getattr(function, "_schema", None)  # a custom operator's, or one of torch.ops.aten
@@ -44,12 +51,21 @@ def parameters_of(function: Function) -> tuple[tuple[str, ...], ...]:
         else [schema]
     )
     return tuple(
-        tuple(one.name for one in schema.arguments if not one.kwarg_only) for schema in schemas
+        Names(
+            tuple(one.name for one in schema.arguments if not one.kwarg_only),
+            tuple(one.name for one in schema.arguments if one.kwarg_only),
+        )
+        for schema in schemas
     )
 
 
-#: Names of an argument that mean the one after them.
-_ALIASES = {"input": "self", "x": "self", "x2": "other", "axis": "dim", "x1": "self"}
+#: Other names of arguments, and what the functions themselves call them.
+_ALIASES = {"input": "self", "x": "self", "x1": "self", "x2": "other", "axis": "dim"}
+
+
+def _own_name(name: str, names: Names) -> str:
+    known = name in names.positional or name in names.by_name
+    return name if known else _ALIASES.get(name, name)
 
 
 def positional(function: Function, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -57,12 +73,13 @@ def positional(function: Function, args: Any, kwargs: dict[str, Any]) -> tuple[A
     if isinstance(function, FunctionType) or not any(map(_holds_tensors, kwargs.values())):
         return args, kwargs
     for names in parameters_of(function):
-        left = {_ALIASES[k] if k in _ALIASES and k not in names else k: k for k in kwargs}
+        left = {_own_name(name, names): name for name in kwargs}
+        if not left.keys() <= {*names.positional, *names.by_name}:
+            continue
         placed = list(args)
-        while len(placed) < len(names) and names[len(placed)] in left:
-            placed.append(kwargs[left.pop(names[len(placed)])])
-        if not any(_holds_tensors(kwargs[name]) for name in left.values()):
-            return tuple(placed), {name: kwargs[name] for name in left.values()}
+        while len(placed) < len(names.positional) and names.positional[len(placed)] in left:
+            placed.append(kwargs[left.pop(names.positional[len(placed)])])
+        return tuple(placed), {name: kwargs[name] for name in left.values()}
     return args, kwargs
 
 
@@ -71,13 +88,12 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def named(function: Function, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that the function has for them; unnamed ones by their number."""
-    candidates = [names for names in parameters_of(function) if len(names) >= len(args)]
-    best = next((names for names in candidates if kwargs.keys() <= {*names, "out"}), None)
-    names = best or next(iter(candidates), ())
-    bound = {str(number): value for number, value in enumerate(args)} if not names else {}
-    bound |= dict(zip(names, args, strict=False))
-    return bound | {_ALIASES.get(k, k) if k not in names else k: v for k, v in kwargs.items()}
+    """Arguments by the names that the function has for them; by number where it has none."""
+    for names in parameters_of(function):
+        own = {_own_name(name, names): value for name, value in kwargs.items()}
+        if len(args) <= len(names.positional) and own.keys() <= {*names.positional, *names.by_name}:
+            return dict(zip(names.positional, args, strict=False)) | own
+    return {str(number): value for number, value in enumerate(args)} | kwargs
 
 
 def outputs_of(function: Function, args: Any, result: Any) -> list[Tensor]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ola_augment.alignment._torch import SET_GRAD, body_of, in_backward
+from ola_augment.alignment._torch import SET_GRAD, body_of, in_backward, transforming
 from ola_augment.alignment.calls.arguments import (
     Function,
     map_tensors,
+    name_of,
     outputs_of,
     positional,
     tensors_in,
@@ -59,17 +60,31 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         self._gates: list[Tensor] = []
         self._batch = 1
         self._on_path = False
+        self._transformed = False
         #: Calls are run as they are.
         self.paused = False
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """Nothing is watched for a while."""
-        before, self.paused = self.paused, True
+        """Nothing is watched for a while, by this and by what other engines have active."""
+        watching = [watch for watch in (self, *_ACTIVE) if not watch.paused]
+        for watch in watching:
+            watch.paused = True
         try:
             yield
         finally:
-            self.paused = before
+            for watch in watching:
+                watch.paused = False
+
+    def activate(self) -> None:
+        """Watch from now on."""
+        _ACTIVE.append(self)
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def deactivate(self) -> None:
+        """No longer."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        _ACTIVE.remove(self)
 
     def start_path(self, batch: int) -> None:
         """A forward pass begins: the calls from here on are its path."""
@@ -126,6 +141,10 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
                 reads = True
             elif (known := origins.get(key)) is not None and known[0]() is tensor:
                 origin = known[1] if origin is None else self.merged(origin, known[1])
+            elif self._transformed and tensor.grad_fn is not None:  # it came out of a transform
+                origin = self.current() if origin is None else origin
+        if transforming():
+            return self._transform(func, args, kwargs)
         looks = self._on_path and self._walk(func, args, kwargs, origin is not None)
         reads = reads and torch.is_grad_enabled()  # otherwise no gradient flows
         if not reads:
@@ -148,6 +167,17 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
                 written = args[0] if args[0]._base is None else args[0]._base
                 self.mark((args[0], written), origin)
         return result
+
+    def _transform(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """A call inside ``torch.func.grad``, ``vmap`` and their kin, on tensors of their own."""
+        self._transformed = True
+        if torch.is_grad_enabled() and (names := self.names(args, kwargs)):
+            raise RuntimeError(
+                f"{name_of(function)} reads parameter {', '.join(map(repr, sorted(names)))} inside "
+                "a torch.func transform (grad, vmap, jvp), where its uses cannot be seen: call it "
+                "outside of the transform, or freeze the parameter"
+            )
+        return self.run(function, args, kwargs)
 
     def _body(self, function: Function) -> Function | None:
         """What to run and watch instead of a call; None for one to take as it is.
@@ -185,6 +215,10 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     def looks_up(self, found: LookUp, function: Function, args: Any, kwargs: Any) -> None:
         """A call on the path looks up rows of data."""
 
+    def current(self) -> OriginT | None:
+        """The origin of the data of the forward pass under way."""
+        return None
+
     def merged(self, one: OriginT, other: OriginT) -> OriginT:
         """The origin of what is computed from two."""
         return one
@@ -197,7 +231,11 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         path = self.path
         about = None if origin is None else self.before(function, args, kwargs, origin)
         draws = None if origin else RandomState(next(tensors_in(args)).device)
-        read = self._read(args, kwargs) if writes or origin is None else None
+        read: Any = None
+        if writes and origin is not None and self.perhaps_constant((path, 0)):
+            read = self._read((args[0].detach().clone(), *args[1:]), kwargs)  # about to be written
+        elif writes or origin is None:
+            read = self._read(args, kwargs)
         result = self.run(function, args, kwargs)
         constant = {}
         for index, output in enumerate(outputs_of(function, args, result)):
@@ -220,6 +258,10 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     def met(self, about: Any, step: Step, output: Tensor, origin: OriginT) -> bool:
         """An output of parameters and data; False where the examples do not matter to it."""
         raise NotImplementedError
+
+    def perhaps_constant(self, step: Step) -> bool:
+        """Whether an output may turn out to be the same whatever the examples are."""
+        return True
 
     def computed(self, names: frozenset[str], outputs: Iterable[Tensor]) -> None:
         """Outputs that are made of parameters only."""
@@ -291,6 +333,10 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     def nodes(self) -> Mapping[int, tuple[Tensor, Node]]:
         """The tensors followed so far."""
         return self._nodes
+
+
+#: What watches captures under way, of all engines.
+_ACTIVE: list[Watch[Any]] = []
 
 
 def leaves(parameters: Mapping[str, nn.Parameter]) -> dict[int, tuple[Tensor, Node]]:

@@ -54,11 +54,12 @@ class Captured:
         Args:
             gradients: parameter name -> tensor of its shape, g; parameters that are not named count
                 as zero. By default the parameters' ``.grad``: read them before gradient clipping.
-                None for a capture that was given its reference gradient.
+                None for a capture that was given its reference gradient. Several references at
+                once: parameter name -> (R, *shape) for all that are named.
 
         Returns:
             (B,) alignments, float32 (float64 for double precision models), in the order of the
-            examples; zero for examples that no backward reached.
+            examples; zero for examples that no backward reached. (R, B) for R references.
 
         Raises:
             RuntimeError: the capture is not complete, no backward since the capture or one on top
@@ -81,7 +82,10 @@ class Captured:
         elif gradients is None:
             direction = content.freshness.gradient()
         else:
-            direction = checked_gradients(gradients, parameters)
+            direction = checked_gradients(gradients, parameters, stacked=True)
+            name, first = next(iter(direction.items()))
+            if first.shape != parameters[name].shape:
+                return content.align_all(direction, len(first))
         return content.align(direction)
 
     @torch.no_grad()
@@ -114,7 +118,6 @@ class Content:
     Attributes:
         tapes: forward passes in the order of the calls.
         factors: what the alignments of each are multiplied by: (batch,), or one for all.
-        values: parameters at the capture, for expressions.
         freshness: of the parameters' gradients.
         check: of sums, with what each parameter received.
         direction: the reference gradient, if the capture was given one.
@@ -124,7 +127,6 @@ class Content:
 
     tapes: list[Tape]
     factors: list[Tensor | float]
-    values: dict[str, Tensor]
     freshness: Freshness
     check: SumCheck
     direction: Mapping[str, Tensor] | None
@@ -133,12 +135,11 @@ class Content:
 
     def align(self, direction: Mapping[str, Tensor]) -> Tensor:
         """(sum of batches,), after the check of sums; raises `NotFinite`."""
-        tangents = Tangents(direction, self.values)
         parts = []
         found: list[tuple[frozenset[str], Tensor]] = []
         with in_full_precision(self.like.device.type):
             for tape, factor in zip(self.tapes, self.factors, strict=True):
-                own = tape.contract(tangents)
+                own = tape.contract(Tangents(direction, tape.values))
                 total = (
                     torch.stack([values.to(self.like) for _, values in own]).sum(0)
                     if own
@@ -150,27 +151,55 @@ class Content:
         self.check.compare(found, direction)
         return alignments
 
+    def align_all(self, stack: Mapping[str, Tensor], references: int) -> Tensor:
+        """(R, sum of batches), for name -> (R, *shape); the sums are checked along a mixture."""
+        directions = [{name: one[r] for name, one in stack.items()} for r in range(references)]
+        signs = torch.tensor([1.0, -1.0]).repeat(references)[:references].to(self.like)
+        parts = []
+        found: list[tuple[frozenset[str], Tensor]] = []
+        with in_full_precision(self.like.device.type):
+            for tape, factor in zip(self.tapes, self.factors, strict=True):
+                own = tape.contract_all(stack, [Tangents(one, tape.values) for one in directions])
+                total = self.like.new_zeros(references, tape.batch)
+                for _, values in own:
+                    total += values.to(self.like)
+                parts.append((total * factor).to(self.like))
+                found += [(names, signs @ values.to(self.like)) for names, values in own]
+        mixture = {n: torch.tensordot(signs.to(one.dtype), one, 1) for n, one in stack.items()}
+        alignments = checked_result(torch.cat(parts, 1), stack)
+        self.check.compare(found, mixture)
+        return alignments
+
 
 def checked_gradients(
-    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], stacked: bool = False
 ) -> dict[str, Tensor]:
-    """A reference gradient given by name, checked against the parameters."""
+    """A reference gradient given by name, checked against the parameters; perhaps several."""
     if not isinstance(gradients, Mapping):
         raise TypeError(
             f"gradients must be a mapping from parameter name to tensor, got "
             f"{type(gradients).__name__}"
         )
+    stacks: set[int | None] = set()
     for name, gradient in gradients.items():
         if name not in parameters:
             raise ValueError(f"gradients names {name!r}, which is no trainable parameter")
         if not isinstance(gradient, Tensor):
             raise TypeError(f"gradients[{name!r}] must be a tensor, got {type(gradient).__name__}")
         parameter = parameters[name]
-        if gradient.shape != parameter.shape or gradient.device != parameter.device:
+        several = stacked and gradient.dim() == parameter.dim() + 1
+        stacks.add(len(gradient) if several else None)
+        shape = gradient.shape[1:] if several else gradient.shape
+        if shape != parameter.shape or gradient.device != parameter.device:
             raise ValueError(
                 f"gradients[{name!r}] must have shape {tuple(parameter.shape)} on "
                 f"{parameter.device}, got {tuple(gradient.shape)} on {gradient.device}"
             )
+    if len(stacks) > 1 or stacks == {0}:
+        raise ValueError(
+            "gradients must hold one reference for every parameter that it names, or the same "
+            f"number R > 0 of them, (R, *shape); got {sorted(map(str, stacks))}"
+        )
     if not gradients:
         raise ValueError("gradients is empty: name at least one parameter")
     return {name: gradient.detach() for name, gradient in gradients.items()}
@@ -193,6 +222,6 @@ def checked_result(alignments: Tensor, direction: Mapping[str, Tensor]) -> Tenso
         "overflow under autocast)"
     )
     raise NotFinite(
-        f"{int((~finite).sum())} of {len(finite)} alignments are inf or NaN: {source}; skip this "
-        "update"
+        f"{int((~finite).sum())} of {finite.numel()} alignments are inf or NaN: {source}; skip "
+        "this update"
     )

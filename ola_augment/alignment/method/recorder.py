@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node as GraphNode
 
-from ola_augment.alignment._torch import on_gradient
+from ola_augment.alignment._torch import backpack_is_active, on_gradient
 from ola_augment.alignment.calls.arguments import (
     Function,
     map_tensors,
     name_of,
+    tensors_in,
     writes_in_place,
 )
 from ola_augment.alignment.calls.expressions import Node, Tangents
@@ -79,7 +80,7 @@ class Recorder(Watch[Tape]):
         storage: format of the pairs.
         fallback: differentiate functions without a rule instead of refusing them.
         direction: the reference gradient, if it is known: terms are contracted with it at once.
-        norms: gather the norms of the examples' gradients.
+        norms: of which parameters to gather the norms of the examples' gradients.
         examination: of this capture.
         means: learns what mean losses divide by, where that is asked for.
     """
@@ -90,13 +91,14 @@ class Recorder(Watch[Tape]):
         storage: Storage,
         fallback: bool,
         direction: Mapping[str, Tensor] | None,
-        norms: bool,
+        norms: Set[str],
         examination: Examination,
         means: Means | None,
     ) -> None:
         super().__init__(leaves(parameters))
         self.tapes: list[Tape] = []
         self.values: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         self.means = means
         # Unknown for a torch.autograd.backward, which cannot be watched.
         self._retain_graph = True
@@ -105,7 +107,8 @@ class Recorder(Watch[Tape]):
         self._examination = examination
         self._storage = storage
         self._fallback = fallback
-        self._tangents = None if direction is None else Tangents(direction, self.values)
+        self._direction = direction
+        self._along: tuple[Mapping[str, Tensor], Tangents] | None = None
         # Uses of the forward pass under way, and their outputs in the graph.
         self._uses_of_pass: dict[Step, _Use] = {}
         self._located: dict[tuple[GraphNode, int], _Use] = {}
@@ -115,19 +118,22 @@ class Recorder(Watch[Tape]):
     def start_pass(self, args: Any, kwargs: Any) -> None:
         """A forward pass begins."""
         batch, data = self._examination.begin(self, args, kwargs)
-        self.tapes.append(Tape(batch, norms=ExampleNorms() if self._norms else None))
+        if any(self._parameters[name]._version != v for name, v in self._versions.items()):
+            self.values, self._versions = {}, {}  # the optimizer stepped inside the capture
+        norms = ExampleNorms(self._norms) if self._norms else None
+        self.tapes.append(Tape(batch, self.values, norms=norms))
         self.mark(data, self.tapes[-1])
         self._uses_of_pass = {}
         self.start_path(batch)
 
-    def end_pass(self, args: Any, kwargs: Any) -> None:
+    def end_pass(self, args: Any, kwargs: Any, output: Any) -> None:
         """It ends, perhaps on a path that was not known when it began.
 
         Raises:
             RuntimeError: examples cannot be told apart in a use.
         """
         batch = self.tapes[-1].batch
-        if not self._examination.end(self, args, kwargs, batch):
+        if not self._examination.end(self, args, kwargs, output):
             return
         for step, use in self._uses_of_pass.items():
             decision = self._examination.where(step) or Unrelated.UNCLEAR
@@ -152,6 +158,14 @@ class Recorder(Watch[Tape]):
         self._examination.release()
         if self.means is not None:
             self.means.clear()
+
+    def current(self) -> Tape | None:
+        """The tape of the forward pass under way."""
+        return self.tapes[-1] if self.tapes else None
+
+    def perhaps_constant(self, step: Step) -> bool:
+        """Not where a layout of examples was found before."""
+        return not isinstance(self._examination.where(step), Layout)
 
     def merged(self, one: Tape, other: Tape) -> Tape:
         """Of no single pass."""
@@ -195,6 +209,7 @@ class Recorder(Watch[Tape]):
         for name in names:
             if name not in self.values:
                 self.values[name] = self._parameters[name].detach().clone()
+                self._versions[name] = self._parameters[name]._version
         for output in outputs:
             self._examination.computed(names, output.dtype)  # casts round gradients, too
 
@@ -277,42 +292,57 @@ class Recorder(Watch[Tape]):
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
         if self._examination.verifying:
-            tangent = Tangents(self._examination.random, self.values)(node)
+            tangent = Tangents(self._examination.random, tape.values)(node)
             if tangent is not None:
                 self._examination.term(node.names, term.contract(tangent))
         if tape.norms is not None:
             tape.norms.add(node, term, shape, last=not self._retain_graph)
-        if self._tangents is None:
+        if self._direction is None:
             tape.terms.append((node, term.pack(self._storage, shape)))
             return
-        tangent = self._tangents(node)
+        tangent = self._tangents(tape)(node)
         if tangent is not None:
             tape.contracted.append((node.names, term.contract(tangent)))
+
+    def _tangents(self, tape: Tape) -> Tangents:
+        """Of the reference gradient, at the parameters of a pass."""
+        assert self._direction is not None
+        if self._along is None or self._along[0] is not tape.values:
+            self._along = tape.values, Tangents(self._direction, tape.values)
+        return self._along[1]
 
     def _differentiate(self, function: Function, args: Any, kwargs: Any) -> Any:
         if kwargs.get("create_graph"):
             raise RuntimeError(_NO_SECOND_ORDER)
-        if function is Tensor.backward:
-            if kwargs.get("inputs") is not None:
-                raise RuntimeError(
-                    "backward(inputs=...) inside capture() cannot be aligned; use "
-                    "torch.autograd.grad for gradients that are not the training step's"
-                )
-            loss = args[0]
-            weights = (*args[1:2], kwargs.get("gradient"))
+        if backpack_is_active():
+            raise RuntimeError(_WITH_BACKPACK)
+        inputs = kwargs.get("inputs") if function is Tensor.backward else (*args, None, None)[1]
+        if function is Tensor.backward and inputs is not None:
+            raise RuntimeError(
+                "backward(inputs=...) inside capture() cannot be aligned; use "
+                "torch.autograd.grad for gradients that are not the training step's"
+            )
+        asked = {id(tensor) for tensor in tensors_in((inputs or kwargs.get("inputs"),))}
+        step = function is Tensor.backward or asked >= set(map(id, self._parameters.values()))
+        if not step:
+            with self.resting():
+                return function(*args, **kwargs)
+        losses = list(tensors_in((args[0] if args else kwargs["outputs"],)))
+        given = kwargs.get("grad_outputs", kwargs.get("gradient"))
+        if given is None:
+            given = (*args, None, None)[1 if function is Tensor.backward else 2]
+        weights = [None] * len(losses) if given is None else list(tensors_in((given,)))
+        for loss, weight in zip(losses, weights, strict=True):
             if not self._on_path and loss.grad_fn is not None:
-                weight = next((one for one in weights if one is not None), None)
                 with self.resting():
                     self._examination.loss(loss, weight, self._located)
                     if self.means is not None:
                         self.means.settle(loss, self.tapes, self._located)
-            self._retain_graph = bool(kwargs.get("retain_graph"))
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._retain_graph = True
-        with self.resting():
+        self._retain_graph = bool(kwargs.get("retain_graph"))
+        try:
             return function(*args, **kwargs)
+        finally:
+            self._retain_graph = True
 
     def _detach(self, tensor: Tensor) -> Tensor:
         """The same tensor without its graph; one object per tensor, so that it is packed once."""
@@ -329,6 +359,11 @@ class Recorder(Watch[Tape]):
 _NO_SECOND_ORDER = (
     "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "
     "gradient penalties outside"
+)
+
+_WITH_BACKPACK = (
+    "a backward with BackPACK's extensions inside capture(): its hooks and the engine's change "
+    "what each other sees; run them one after the other, or use BackPACKAlignment"
 )
 
 _RELEASED = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Session:
         fallback: differentiate functions without a rule.
         proof: what earlier captures verified; added to.
         direction: the reference gradient, if it is known.
-        norms: gather the norms of the examples' gradients.
+        norms: of which parameters to gather the norms of the examples' gradients.
         mean: the losses are means, of which each example's own is wanted.
     """
 
@@ -40,7 +41,7 @@ class Session:
         fallback: bool,
         proof: Proof,
         direction: Mapping[str, Tensor] | None,
-        norms: bool,
+        norms: Set[str],
         mean: bool,
     ) -> None:
         self._model = model
@@ -70,6 +71,8 @@ class Session:
         self._handles.append(
             self._model.register_forward_hook(self._after_forward, with_kwargs=True)
         )
+        self._ids = [handle.id for handle in self._handles]
+        self._model.__dict__["__deepcopy__"] = self._copied
         for name, parameter in self._parameters.items():
             self._handles.append(
                 parameter.register_hook(  # type: ignore[no-untyped-call]
@@ -77,14 +80,29 @@ class Session:
                 )
             )
         self._stack.enter_context(eagerly())
-        self._stack.enter_context(self._recorder)
+        self._recorder.activate()
+        self._stack.callback(self._recorder.deactivate)
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._stack.close()
         if kind is not None:
             self._examination.failed()
 
+    def _copied(self, memo: dict[int, Any]) -> nn.Module:
+        """A deep copy of the model (a moving average, a teacher) is none of the capture."""
+        with self._recorder.resting():
+            hooks = self._model._forward_pre_hooks, self._model._forward_hooks
+            own = [(one, {i: one.pop(i) for i in self._ids if i in one}) for one in hooks]
+            del self._model.__dict__["__deepcopy__"]
+            try:
+                return copy.deepcopy(self._model, memo)
+            finally:
+                self._model.__dict__["__deepcopy__"] = self._copied
+                for hooks_of_kind, removed in own:
+                    hooks_of_kind.update(removed)
+
     def _detach(self) -> None:
+        self._model.__dict__.pop("__deepcopy__", None)
         # A graph that outlives the capture may be run backward again: that is none of it.
         self._recorder.release()
         for handle in self._handles:
@@ -102,7 +120,7 @@ class Session:
             return
         self._depth -= 1
         if not self._depth:
-            self._recorder.end_pass(args, kwargs)
+            self._recorder.end_pass(args, kwargs, output)
 
     def _receive(self, name: str, gradient: Tensor) -> None:
         if not self._recorder.paused:
@@ -119,7 +137,7 @@ class Session:
             if not tapes:
                 raise RuntimeError("the model was not called inside capture()")
             explained = {name for tape in tapes for name in tape.explained()}
-            if self._direction is not None and tapes[0].norms is None:
+            if self._direction is not None:
                 explained |= self._parameters.keys() - self._direction.keys()
             received = self._examination.conclude(explained)
             means = recorder.means
@@ -138,14 +156,13 @@ class Session:
             device=next(iter(parameters)).device,
         )
         norms = [
-            tape.norms.total(recorder.values, like.new_empty(tape.batch)) * factor
+            tape.norms.total(tape.values, like.new_empty(tape.batch)) * factor
             for tape, factor in zip(tapes, factors, strict=True)
             if tape.norms is not None
         ]
         return Content(
             tapes,
             factors,
-            recorder.values,
             # A capture that has its reference gradient waits for no other.
             Freshness(self._parameters, received if self._direction is None else ()),
             self._examination.sums,

@@ -128,13 +128,17 @@ class Examination:
         """Where the examples lie in an output of the pass; None: not known before its end."""
         return self._known.decisions.get(step)
 
-    def end(self, watch: Watch[Any], args: Any, kwargs: Any, batch: int) -> bool:
+    def end(self, watch: Watch[Any], args: Any, kwargs: Any, output: Any) -> bool:
         """The pass ends: verify its path if it is a new one, and say whether it was.
 
         Raises:
+            ValueError: what came out is not of the batch that went in.
             RuntimeError: examples are mixed, or the pass cannot be repeated.
         """
         watch.end_path()
+        batch = _tensors(args, kwargs)[0].shape[0]
+        if batch == 1:
+            _refuse_other_batch(args, kwargs, output)
         path = watch.walked(self._known.decisions)
         self._ranks.together = self._ranks.together or self._ranks.calls() > self._calls
         new = self._restore_random is not None and path not in self._known.paths
@@ -268,6 +272,12 @@ class Examination:
         """What two forward passes must have in common for what was verified to hold for both."""
         if not tensors:
             raise ValueError("the model was called without a tensor: no batch to align")
+        for tensor in tensors:
+            if tensor.is_nested or tensor.layout != torch.strided:
+                raise ValueError(
+                    f"an input of the model is a {'nested' if tensor.is_nested else 'sparse'} "
+                    "tensor, whose rows cannot be told apart: pad it, or call to_dense()"
+                )
         if not tensors[0].shape[0]:
             raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
         return (
@@ -279,6 +289,18 @@ class Examination:
 
 
 _HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
+
+
+def _refuse_other_batch(args: Any, kwargs: Any, output: Any) -> None:
+    """Refuse a batch of one that came out as another one, which an argument has too."""
+    sizes = {tensor.shape[0] for tensor in _tensors(args, kwargs)[1:]} - {1}
+    for tensor in _tensors((output,), {}):
+        if tensor.requires_grad and tensor.shape[0] in sizes:
+            raise ValueError(
+                "the examples lie along dimension 0 of the first tensor that the model is called "
+                f"with, which holds one; {tensor.shape[0]} came out: give the batch first, or "
+                "expand() the first tensor to it"
+            )
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:

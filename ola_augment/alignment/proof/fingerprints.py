@@ -81,6 +81,10 @@ class Fingerprints(Watch[bool]):
             subject = subject.clone()
         return lambda output: rule.leading(*args, output=output, **kwargs), subject
 
+    def current(self) -> bool:
+        """All data are the batch's."""
+        return True
+
     def looks_up(self, found: LookUp, function: Function, args: Any, kwargs: Any) -> None:
         """Record the rows of what is looked up in, so that its layout is found."""
         bound = list(named(function, args, kwargs).values())

@@ -186,7 +186,9 @@ def _run(
                 try:
                     with undisturbed, _graph(saving), run:
                         _forward(model, args, kwargs, run)
-                except _SavedTensorNeeded:
+                except RuntimeError as error:
+                    if saving or not _needs_saved_tensors(error):
+                        raise
                     saving, run = True, None
             ranks.together = ranks.together or ranks.calls() > calls
             plain = plain or run
@@ -221,6 +223,11 @@ def _is_use(step: Step) -> bool:
 
 class _SavedTensorNeeded(RuntimeError):
     """The forward pass runs a backward of its own."""
+
+
+def _needs_saved_tensors(error: RuntimeError) -> bool:
+    """Whether a pass failed for want of them; torch.func refuses hooks on saved tensors."""
+    return isinstance(error, _SavedTensorNeeded) or "saved tensor hooks" in str(error)
 
 
 def _graph(saving: bool) -> contextlib.AbstractContextManager[object]:

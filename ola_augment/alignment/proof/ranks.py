@@ -1,7 +1,7 @@
 """Processes whose forward passes communicate repeat them the same number of times.
 
-A collective inside ``forward`` waits for all processes. How often a pass is repeated depends on each
-process's own data, so that they ask each other before every repetition.
+A collective inside ``forward`` waits for all processes. How often a pass is repeated depends on
+each process's own data, so that they ask each other before every repetition.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+
+from ola_augment.alignment._torch import collectives
 
 _DONE, _ANOTHER, _FAILED = range(3)
 
@@ -28,10 +30,7 @@ class Ranks:
 
     def calls(self) -> int:
         """How many collectives there were, over all groups."""
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-            return 0
-        groups = dist.distributed_c10d._world.pg_map
-        return sum(group._get_sequence_number_for_group() for group in groups)
+        return collectives()
 
     def another(self) -> None:
         """This process is about to repeat a pass; the others repeat one, too.

@@ -14,9 +14,14 @@ from ola_augment.alignment.calls.arguments import Function, functional, writes_i
 from ola_augment.alignment.calls.expressions import jvp
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
-from ola_augment.alignment.method.rules.rule import broadcast, everywhere, pair
+from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep, pair
 from ola_augment.alignment.method.storage import widen
-from ola_augment.alignment.method.terms import Term
+from ola_augment.alignment.method.terms import (
+    ExampleGradient,
+    Pair,
+    Term,
+    squared_norms,
+)
 
 
 class Call:
@@ -103,13 +108,52 @@ def differentiable(function: Function, output: int = 0) -> Callable[..., Iterato
     """Neither: the derivative at theta_t, by two reverse passes of this one function."""
 
     def make(call: Call, w: Tensor) -> MakeTerm:
-        def operator(*tensors: Tensor) -> Tensor:
-            *others, value, tangent = tensors
-            return jvp(lambda moved: call(*others, moved), [value], [tangent])
-
-        return pair(operator, *call.others, w)
+        kept = tuple(keep(tensor) for tensor in (*call.others, w))
+        return lambda delta, layout: Derivative(Directional(call), kept, widen(delta), layout)
 
     return _by_slot(function, make, output)
+
+
+class Directional:
+    """``(*others, w, tangent) -> `` the derivative of a call along the tangent of w."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """By two reverse passes."""
+        *others, value, tangent = tensors
+        return jvp(lambda moved: self.call(*others, moved), [value], [tangent])
+
+
+class Derivative(Pair):
+    """Of a function at theta_t, whose operator is `Directional`."""
+
+    operator: Directional
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """By two reverse passes; by one for each example where there is no double backward."""
+        try:
+            return super().contract(tangent)
+        except (RuntimeError, NotImplementedError):
+            return ExampleGradient(self.gradients(tangent.shape)).contract(tangent)
+
+    def gradients(self, shape: torch.Size) -> Tensor:
+        """One reverse pass of the function for each example."""
+        inputs = [x.to(self.delta.dtype) if x.is_floating_point() else x for x in self.inputs]
+        with torch.enable_grad():
+            w = inputs[-1].detach().requires_grad_()
+            output = self.operator.call(*inputs[:-1], w)
+        return torch.stack(
+            [
+                torch.autograd.grad(output, w, own, retain_graph=True, materialize_grads=True)[0]
+                for own in self.layout.each(self.delta)
+            ]
+        )
+
+    def squared_norms(self, shape: torch.Size) -> Tensor:
+        """Of the gradients."""
+        return squared_norms(self.gradients(shape))
 
 
 def elementwise(function: Function) -> Callable[..., Iterator[Use]]:
