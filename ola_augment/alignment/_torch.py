@@ -37,6 +37,15 @@ def collectives() -> int:
     return sum(group._get_sequence_number_for_group() for group in groups)
 
 
+def checkpoints_selectively() -> bool:
+    """Whether what runs now is under selective checkpointing: it permits a single backward."""
+    modes = range(torch._C._len_torch_dispatch_stack())
+    return any(
+        type(torch._C._get_dispatch_stack_at(i)).__name__ == "_CachingTorchDispatchMode"
+        for i in modes
+    )
+
+
 def transforming() -> bool:
     """Whether a ``torch.func`` transform runs now."""
     return torch._C._functorch.peek_interpreter_stack() is not None

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ola_augment.alignment._torch import SET_GRAD, body_of, in_backward, transforming
+from ola_augment.alignment._torch import (
+    SET_GRAD,
+    body_of,
+    checkpoints_selectively,
+    in_backward,
+    transforming,
+)
 from ola_augment.alignment.calls.arguments import (
     Function,
     map_tensors,
@@ -61,6 +67,8 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         self._batch = 1
         self._on_path = False
         self._transformed = False
+        #: Whether a part of the graph permits a single backward.
+        self.once = False
         #: Calls are run as they are.
         self.paused = False
 
@@ -143,6 +151,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
                 origin = known[1] if origin is None else self.merged(origin, known[1])
             elif self._transformed and tensor.grad_fn is not None:  # it came out of a transform
                 origin = self.current() if origin is None else origin
+        self.once = self.once or checkpoints_selectively()
         if transforming():
             return self._transform(func, args, kwargs)
         looks = self._on_path and self._walk(func, args, kwargs, origin is not None)

@@ -335,7 +335,7 @@ class Recorder(Watch[Tape]):
         for loss, weight in zip(losses, weights, strict=True):
             if not self._on_path and loss.grad_fn is not None:
                 with self.resting():
-                    self._examination.loss(loss, weight, self._located)
+                    self._examination.loss(loss, weight, self._located, self.once)
                     if self.means is not None:
                         self.means.settle(loss, self.tapes, self._located)
         self._retain_graph = bool(kwargs.get("retain_graph"))

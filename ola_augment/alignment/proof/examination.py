@@ -169,7 +169,11 @@ class Examination:
             self._retaining.append(args[0])
 
     def loss(
-        self, loss: Tensor, gradient: Tensor | None, located: Mapping[GraphNode, Located]
+        self,
+        loss: Tensor,
+        gradient: Tensor | None,
+        located: Mapping[GraphNode, Located],
+        once: bool,
     ) -> None:
         """A loss is about to be differentiated: refuse one that mixes examples.
 
@@ -179,6 +183,7 @@ class Examination:
             loss: of any shape.
             gradient: of the loss, None for a scalar.
             located: outputs of calls that read parameters.
+            once: a part of the graph permits a single backward.
 
         Raises:
             RuntimeError: a loss, a head outside of forward, or a hook mixes them.
@@ -192,7 +197,7 @@ class Examination:
         ]
         retained = [(tensor, tensor.grad) for tensor in self._retaining]
         try:
-            separation.check(sets, self._model, self._hooks)
+            separation.check(sets, self._model, self._hooks, once)
         finally:
             for tensor, known in retained:
                 tensor.grad = known

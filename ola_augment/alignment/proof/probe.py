@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -230,15 +231,22 @@ def _needs_saved_tensors(error: RuntimeError) -> bool:
     return isinstance(error, _SavedTensorNeeded) or "saved tensor hooks" in str(error)
 
 
-def _graph(saving: bool) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def _graph(saving: bool) -> Iterator[None]:
     """A graph that keeps no activations, as long as no backward goes through it."""
 
     def needed(_: object) -> Tensor:
         raise _SavedTensorNeeded("a backward inside forward()")
 
     if saving:
-        return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(lambda _: None, needed)
+        yield
+        return
+    with (
+        warnings.catch_warnings(),
+        torch.autograd.graph.saved_tensors_hooks(lambda _: None, needed),
+    ):
+        warnings.filterwarnings("ignore", "A saved_tensors_hooks context", FutureWarning)
+        yield
 
 
 def sets_of(batch: int, seed: int = 0) -> list[Tensor]:

@@ -92,13 +92,16 @@ class Separation:
         self._graph: set[Node] = set()
         self._statistics = False
 
-    def check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool) -> None:
+    def check(
+        self, sets: Sequence[Chosen], model: nn.Module, hooks: bool, once: bool = False
+    ) -> None:
         """Refuse what mixes examples, but for BatchNorm's statistics.
 
         Args:
             sets: which examples to look at in turn.
             model: left as it is.
             hooks: there are hooks on tensors, which may change gradients.
+            once: a part of the graph permits a single backward.
 
         Raises:
             RuntimeError: a loss, a head outside of forward, or a hook mixes them.
@@ -121,6 +124,12 @@ class Separation:
             self._check_heads(chosen)
             self._check_loss(first, chosen)
         if sets and (hooks or any(isinstance(n, BackwardCFunction) for n in self._graph)):
+            if once:
+                raise RuntimeError(
+                    "gradient hooks or custom autograd.Functions beside selective checkpointing "
+                    "cannot be verified, for it permits a single backward: use checkpoint() "
+                    "without context_fn, or leave the hooks out"
+                )
             with Undisturbed(model):
                 self._check_hooks(first, sets[0])
 
