@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ola_augment.alignment import GradientAlignment
-from ola_augment.alignment.method.recorder import _roundings
+from ola_augment.alignment.method.uses import roundings_of
 from ola_augment.alignment.proof.sums import SumCheck
 
 DOUBLE = torch.float64
@@ -382,7 +382,7 @@ def test_sums_of_a_convolution_may_differ_as_they_did_in_training(error, refused
     check = SumCheck(0.0)
     check.receive("w", gradient)
     delta = torch.empty(batch, channels, side, side)
-    check.computed(("w",), torch.float32, _roundings(delta, gradient.shape))
+    check.computed(("w",), torch.float32, roundings_of(delta, gradient.shape))
     found = [(frozenset(("w",)), terms)]
     if refused:
         with pytest.raises(RuntimeError, match="'w' received a gradient"):

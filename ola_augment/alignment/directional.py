@@ -18,6 +18,7 @@ from ola_augment.alignment.method.captured import checked_gradients, checked_res
 from ola_augment.alignment.method.freshness import Freshness
 from ola_augment.alignment.proof import trainable_parameters, unwrapped
 from ola_augment.alignment.proof.received import Received, check_sum
+from ola_augment.alignment.proof.snapshot import Restore, random_states
 
 METHODS = ("finite_difference", "jvp")
 # What is given besides the batch: (model, *batch) -> losses (B,), one per example.
@@ -32,7 +33,7 @@ class _Batch:
     losses: Tensor
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    random: list[Tensor]
+    random: Restore
     freshness: Freshness
     received: Received
 
@@ -112,7 +113,7 @@ class DirectionalAlignment:
         parameters = trainable_parameters(self._inner)
         before = {name: _state(p.grad) for name, p in parameters.items()}
         buffers = {name: buffer.clone() for name, buffer in self._inner.named_buffers()}
-        random = _random_states(parameters)
+        random = random_states(next(iter(parameters.values())).device)
         self._captured = None
         losses = self._loss(self._model, *batch)
         if losses.dim() != 1:
@@ -166,7 +167,7 @@ class DirectionalAlignment:
             if gradients is None
             else checked_gradients(gradients, parameters)
         )
-        with _restored(self._inner, parameters, captured):
+        with _restored(self._inner, captured):
             evaluate = functools.partial(self._evaluate, captured.batch)
             if self._method == "jvp":
                 alignments = checked_result(_exact(evaluate, captured, direction), direction)
@@ -272,30 +273,17 @@ def _norm(tensors: Any) -> float:
     return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
 
 
-def _devices(parameters: Mapping[str, Tensor]) -> list[torch.device]:
-    return sorted({p.device for p in parameters.values() if p.device.type == "cuda"}, key=str)
-
-
-def _random_states(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(device) for device in _devices(parameters)]
-
-
 @contextlib.contextmanager
-def _restored(
-    model: nn.Module, parameters: Mapping[str, Tensor], captured: _Batch
-) -> Iterator[None]:
+def _restored(model: nn.Module, captured: _Batch) -> Iterator[None]:
     """Buffers and random states as they were at the batch's forward, for the while."""
-    devices = _devices(parameters)
+    after = random_states(captured.losses.device)
     today = [(buffer, buffer.data) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(captured.random[0])
-        for device, state in zip(devices, captured.random[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
-        try:
-            for name, buffer in model.named_buffers():
-                buffer.data = captured.buffers[name]
-            yield
-        finally:
-            for buffer, data in today:
-                buffer.data = data
+    try:
+        captured.random()
+        for name, buffer in model.named_buffers():
+            buffer.data = captured.buffers[name]
+        yield
+    finally:
+        after()
+        for buffer, data in today:
+            buffer.data = data

@@ -154,3 +154,24 @@ _IN_PLACE_OPERATORS = {
     "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
     "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
 }  # fmt: skip
+
+
+# Functions of their first argument; the second gives its shape or type.
+READS_SHAPE_ONLY = {
+    Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to,
+}  # fmt: skip
+
+# Results that take shape and type from their arguments, and no value.
+OF_SHAPE = {
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like, torch.randint_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
+    Tensor.new_empty, Tensor.new_tensor, Tensor.size, Tensor.dim, Tensor.numel,
+}  # fmt: skip
+
+# Python methods of Tensor that compute nothing.
+LEAVE_ALONE = (
+    Tensor.backward, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
+    Tensor.__repr__, Tensor.__len__, Tensor.__iter__, Tensor.__format__, Tensor.__contains__,
+    Tensor.is_shared, Tensor.share_memory_, Tensor.__deepcopy__, Tensor.__reduce_ex__,
+    torch.autograd.grad,
+)  # fmt: skip

@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ola_augment.alignment._torch import (
@@ -24,15 +24,18 @@ from ola_augment.alignment._torch import (
     transforming,
 )
 from ola_augment.alignment.calls.arguments import (
+    LEAVE_ALONE,
+    OF_SHAPE,
+    READS_SHAPE_ONLY,
     Function,
-    map_tensors,
     name_of,
     outputs_of,
     positional,
     tensors_in,
     writes_in_place,
 )
-from ola_augment.alignment.calls.expressions import Expression, Leaf, Node, RandomState
+from ola_augment.alignment.calls.expressions import Leaf, Node, RandomState
+from ola_augment.alignment.calls.nodes import Nodes
 from ola_augment.alignment.calls.paths import LookUp, gates, kinds, look_up, setting
 from ola_augment.alignment.calls.registry import COMPOSITES, rule_of
 
@@ -44,7 +47,7 @@ Step = tuple[int, int]
 SPECIAL = {Tensor.backward, torch.autograd.grad, SET_GRAD}
 
 
-class Watch(TorchFunctionMode, Generic[OriginT]):
+class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
     """Hands each call that reads a parameter to `use`, all others to `other`.
 
     Args:
@@ -52,12 +55,9 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     """
 
     def __init__(self, nodes: Mapping[int, tuple[Tensor, Node]]) -> None:
-        super().__init__()
-        # By identity, each with the tensor itself, so that no other can take its place.
-        self._nodes = dict(nodes)
+        super().__init__(nodes)
         # Weakly: data must go when the model drops it.
         self._origins: dict[int, tuple[weakref.ref[Tensor], OriginT]] = {}
-        self._overwritten: dict[int, Tensor] = {}
         self._inside: set[Function] = set()
         #: A number for the calls since `start_path`: equal where they were the same.
         self.path = 0
@@ -117,11 +117,6 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             rows = hash((rows, *gates))
         return self.path, rows
 
-    def node(self, tensor: object) -> Node | None:
-        """The node of a parameter or a tensor computed from parameters only."""
-        known = self._nodes.get(id(tensor))
-        return None if known is None else known[1]
-
     def origin(self, tensor: Tensor) -> OriginT | None:
         """Where data came from; None for nodes and constants."""
         known = self._origins.get(id(tensor))
@@ -142,7 +137,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             args, kwargs = positional(func, args, kwargs)
         nodes, origins = self._nodes, self._origins
         reads, origin = False, None
-        looked_at = args[:1] if func in _READS_SHAPE_ONLY else (*args, *kwargs.values())
+        looked_at = args[:1] if func in READS_SHAPE_ONLY else (*args, *kwargs.values())
         for tensor in tensors_in(looked_at):
             key = id(tensor)
             if key in nodes:
@@ -170,7 +165,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             result = self.use(func, args, kwargs, origin)
         if looks:
             self.path = hash((self.path, *(one.shape for one in tensors_in((result,)))))
-        if origin is not None and func not in _OF_SHAPE:
+        if origin is not None and func not in OF_SHAPE:
             self.mark(tensors_in((result,)), origin)
             if args and isinstance(args[0], Tensor) and writes_in_place(func):
                 written = args[0] if args[0]._base is None else args[0]._base
@@ -198,7 +193,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
             return None
         if function in COMPOSITES:
             return COMPOSITES[function]
-        if isinstance(function, FunctionType) and function not in _LEAVE_ALONE:
+        if isinstance(function, FunctionType) and function not in LEAVE_ALONE:
             return body_of(function)
         return None
 
@@ -287,88 +282,6 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         """Run a call that reads no parameter, or tells nothing of what it does with it."""
         return self.run(function, args, kwargs)
 
-    def _read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of a call, nodes in the place of their tensors."""
-        nodes: tuple[Any, Any] = map_tensors(lambda t: self.node(t) or t, (args, kwargs))
-        return nodes
-
-    def _follow(
-        self,
-        function: Function,
-        read: tuple[Any, Any],
-        outputs: Mapping[int, Tensor],
-        draws: RandomState | None = None,
-    ) -> None:
-        """Remember outputs of a call, by their index, as computed from parameters only.
-
-        Args:
-            function: what was called.
-            read: its arguments as `_read` gave them before.
-            outputs: index among the results -> tensor.
-            draws: the random state before the call, where it drew from it.
-        """
-        written = writes_in_place(function)
-        for index, output in outputs.items():
-            if written:
-                self.forget(output)
-            node = Expression(function, *read, index, draws)
-            self._nodes[id(output)] = (output, node)
-
-    def forget(self, written: Tensor) -> None:
-        """A tensor was written: what was known of it, and of what shares its memory, is past."""
-        self._nodes.pop(id(written), None)
-        memory = written.untyped_storage().data_ptr()
-        for key, (tensor, _) in self._nodes.items():
-            if tensor.untyped_storage().data_ptr() == memory:
-                self._overwritten[key] = tensor
-
-    def _check_overwritten(self, arguments: Iterable[Any]) -> None:
-        if not self._overwritten:
-            return
-        for tensor in tensors_in(arguments):
-            if id(tensor) in self._overwritten and (node := self.node(tensor)) is not None:
-                raise RuntimeError(
-                    f"a tensor computed from parameter {', '.join(map(repr, sorted(node.names)))} "
-                    "is read after another view of its memory was written in place; use an "
-                    "out-of-place function there"
-                )
-
-    def names(self, args: Any, kwargs: Any) -> frozenset[str]:
-        """The parameters that a call reads, directly or through expressions."""
-        known = map(self._nodes.get, map(id, tensors_in((*args, *kwargs.values()))))
-        return frozenset[str]().union(*(one[1].names for one in known if one is not None))
-
-    @property
-    def nodes(self) -> Mapping[int, tuple[Tensor, Node]]:
-        """The tensors followed so far."""
-        return self._nodes
-
 
 #: What watches captures under way, of all engines.
 _ACTIVE: list[Watch[Any]] = []
-
-
-def leaves(parameters: Mapping[str, nn.Parameter]) -> dict[int, tuple[Tensor, Node]]:
-    """Parameters as the nodes to start with."""
-    return {id(parameter): (parameter, Leaf(name)) for name, parameter in parameters.items()}
-
-
-# Python methods of Tensor that compute nothing.
-_LEAVE_ALONE = (
-    Tensor.backward, Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
-    Tensor.__repr__, Tensor.__len__, Tensor.__iter__, Tensor.__format__, Tensor.__contains__,
-    Tensor.is_shared, Tensor.share_memory_, Tensor.__deepcopy__, Tensor.__reduce_ex__,
-    torch.autograd.grad,
-)  # fmt: skip
-
-# Functions of their first argument; the second gives its shape or type.
-_READS_SHAPE_ONLY = {
-    Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to,
-}  # fmt: skip
-
-# Results that take shape and type from their arguments, and no value.
-_OF_SHAPE = {
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
-    torch.randn_like, torch.randint_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
-    Tensor.new_empty, Tensor.new_tensor, Tensor.size, Tensor.dim, Tensor.numel,
-}  # fmt: skip

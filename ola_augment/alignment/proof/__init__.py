@@ -3,8 +3,9 @@
 A capture sees `Examination` alone, an engine `Proof` and `check_model`.
 """
 
-from ola_augment.alignment.proof.examination import Examination, Proof
-from ola_augment.alignment.proof.fingerprints import Decision, Unrelated
+from ola_augment.alignment.proof.decisions import Decision, Unrelated
+from ola_augment.alignment.proof.examination import Examination
+from ola_augment.alignment.proof.known import Proof
 from ola_augment.alignment.proof.separation import Located
 from ola_augment.alignment.proof.sums import SumCheck
 from ola_augment.alignment.proof.validation import check_model, trainable_parameters, unwrapped

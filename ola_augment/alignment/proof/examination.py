@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,50 +15,13 @@ from torch.utils._pytree import tree_flatten
 from ola_augment.alignment._torch import unwatched, without
 from ola_augment.alignment.calls.arguments import Function
 from ola_augment.alignment.calls.watch import Step, Watch
-from ola_augment.alignment.proof.fingerprints import Decision
-from ola_augment.alignment.proof.probe import Verified, repeat, sets_of, verify
-from ola_augment.alignment.proof.ranks import Ranks
+from ola_augment.alignment.proof.changes import sets_of
+from ola_augment.alignment.proof.decisions import Decision
+from ola_augment.alignment.proof.known import Proof, Verified
+from ola_augment.alignment.proof.probe import repeat, verify
 from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
 from ola_augment.alignment.proof.snapshot import Counters, Restore, random_states
 from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
-
-#: Shapes whose layouts are remembered; the one used longest ago is forgotten first.
-_SIGNATURES = 64
-
-
-class Proof:
-    """What was verified of a model's forward passes and losses, by their signature.
-
-    Args:
-        device: of the model.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.ranks = Ranks(device)
-        self._known: OrderedDict[object, Verified] = OrderedDict()
-        self._random = random.Random(0)
-
-    def of(self, signature: object) -> Verified:
-        """What is known of a signature, nothing at first."""
-        known = self._known.pop(signature, None) or Verified()
-        self._known[signature] = known
-        if len(self._known) > _SIGNATURES:
-            self._known.popitem(last=False)
-        return known
-
-    def due(self, known: Verified) -> bool:
-        """Whether to verify before the pass.
-
-        The first two times, as long as most passes take new paths, and ever more rarely at random.
-        """
-        known.passes += 1
-        restless = 2 * len(known.paths) > known.passes
-        return known.passes <= 2 or restless or self._random.random() < 2 / known.passes
-
-    def forget(self, signatures: Iterable[object] | None = None) -> None:
-        """They belong to a capture that failed; all by default."""
-        for signature in list(self._known) if signatures is None else signatures:
-            self._known.pop(signature, None)
 
 
 class Examination:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ola_augment.alignment.calls.expressions import Node
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.calls.watch import Step
-from ola_augment.alignment.proof.fingerprints import (
-    Decision,
-    Disturbance,
-    Fingerprints,
-    Unrelated,
-    compare,
-    judged_again,
+from ola_augment.alignment.proof.changes import (
+    TOLD_APART,
+    changes,
+    reordered,
+    sets_of,
+    tensors_of,
 )
+from ola_augment.alignment.proof.decisions import Unrelated, compare, judged_again
+from ola_augment.alignment.proof.fingerprints import Disturbance, Fingerprints
+from ola_augment.alignment.proof.known import Verified
 from ola_augment.alignment.proof.ranks import Ranks
 from ola_augment.alignment.proof.snapshot import Undisturbed
 
@@ -35,25 +33,6 @@ Ways = Callable[[], Iterator[Any]]
 _OUTPUT = -1
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000
-#: Up to so many examples all sets are looked at from the start: they are four at most.
-_TOLD_APART = 6
-
-
-@dataclass
-class Verified:
-    """What is known of the forward passes of one signature.
-
-    Attributes:
-        decisions: where the examples lie in each use, wherever a path led to it.
-        paths: numbers of whole passes, and of the rows looked up, that were verified.
-        endings: what lies between the last uses of parameters and losses that keep examples apart.
-        passes: how many there were.
-    """
-
-    decisions: OrderedDict[Step, Decision] = field(default_factory=OrderedDict)
-    paths: set[tuple[int, int]] = field(default_factory=set)
-    endings: set[tuple[str, ...]] = field(default_factory=set)
-    passes: int = 0
 
 
 def verify(
@@ -94,13 +73,13 @@ def verify(
     sets = sets_of(batch, known.passes)
     rolled = torch.arange(batch).roll(-1)
     undisturbed = Undisturbed(model)
-    first = 1 if batch > _TOLD_APART else len(sets)
-    disturbed = sets[-1:] if batch > _TOLD_APART else sets
+    first = 1 if batch > TOLD_APART else len(sets)
+    disturbed = sets[-1:] if batch > TOLD_APART else sets
     inputs: list[Ways] = [
         lambda: iter([(args, kwargs)]),
-        lambda: iter([_reordered(args, kwargs, rolled)]),
+        lambda: iter([reordered(args, kwargs, rolled)]),
     ]
-    inputs += [functools.partial(_changes, args, kwargs, chosen) for chosen in sets[:first]]
+    inputs += [functools.partial(changes, args, kwargs, chosen) for chosen in sets[:first]]
     constants: set[Step] = set()
     while True:
         plain, moved, *changed = _run(model, undisturbed, nodes, inputs, batch, constants, ranks)
@@ -112,7 +91,7 @@ def verify(
                     model,
                     undisturbed,
                     nodes,
-                    [functools.partial(_changes, args, kwargs, chosen)],
+                    [functools.partial(changes, args, kwargs, chosen)],
                     batch,
                     constants,
                     ranks,
@@ -135,7 +114,7 @@ def verify(
             for step, one in decisions.items()
         ):
             break
-        inputs += [functools.partial(_changes, args, kwargs, chosen) for chosen in sets[first:]]
+        inputs += [functools.partial(changes, args, kwargs, chosen) for chosen in sets[first:]]
     decisions |= dict.fromkeys(constants, Unrelated.CONSTANT)
     unclear = {step for step, decision in decisions.items() if decision is Unrelated.UNCLEAR}
     # A use that mixes them says more than what comes out.
@@ -188,7 +167,7 @@ def _run(
                     with undisturbed, _graph(saving), run:
                         _forward(model, args, kwargs, run)
                 except RuntimeError as error:
-                    if saving or not _needs_saved_tensors(error):
+                    if saving or not _needs_savedtensors_of(error):
                         raise
                     saving, run = True, None
             ranks.together = ranks.together or ranks.calls() > calls
@@ -208,11 +187,11 @@ def repeat(model: nn.Module, args: Any, kwargs: Any) -> None:
 
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, run: Fingerprints) -> None:
-    run.mark(_tensors((args, kwargs)), True)
+    run.mark(tensors_of((args, kwargs)), True)
     run.start_path(run.batch)
     output = model(*args, **kwargs)
     run.end_path()
-    for index, tensor in enumerate(_tensors(output)):
+    for index, tensor in enumerate(tensors_of(output)):
         if tensor.requires_grad and run.origin(tensor) is not None:
             run.record((_OUTPUT, index), tensor, tensor, tensor.dim())
 
@@ -226,7 +205,7 @@ class _SavedTensorNeeded(RuntimeError):
     """The forward pass runs a backward of its own."""
 
 
-def _needs_saved_tensors(error: RuntimeError) -> bool:
+def _needs_savedtensors_of(error: RuntimeError) -> bool:
     """Whether a pass failed for want of them; torch.func refuses hooks on saved tensors."""
     return isinstance(error, _SavedTensorNeeded) or "saved tensor hooks" in str(error)
 
@@ -247,109 +226,3 @@ def _graph(saving: bool) -> Iterator[None]:
     ):
         warnings.filterwarnings("ignore", "A saved_tensors_hooks context", FutureWarning)
         yield
-
-
-def sets_of(batch: int, seed: int = 0) -> list[Tensor]:
-    """Which examples to change in each run, (batch,) bool.
-
-    Every example is changed in half of the runs, up to six in an order of their own, more in one
-    drawn from the seed. Up to 70 examples any two differ, so that a run changes the one and not
-    the other, both ways; of more, two are the same with probability 1/70, and others when the
-    verification is repeated. No shift of the batch maps the first set to itself: what treats all
-    examples alike, and mixes each with another, is seen in it.
-    """
-    runs = next((n for n in range(2, 8) if math.comb(n, n // 2) >= batch), 8)
-    codes = [code for code in range(2**runs) if code.bit_count() == runs // 2]
-    if batch <= _TOLD_APART:
-        chosen = codes[:batch]
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = [0]
-        while _repeats([code & 1 for code in chosen]):
-            order = torch.randperm(-(-batch // len(codes)) * len(codes), generator=generator)
-            chosen = [codes[i % len(codes)] for i in order[:batch].tolist()]
-    return [torch.tensor([bool(code >> run & 1) for code in chosen]) for run in range(runs)]
-
-
-def _repeats(values: list[int]) -> bool:
-    """Whether a shift by less than their number maps the values to themselves, or all are equal."""
-    return len(set(values)) < 2 or any(
-        values == values[shift:] + values[:shift]
-        for shift in range(1, len(values) // 2 + 1)
-        if len(values) % shift == 0
-    )
-
-
-def _tensors(arguments: Any) -> list[Tensor]:
-    return [value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)]
-
-
-def _reordered(args: Any, kwargs: Any, order: Tensor) -> Any:
-    """The arguments with their examples in another order."""
-
-    def reorder(tensor: Tensor) -> Tensor:
-        if tensor.shape[:1] != order.shape:
-            return tensor
-        return tensor.detach()[order.to(tensor.device)].requires_grad_(tensor.requires_grad)
-
-    return tree_map_only(Tensor, reorder, (args, kwargs))
-
-
-def _changes(args: Any, kwargs: Any, chosen: Tensor) -> Iterator[Any]:
-    """Ways to replace the chosen examples: by one other, which moves means far, or by the next.
-
-    The last resort, where that removes the only ones that need a mask, say: by each other.
-    """
-    batch = len(chosen)
-    others = (~chosen).nonzero().flatten().tolist()
-    for other in (others[0], others[-1]):
-        yield _change(args, kwargs, chosen, torch.where(chosen, other, torch.arange(batch)))
-    flat = [t for t in _tensors((args, kwargs)) if t.shape[:1] == (batch,)]
-    following = torch.arange(batch)
-    for example in chosen.nonzero().flatten().tolist():
-        following[example] = next(
-            (
-                other % batch
-                for other in range(example + 1, example + batch)
-                if not all(torch.equal(t[other % batch], t[example]) for t in flat)
-            ),
-            example,
-        )
-    yield _change(args, kwargs, chosen, following)
-    among = torch.arange(batch)
-    among[chosen] = among[chosen].roll(1)
-    yield _change(args, kwargs, chosen, among)
-
-
-def _change(args: Any, kwargs: Any, chosen: Tensor, order: Tensor) -> Any:
-    """The arguments with each chosen example replaced by that at ``order``.
-
-    Examples that are equal to it are changed in another way.
-    """
-    batch = len(chosen)
-    alike = chosen.clone()
-    for tensor in _tensors((args, kwargs)):
-        if tensor.shape[:1] == (batch,):
-            same = tensor == tensor[order.to(tensor.device)]
-            alike &= same.reshape(batch, tensor[0].numel()).all(1).to(alike.device)
-
-    def change(tensor: Tensor) -> Tensor:
-        if tensor.shape[:1] != (batch,):
-            return tensor
-        changed = tensor.detach()[order.to(tensor.device)].clone()
-        rows = alike.to(tensor.device)
-        if alike.any() and (tensor.is_floating_point() or tensor.is_complex()):
-            changed[rows] = changed[rows] * 0.5 + 0.25
-        elif alike.any():
-            changed[rows] = torch.stack([_other_indices(row) for row in changed[rows]])
-        return changed.requires_grad_(tensor.requires_grad)
-
-    return tree_map_only(Tensor, change, (args, kwargs))
-
-
-def _other_indices(row: Tensor) -> Tensor:
-    """Other integers, that lie where the row's own do."""
-    if row.dtype == torch.bool:
-        return ~row
-    rolled = row.flatten().roll(1).view_as(row)
-    return rolled if not torch.equal(rolled, row) else torch.where(row == 0, 1, row - 1)
