@@ -208,15 +208,14 @@ class Recorder(Watch[Tape]):
 
     def _uses(self, rule: Callable[..., Iterator[Use]], args: Any, kwargs: Any) -> list[NodeUse]:
         """The rule's uses of parameters, over inputs without their graph."""
-        args, kwargs = map_tensors(self._without_graph, (args, kwargs))
+        args, kwargs = map_tensors(
+            lambda t: t if self.node(t) else self._detached(t), (args, kwargs)
+        )
         return [
             (node, argument.shape, make_term)
             for argument, make_term in rule(*args, **kwargs)
             if isinstance(argument, Tensor) and (node := self.node(argument)) is not None
         ]
-
-    def _without_graph(self, tensor: Tensor) -> Tensor:
-        return tensor if self.node(tensor) is not None else self._detached(tensor)
 
     def _linearise(self, about: Call, index: int) -> list[NodeUse]:
         """Without a rule: the derivative of this one function at theta_t, when asked for."""
