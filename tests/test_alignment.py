@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ola_augment.alignment import GradientAlignment
-from ola_augment.alignment.terms import ExampleGradient
+from ola_augment.alignment.method.terms import ExampleGradient
 
 B = 5
 DOUBLE = torch.float64
@@ -246,7 +246,7 @@ def test_single_precision(case: str) -> None:
 def test_large_pairs_become_smaller_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Per-example weight gradients instead of pairs, for every kind of layer that has them."""
     packed = []
-    monkeypatch.setattr("ola_augment.alignment.terms._WORTHWHILE", 0)
+    monkeypatch.setattr("ola_augment.alignment.method.terms._WORTHWHILE", 0)
     original = ExampleGradient.__init__
 
     def counting(self: ExampleGradient, gradient: Tensor) -> None:
@@ -282,7 +282,7 @@ def test_large_pairs_become_smaller_gradients(monkeypatch: pytest.MonkeyPatch) -
 def test_storages_round_single_precision_only(
     storage: str, error: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ola_augment.alignment.storage._ROUNDED_FROM", 0)
+    monkeypatch.setattr("ola_augment.alignment.method.storage._ROUNDED_FROM", 0)
 
     def make() -> nn.Module:
         return nn.Sequential(

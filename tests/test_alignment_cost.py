@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 from ola_augment.alignment import GradientAlignment
 from ola_augment.alignment._torch import unwatched, without
-from ola_augment.alignment.recorder import Recorder
+from ola_augment.alignment.method.recorder import Recorder
 
 
 class Counting(TorchFunctionMode):

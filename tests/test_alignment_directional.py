@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,3 +110,86 @@ def test_default_reference_and_bad_input() -> None:
     model.zero_grad()
     losses(model, x, y).mean().backward()
     assert engine.align().shape == (6,)
+
+
+class Twisted(nn.Module):
+    """A backward pass that is not the derivative of the forward pass."""
+
+    def __init__(self, twist: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.twist = nn.Linear(4, 16), nn.Linear(16, 4), twist
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.twist(self.first(x).tanh()))
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return -0.3 * g
+
+
+def hooked(h: Tensor) -> Tensor:
+    h = h * 1
+    if h.requires_grad:
+        h.register_hook(lambda g: g * 0.5)
+    return h
+
+
+TWISTS = {
+    "stop-gradient": lambda h: 4 * h * h.detach(),
+    "straight-through": lambda h: h + ((h * 4).round() / 4 - h).detach(),
+    "reversal": Reversed.apply,
+    "hook": hooked,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "twist"),
+    [*(("finite_difference", one) for one in TWISTS), ("jvp", "reversal"), ("jvp", "hook")],
+)
+def test_what_is_not_the_derivative_of_the_loss_is_refused(method: str, twist: str) -> None:
+    torch.manual_seed(0)
+    model = Twisted(TWISTS[twist])
+    x, y = torch.randn(6, 4), torch.randint(0, 4, (6,))
+    engine = DirectionalAlignment(model, losses, method=method)
+    with engine.capture(x, y) as values:
+        values.mean().backward()
+    g = {name: p.grad.clone() for name, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match="do not sum to the product"):
+        engine.align(g)
+
+
+def test_an_operator_without_a_forward_derivative_is_refused() -> None:
+    torch.manual_seed(0)
+
+    @torch.library.custom_op("ola_augment_tests::double", mutates_args=())
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    double.register_autograd(lambda ctx, g: g * 2)
+    model = Twisted(double)
+    x, y = torch.randn(6, 4), torch.randint(0, 4, (6,))
+    engine = DirectionalAlignment(model, losses, method="jvp")
+    with engine.capture(x, y) as values:
+        values.sum().backward()
+    with pytest.raises(RuntimeError, match="do not sum to the product"):
+        engine.align({name: p.grad.clone() for name, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_the_losses_are_no_matter(method: str) -> None:
+    model, x, y, g = problem(torch.float64)
+    model.eval()
+    engine = DirectionalAlignment(model, losses, method=method)
+    with engine.capture(x, y) as values:
+        (values * torch.tensor([1.0, 0, 3, -1, 0.5, 2]).double()).sum().backward()
+    assert relative_error(engine.align(g), per_example(model, x, y, g)) < 1e-4

@@ -1,11 +1,13 @@
 """Two gloo processes under DistributedDataParallel against one process on the whole batch.
 
 The alignments, and the logits that an updater moves with them; sharded parameters are refused.
+Processes that communicate inside forward verify as often as each other, whatever their own data.
 """
 
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -60,15 +62,54 @@ def updated_logits(found: Tensor, part: slice) -> Tensor:
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    dist.init_process_group(
+        "gloo",
+        f"tcp://127.0.0.1:{port}",
+        world_size=2,
+        rank=rank,
+        timeout=timedelta(seconds=60),
+    )
     half = slice(rank * B // 2, (rank + 1) * B // 2)
     own = alignments(DistributedDataParallel(network()), half)
     torch.save((own, updated_logits(own, half)), Path(folder) / f"{rank}.pt")
+    momentum_contrast(rank)
     if not rank:
         (Path(folder) / "sharded").write_text(refusal_of_sharded_parameters())
     else:
         sharded()
     dist.destroy_process_group()
+
+
+class Queue(nn.Module):
+    """Keeps the features of all processes; its path depends on its own data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("queue", torch.zeros(12, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if float(x.sum()) > 0:
+            h = h.tanh()
+        features = [torch.empty_like(h) for _ in range(2)]
+        dist.all_gather(features, h.detach())
+        self.queue.copy_(torch.cat(features))
+        return self.last(h)
+
+
+def momentum_contrast(rank: int) -> None:
+    torch.manual_seed(0)
+    model = Queue()
+    engine = GradientAlignment(model)
+    torch.manual_seed(rank)
+    for _ in range(8):
+        with engine.capture() as captured:
+            F.cross_entropy(model(torch.randn(6, 4)), torch.arange(6) % 3).backward()
+        g = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        square = sum(value.square().sum() for value in g.values())
+        torch.testing.assert_close(captured.align(g).sum(), square)
 
 
 def sharded() -> nn.Module:

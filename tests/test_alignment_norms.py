@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from ola_augment import GradientAlignment
-from ola_augment.alignment.rules import layers
+from ola_augment.alignment.method.rules import layers
 
 
 def true_norms(model, x, y, loss=sum_loss):

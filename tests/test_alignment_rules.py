@@ -17,7 +17,7 @@ from alignment_oracles import (
 from torch import Tensor, nn
 
 from ola_augment.alignment import GradientAlignment, register_rule
-from ola_augment.alignment.rules import RULES
+from ola_augment.alignment.method.rules import RULES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "zoo"))
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ola_augment.alignment import GradientAlignment
-from ola_augment.alignment.recorder import _roundings
-from ola_augment.alignment.sums import SumCheck
+from ola_augment.alignment.method.uses import roundings_of
+from ola_augment.alignment.proof.sums import SumCheck
 
 DOUBLE = torch.float64
 
@@ -122,7 +122,7 @@ def test_a_freed_graph_cannot_be_used_again() -> None:
 
 
 def test_rounded_activations_are_freed_during_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ola_augment.alignment.storage._ROUNDED_FROM", 0)
+    monkeypatch.setattr("ola_augment.alignment.method.storage._ROUNDED_FROM", 0)
     model = small_network(torch.float32)
     seen: list[weakref.ref] = []
     alive: list[int] = []
@@ -259,7 +259,7 @@ def test_new_batch_sizes_and_modes() -> None:
 
 @pytest.mark.parametrize("storage", ["exact", "bfloat16", "int8"])
 def test_nothing_accumulates_over_200_steps(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ola_augment.alignment.storage._ROUNDED_FROM", 0)
+    monkeypatch.setattr("ola_augment.alignment.method.storage._ROUNDED_FROM", 0)
     model = small_network(torch.float32)
     engine = GradientAlignment(model, storage=storage)
     x, y = batch(dtype=torch.float32)
@@ -382,7 +382,7 @@ def test_sums_of_a_convolution_may_differ_as_they_did_in_training(error, refused
     check = SumCheck(0.0)
     check.receive("w", gradient)
     delta = torch.empty(batch, channels, side, side)
-    check.computed(("w",), torch.float32, _roundings(delta, gradient.shape))
+    check.computed(("w",), torch.float32, roundings_of(delta, gradient.shape))
     found = [(frozenset(("w",)), terms)]
     if refused:
         with pytest.raises(RuntimeError, match="'w' received a gradient"):

@@ -65,3 +65,20 @@ def test_imports_run_one_way():
             assert not imported & set(layers[level + 1 :]), f"{file} imports {imported}"
     for file, imported in _imported("alignment").items():
         assert imported <= {"alignment"}, f"{file} imports {imported}"
+
+
+def test_rooms_of_the_alignments():
+    below = {
+        "calls": {"calls"},
+        "proof": {"calls", "proof"},
+        "method": {"calls", "proof", "method"},
+    }
+    root = Path(ola_augment.__file__).parent / "alignment"
+    for room, known in below.items():
+        for file in (root / room).rglob("*.py"):
+            text = file.read_text()
+            imported = set(re.findall(r"ola_augment\.alignment\.([a-z]+)", text))
+            assert imported <= known, f"{file} imports {imported}"
+            if room == "method":  # through the door
+                assert "ola_augment.alignment.proof." not in text, file
+    assert not [file for file in root.rglob("*.py") if len(file.read_text().splitlines()) > 300]

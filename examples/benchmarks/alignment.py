@@ -46,7 +46,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ola_augment import MetaGradientUpdater
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
-from ola_augment.alignment.sums import SumCheck
+from ola_augment.alignment.proof.sums import SumCheck
 
 # The two batches and the model to the alignments of the first (None without).
 Batch = tuple[Tensor, Tensor]

@@ -29,6 +29,7 @@ import coverage
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_RULES = "test_alignment test_alignment_rules test_alignment_norms"
 #: Module -> the tests that must notice.
 MODULES = {
     "training/policy_gradient.py": "test_updater test_updater_survives test_bad_values test_values",
@@ -48,9 +49,9 @@ MODULES = {
     "space.py": "test_space test_bad_values test_files",
     "operation.py": "test_space test_bad_values test_operations_custom",
     "kernels/table.py": "test_table test_space test_operations_exact",
-    "alignment/rules/layers.py": "test_alignment test_alignment_rules test_alignment_norms",
-    "alignment/rules/normalization.py": "test_alignment test_alignment_rules test_alignment_norms",
-    "alignment/rules/generic.py": "test_alignment test_alignment_rules test_alignment_norms",
+    "alignment/method/rules/layers.py": _RULES,
+    "alignment/method/rules/normalization.py": _RULES,
+    "alignment/method/rules/generic.py": _RULES,
 }
 #: What the tests import and no mutant changes: once, before the forks.
 IMPORTS = ("torch", "torchvision.transforms.v2", "numba", "PIL.Image", "sklearn")

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from ola_augment.alignment.directional import DirectionalAlignment
 from ola_augment.alignment.engine import GradientAlignment
-from ola_augment.alignment.rules import register_rule
-from ola_augment.alignment.tape import NotFinite
+from ola_augment.alignment.method.captured import NotFinite
+from ola_augment.alignment.method.rules import register_rule
 
 if TYPE_CHECKING:
     from ola_augment.alignment.backpack import BackPACKAlignment

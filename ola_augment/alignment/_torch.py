@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn.utils import parametrize
@@ -27,6 +28,28 @@ def in_backward() -> bool:
 def backward_id() -> int:
     """A number for the backward pass under way, -1 outside of one."""
     return torch._C._current_graph_task_id()
+
+
+def collectives() -> int:
+    """How many collectives there were so far, over all groups of processes."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return 0
+    groups: Any = dist.distributed_c10d._world.pg_map
+    return sum(group._get_sequence_number_for_group() for group in groups)
+
+
+def checkpoints_selectively() -> bool:
+    """Whether what runs now is under selective checkpointing: it permits a single backward."""
+    modes = range(torch._C._len_torch_dispatch_stack())
+    return any(
+        type(torch._C._get_dispatch_stack_at(i)).__name__ == "_CachingTorchDispatchMode"
+        for i in modes
+    )
+
+
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform runs now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def unwatched() -> contextlib.AbstractContextManager[None]:
@@ -76,6 +99,12 @@ def is_compiled(module: object) -> bool:
     """Whether a module is what ``torch.compile`` wraps around another; imports no compiler."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def backpack_is_active() -> bool:
+    """Whether a backward now would run BackPACK's extensions; imports no BackPACK."""
+    backpack = sys.modules.get("backpack.context")
+    return backpack is not None and bool(backpack.CTX.get_active_exts())
 
 
 def eagerly() -> contextlib.AbstractContextManager[object]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from backpack import backpack
 from backpack.extensions.firstorder.base import (
     FirstOrderBackpropExtension,
@@ -17,79 +16,15 @@ from backpack.extensions.firstorder.base import (
 from torch import Tensor, nn
 
 from ola_augment.alignment._torch import backward_id
-from ola_augment.alignment.expressions import Leaf
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules import RULES
-from ola_augment.alignment.storage import Storage
-from ola_augment.alignment.sums import SumCheck
-from ola_augment.alignment.tape import (
-    NOT_ZEROED,
-    Content,
-    Freshness,
-    NotFinite,
-    Tape,
-    checked_gradients,
-    holds_gradient,
-)
-from ola_augment.alignment.validation import refuse_sharded, trainable_parameters
-
-# What a module's forward calls: the function and its arguments.
-_Call = tuple[Callable[..., Tensor], tuple[Any, ...]]
-
-
-def _convolution(function: Callable[..., Tensor]) -> Callable[[Any, Tensor], _Call]:
-    def call(module: Any, x: Tensor) -> _Call:
-        padding = module.padding
-        if module.padding_mode != "zeros":
-            x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-            padding = 0
-        settings = (module.stride, padding, module.dilation, module.groups)
-        return function, (x, module.weight, module.bias, *settings)
-
-    return call
-
-
-def _transposed(function: Callable[..., Tensor]) -> Callable[[Any, Tensor], _Call]:
-    def call(module: Any, x: Tensor) -> _Call:
-        settings = (
-            module.stride,
-            module.padding,
-            module.output_padding,
-            module.groups,
-            module.dilation,
-        )
-        return function, (x, module.weight, module.bias, *settings)
-
-    return call
-
-
-def _batch_norm(module: Any, x: Tensor) -> _Call:
-    by_batch = module.training or module.running_mean is None
-    statistics = (module.running_mean, module.running_var)
-    affine = (module.weight, module.bias)
-    return F.batch_norm, (x, *statistics, *affine, by_batch, 0.0, module.eps)
-
-
-_CALLS: dict[type[nn.Module], Callable[[Any, Tensor], _Call]] = {
-    nn.Linear: lambda m, x: (F.linear, (x, m.weight, m.bias)),
-    nn.Conv1d: _convolution(F.conv1d),
-    nn.Conv2d: _convolution(F.conv2d),
-    nn.Conv3d: _convolution(F.conv3d),
-    nn.ConvTranspose1d: _transposed(F.conv_transpose1d),
-    nn.ConvTranspose2d: _transposed(F.conv_transpose2d),
-    nn.ConvTranspose3d: _transposed(F.conv_transpose3d),
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
-    nn.LayerNorm: lambda m, x: (
-        F.layer_norm,
-        (x, m.normalized_shape, m.weight, m.bias, m.eps),
-    ),
-    nn.GroupNorm: lambda m, x: (F.group_norm, (x, m.num_groups, m.weight, m.bias, m.eps)),
-    nn.PReLU: lambda m, x: (F.prelu, (x, m.weight)),
-    nn.Embedding: lambda m, x: (F.embedding, (x, m.weight, m.padding_idx)),
-}
-
+from ola_augment.alignment.calls.expressions import Leaf
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.method.captured import Content, NotFinite, checked_gradients
+from ola_augment.alignment.method.freshness import NOT_ZEROED, Freshness, holds_gradient
+from ola_augment.alignment.method.modules import CALLS
+from ola_augment.alignment.method.rules import RULES
+from ola_augment.alignment.method.storage import Storage
+from ola_augment.alignment.method.tape import Tape
+from ola_augment.alignment.proof import SumCheck, refuse_sharded, trainable_parameters
 
 _CALLED_TWICE = (
     "layer {} was called twice in one forward pass: BackPACK keeps only its last input; use "
@@ -152,7 +87,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         `BackPACK: Packing more into backprop <https://arxiv.org/abs/1912.10985>`__
     """
 
-    SUPPORTED = tuple(_CALLS)
+    SUPPORTED = tuple(CALLS)
 
     def __init__(
         self, model: nn.Module, *, reduction: str = "sum", storage: str = "bfloat16"
@@ -176,7 +111,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
             parameter.register_hook(lambda grad, name=name: self._on_gradient(name, grad))  # type: ignore[no-untyped-call]
             for name, parameter in self._parameters.items()
         ]
-        super().__init__("alignment", dict.fromkeys(_CALLS, _Receive()), fail_mode="SILENT")
+        super().__init__("alignment", dict.fromkeys(CALLS, _Receive()), fail_mode="SILENT")
 
     def _forget(self) -> None:
         self._tape: Tape | None = None
@@ -227,7 +162,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
                 f"batch is {self._tape.batch}: examples must lie along dimension 0; use "
                 "GradientAlignment"
             )
-        function, arguments = _CALLS[type(module)](module, x.detach())
+        function, arguments = CALLS[type(module)](module, x.detach())
         layout = Layout(0, 1, self._tape.batch, 1)
         with torch.no_grad():
             for argument, make_term in RULES[function].uses(*arguments):
@@ -286,7 +221,7 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         like = next(iter(self._parameters.values())).detach()
         like = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
         content = Content(
-            [self._tape], [factor], {}, Freshness(self._parameters, ()), self._check, None, like
+            [self._tape], [factor], Freshness(self._parameters, ()), self._check, None, like
         )
         try:
             alignments = content.align(direction)
@@ -310,7 +245,7 @@ def _check(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     names = {id(parameter): name for name, parameter in parameters.items()}
     for layer, module in model.named_modules():
         own = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
-        if own and type(module) not in _CALLS:
+        if own and type(module) not in CALLS:
             raise ValueError(
                 f"layer {layer!r} ({type(module).__name__}) owns parameter {own[0]!r} and has no "
                 "BackPACK rule; freeze it or use GradientAlignment"

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ola_augment.alignment.tape import Freshness, checked_gradients, checked_result
-from ola_augment.alignment.validation import refuse_sharded, trainable_parameters, unwrapped
+from ola_augment.alignment.method.captured import checked_gradients, checked_result
+from ola_augment.alignment.method.freshness import Freshness
+from ola_augment.alignment.proof import refuse_sharded, trainable_parameters, unwrapped
+from ola_augment.alignment.proof.received import Received, check_sum
+from ola_augment.alignment.proof.snapshot import Restore, random_states
 
 METHODS = ("finite_difference", "jvp")
 # What is given besides the batch: (model, *batch) -> losses (B,), one per example.
@@ -30,8 +33,9 @@ class _Batch:
     losses: Tensor
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    random: list[Tensor]
+    random: Restore
     freshness: Freshness
+    received: Received
 
 
 class DirectionalAlignment:
@@ -40,8 +44,10 @@ class DirectionalAlignment:
     The batch runs through the model once more, at theta_t, with the same dropout masks: shifted
     by h g ("finite_difference": (l_i(theta_t + h g) - l_i(theta_t)) / h, re-using the training
     losses; relative error about 2e-3, single precision or better only) or with tangents
-    ("jvp": exact, about twice the time). Besides one copy of the parameters nothing is kept. Any
-    model will do.
+    ("jvp": exact, about twice the time). Besides one copy of the parameters and of their gradient
+    nothing is kept. Any model will do whose backward pass is the derivative of its forward pass:
+    that the alignments sum to <gradient, g> is checked, and a model in which they do not (a
+    stop-gradient, a straight-through estimator, a hook that changes gradients) is refused.
 
     With BatchNorm in training mode the result is the derivative of each example's own loss,
     through the batch's statistics too, where `GradientAlignment` gives its share of the
@@ -109,7 +115,7 @@ class DirectionalAlignment:
         parameters = trainable_parameters(self._inner)
         before = {name: _state(p.grad) for name, p in parameters.items()}
         buffers = {name: buffer.clone() for name, buffer in self._inner.named_buffers()}
-        random = _random_states(parameters)
+        random = random_states(next(iter(parameters.values())).device)
         self._captured = None
         losses = self._loss(self._model, *batch)
         if losses.dim() != 1:
@@ -118,7 +124,11 @@ class DirectionalAlignment:
                 'use reduction="none"'
             )
         values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        yield losses
+        gradients = Received(losses, parameters)
+        try:
+            yield losses
+        finally:
+            gradients.close()
         received = [name for name, p in parameters.items() if _state(p.grad) != before[name]]
         if not received:
             raise RuntimeError(
@@ -126,7 +136,9 @@ class DirectionalAlignment:
                 "the losses inside it"
             )
         freshness = Freshness(parameters, received)
-        self._captured = _Batch(batch, losses.detach(), values, buffers, random, freshness)
+        self._captured = _Batch(
+            batch, losses.detach(), values, buffers, random, freshness, gradients
+        )
 
     @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -140,8 +152,8 @@ class DirectionalAlignment:
             (B,) alignments of the example's own losses, in the losses' precision.
 
         Raises:
-            RuntimeError: no batch, no reference gradient since its backward, a changed model, or
-                a result that is not finite.
+            RuntimeError: no batch, no reference gradient since its backward, a changed model,
+                alignments that do not sum to <gradient, g>, or a result that is not finite.
             TypeError: ``gradients`` is not a mapping of tensors.
             ValueError: ``gradients`` does not fit the parameters.
         """
@@ -157,12 +169,15 @@ class DirectionalAlignment:
             if gradients is None
             else checked_gradients(gradients, parameters)
         )
-        with _restored(self._inner, parameters, captured):
-            derivative = _finite_difference if self._method == "finite_difference" else _exact
+        with _restored(self._inner, captured):
             evaluate = functools.partial(self._evaluate, captured.batch)
-            alignments = derivative(evaluate, captured, direction)
+            if self._method == "jvp":
+                alignments = checked_result(_exact(evaluate, captured, direction), direction)
+                check_sum(alignments, captured.received, direction, _JVP_ERROR, 0.0)
+            else:
+                alignments = _finite_difference(evaluate, captured, direction)
         self._captured = None
-        return checked_result(alignments, direction)
+        return alignments
 
     def _evaluate(self, batch: tuple[Any, ...], parameters: Mapping[str, Tensor]) -> Tensor:
         call = functools.partial(_call, self._inner, dict(parameters))
@@ -183,21 +198,39 @@ def _finite_difference(
     captured: _Batch,
     direction: Mapping[str, Tensor],
 ) -> Tensor:
-    """(l_i(theta + h g) - l_i(theta)) / h."""
+    """(l_i(theta + h g) - l_i(theta)) / h; where the loss is curved, from both sides."""
     # Rounding of the losses (eps / h) against curvature (h): a step of relative size sqrt(eps).
     theta = _norm(captured.parameters.values())
     size = _norm(direction.values())
     eps = torch.finfo(captured.losses.dtype).eps
     step = float(_STEP * eps**0.5 * theta / size) if size > 0 else 1.0
-    moved = {
-        name: value.add(direction[name], alpha=step) if name in direction else value
-        for name, value in captured.parameters.items()
-    }
-    return (evaluate(moved) - captured.losses) / step
+
+    def shifted(by: float) -> Tensor:
+        return evaluate(
+            {
+                name: value.add(direction[name], alpha=by) if name in direction else value
+                for name, value in captured.parameters.items()
+            }
+        )
+
+    ahead = shifted(step)
+    alignments = checked_result((ahead - captured.losses) / step, direction)
+    weighted = captured.received.weights * captured.losses
+    rounding = _ROUNDINGS * eps / step * float(torch.linalg.vector_norm(weighted.double()))
+    difference, sizes = captured.received.off_by(alignments, direction)
+    if difference > _DIFFERENCE_ERROR * sizes + rounding:
+        alignments = checked_result((ahead - shifted(-step)) / (2 * step), direction)
+        check_sum(alignments, captured.received, direction, 2 * _DIFFERENCE_ERROR, rounding)
+    return alignments
 
 
 # Factor on sqrt(eps) |theta| / |g|, where rounding and curvature were found to balance.
-_STEP = 0.02
+_STEP = 0.05
+#: Of the alignments' sizes: what their sum may be off by, beside rounding of the losses.
+_DIFFERENCE_ERROR = 0.01
+_JVP_ERROR = 1e-3
+#: Of a loss, in units of its precision.
+_ROUNDINGS = 4
 
 
 def _exact(
@@ -242,30 +275,17 @@ def _norm(tensors: Any) -> float:
     return float(torch.stack([tensor.double().norm() for tensor in tensors]).norm())
 
 
-def _devices(parameters: Mapping[str, Tensor]) -> list[torch.device]:
-    return sorted({p.device for p in parameters.values() if p.device.type == "cuda"}, key=str)
-
-
-def _random_states(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(device) for device in _devices(parameters)]
-
-
 @contextlib.contextmanager
-def _restored(
-    model: nn.Module, parameters: Mapping[str, Tensor], captured: _Batch
-) -> Iterator[None]:
+def _restored(model: nn.Module, captured: _Batch) -> Iterator[None]:
     """Buffers and random states as they were at the batch's forward, for the while."""
-    devices = _devices(parameters)
+    after = random_states(captured.losses.device)
     today = [(buffer, buffer.data) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(captured.random[0])
-        for device, state in zip(devices, captured.random[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
-        try:
-            for name, buffer in model.named_buffers():
-                buffer.data = captured.buffers[name]
-            yield
-        finally:
-            for buffer, data in today:
-                buffer.data = data
+    try:
+        captured.random()
+        for name, buffer in model.named_buffers():
+            buffer.data = captured.buffers[name]
+        yield
+    finally:
+        after()
+        for buffer, data in today:
+            buffer.data = data

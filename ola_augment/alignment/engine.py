@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ola_augment.alignment.session import Layouts, Session
-from ola_augment.alignment.storage import Storage
-from ola_augment.alignment.tape import Captured, checked_gradients
-from ola_augment.alignment.validation import check_model, trainable_parameters, unwrapped
+from ola_augment.alignment.method.captured import Captured, checked_gradients
+from ola_augment.alignment.method.session import Session
+from ola_augment.alignment.method.storage import Storage
+from ola_augment.alignment.proof import Proof, check_model, trainable_parameters, unwrapped
 
 REDUCTIONS = ("sum", "mean")
 
@@ -37,8 +37,11 @@ class GradientAlignment:
             with the averaged gradient.
         reduction: how the loss that is backpropagated was reduced. "sum": the alignments are
             those of the terms of that scalar as it stands, so that for any loss their sum is
-            <grad L(theta_t), g>. "mean": each term is multiplied by the batch size, so that each
-            is <grad l_i, g>.
+            <grad L(theta_t), g>. "mean": each term is multiplied by what the loss divided by, so
+            that each is <grad l_i, g>, l_i being the mean of the example's own positions (one, or
+            its tokens that are not ignored), class weights included. What a loss divided by is
+            seen where it is one of ``torch.nn.functional`` or ends in ``.mean()``; others are
+            refused.
         storage: how pairs wait for g: "bfloat16" (half the room, relative error about 1e-3),
             "exact" or "int8" (a quarter, 1e-2). Only single precision tensors of a mebibyte or more
             are rounded. Where the per-example weight gradient takes less than half the room of a
@@ -80,7 +83,7 @@ class GradientAlignment:
         self._reduction = reduction
         self._storage = Storage(storage)
         self._fallback = fallback
-        self._layouts = Layouts()
+        self._proof = Proof(next(self._model.parameters()).device)
         self._captured: Captured | None = None
         self._capturing = False
 
@@ -92,7 +95,7 @@ class GradientAlignment:
         """
         if self._capturing:
             raise RuntimeError("an engine cannot be copied inside capture(): leave it first")
-        return {**self.__dict__, "_captured": None, "_layouts": Layouts()}
+        return {**self.__dict__, "_captured": None, "_proof": Proof(self._proof.ranks.device)}
 
     @property
     def model(self) -> nn.Module:
@@ -104,7 +107,7 @@ class GradientAlignment:
         self,
         *,
         gradients: Mapping[str, Tensor] | None = None,
-        norms: bool = False,
+        norms: bool | Iterable[str] = False,
         loss_scale: float = 1.0,
     ) -> Iterator[Captured]:
         """Record forward and backward passes of the model.
@@ -116,9 +119,9 @@ class GradientAlignment:
             gradients: the reference gradient g, parameter name -> tensor of its shape, where it is
                 known already (`gradients`): each term is contracted during the backward and
                 nothing is kept. Parameters that are not named count as zero.
-            norms: find the norms of the examples' gradients too (`Captured.norms`): exact, by
-                parameter from Gram matrices or from the per-example gradients, whichever is
-                cheaper.
+            norms: find the norms of the examples' gradients too (`Captured.norms`), over all
+                trainable parameters or those of these names: exact, by parameter from Gram
+                matrices or from the per-example gradients, whichever is cheaper.
             loss_scale: what the loss was multiplied by before its backward (the ``get_scale()``
                 of a GradScaler); alignments are divided by it.
 
@@ -131,7 +134,7 @@ class GradientAlignment:
                 it.
             TypeError: ``gradients`` is not a mapping of tensors.
             ValueError: ``loss_scale`` is not positive and finite, the batch is empty, or a name,
-                shape or device in ``gradients`` does not fit.
+                shape or device in ``gradients`` or a name in ``norms`` does not fit.
         """
         if not (math.isfinite(loss_scale) and loss_scale > 0):
             raise ValueError(f"loss_scale must be positive and finite, got {loss_scale}")
@@ -142,9 +145,19 @@ class GradientAlignment:
         parameters = check_model(self._model, self._fallback)
         self._captured = None
         direction = None if gradients is None else checked_gradients(gradients, parameters)
+        measured = set(parameters if norms is True else norms or ())
+        if unknown := measured - parameters.keys():
+            raise ValueError(f"norms names {sorted(unknown)[0]!r}, which is no trainable parameter")
         captured = Captured(lambda: trainable_parameters(self._model))
         session = Session(
-            self._model, parameters, self._storage, self._fallback, self._layouts, direction, norms
+            self._model,
+            parameters,
+            self._storage,
+            self._fallback,
+            self._proof,
+            direction,
+            measured,
+            self._reduction == "mean",
         )
         self._capturing = True
         try:
@@ -152,7 +165,7 @@ class GradientAlignment:
                 yield captured
         finally:
             self._capturing = False
-        captured.complete(session.finish(self._reduction, loss_scale))
+        captured.complete(session.finish(loss_scale))
         self._captured = captured
 
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -205,4 +218,4 @@ class GradientAlignment:
     def close(self) -> None:
         """Free what is kept, what was verified included. Nothing is attached to the model."""
         self._captured = None
-        self._layouts.clear()
+        self._proof.forget()

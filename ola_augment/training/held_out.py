@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ola_augment.alignment.validation import trainable_parameters
+from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.metrics import scale_to_float

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ola_augment.actions import Actions
 from ola_augment.alignment import GradientAlignment, NotFinite
-from ola_augment.alignment.validation import trainable_parameters, unwrapped
+from ola_augment.alignment.proof import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size

@@ -16,11 +16,13 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 from ola_augment.alignment._torch import unnoticed_by_ddp
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.snapshot import Undisturbed
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Of the largest derivative: what others' rows may have by rounding.
 _PRECISION = 1e-5
+# An output in the graph: its node and its number.
+GraphNode = tuple[Node, int]
 # Which examples to look at, (batch,) bool, for each size of a batch.
 Chosen = Mapping[int, Tensor]
 
@@ -31,17 +33,18 @@ class Located:
     Attributes:
         edge: where it stands in the graph, once it is placed.
         layout: of its examples; None as long as it is not known.
+        tape: the forward pass whose examples they are.
         outside: the call was made outside of the forward pass: the layout is assumed.
     """
 
-    def __init__(self, output: Tensor, name: str) -> None:
-        self.name = name
+    def __init__(self, output: Tensor, name: str, tape: Any) -> None:
+        self.name, self.tape = name, tape
         self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
         self.edge: GradientEdge
         self.layout: Layout | None = None
         self.outside = False
 
-    def place(self, output: Tensor) -> tuple[Node, int]:
+    def place(self, output: Tensor) -> GraphNode:
         """Note where the output stands in the graph; the key by which it is found there."""
         assert output.grad_fn is not None
         self.edge = GradientEdge(output.grad_fn, output.output_nr)
@@ -51,7 +54,14 @@ class Located:
         """Whether a row is a chosen example's, to broadcast."""
         layout = self.layout
         assert layout is not None
-        own = chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool, device="cpu"))
+        return self.rows(
+            chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool, device="cpu"))
+        )
+
+    def rows(self, own: Tensor) -> Tensor:
+        """Spread what is said of each example, (batch,), over its rows, to broadcast."""
+        layout = self.layout
+        assert layout is not None
         rows = own.repeat_interleave(layout.inner).repeat(layout.outer).to(self.device)
         return rows.view(-1, *(1,) * (len(self.shape) - layout.dim - 1))
 
@@ -76,7 +86,7 @@ class Separation:
         self,
         loss: Tensor,
         gradient: Tensor | None,
-        located: Mapping[tuple[Node, int], Located],
+        located: Mapping[GraphNode, Located],
     ) -> None:
         self._loss = loss
         self._gradient = gradient
@@ -87,22 +97,25 @@ class Separation:
         self._graph: set[Node] = set()
         self._statistics = False
 
-    def check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool) -> None:
+    def check(
+        self, sets: Sequence[Chosen], model: nn.Module, hooks: bool, once: bool = False
+    ) -> None:
         """Refuse what mixes examples, but for BatchNorm's statistics.
 
         Args:
             sets: which examples to look at in turn.
             model: left as it is.
             hooks: there are hooks on tensors, which may change gradients.
+            once: a part of the graph permits a single backward.
 
         Raises:
             RuntimeError: a loss, a head outside of forward, or a hook mixes them.
         """
         self._graph = set(_nodes([self._loss.grad_fn]))
         with unnoticed_by_ddp(self._graph):
-            self._check(sets, model, hooks)
+            self._check(sets, model, hooks, once)
 
-    def _check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool) -> None:
+    def _check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool, once: bool) -> None:
         self._statistics = _has_statistics([node.name() for node in self._graph])
         if self._statistics:  # not through them, from features that the loss reads too
             inner = set(_nodes(n for one in self._last for n, _ in one.edge.node.next_functions))
@@ -120,6 +133,12 @@ class Separation:
             self._check_heads(chosen)
             self._check_loss(first, chosen)
         if sets and (hooks or any(isinstance(n, BackwardCFunction) for n in self._graph)):
+            if once:
+                raise RuntimeError(
+                    "gradient hooks or custom autograd.Functions beside selective checkpointing "
+                    "cannot be verified, for it permits a single backward: use checkpoint() "
+                    "without context_fn, or leave the hooks out"
+                )
             with Undisturbed(model):
                 self._check_hooks(first, sets[0])
 

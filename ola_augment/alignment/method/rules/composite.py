@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ola_augment.alignment.calls.registry import COMPOSITES
 
 
 def attention(
@@ -47,7 +47,7 @@ def broadcast_tensors(*tensors: Tensor) -> list[Tensor]:
     return [tensor.expand(shape) for tensor in tensors]
 
 
-COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {
+COMPOSITES |= {
     F.scaled_dot_product_attention: attention,
     torch.broadcast_tensors: broadcast_tensors,
 }

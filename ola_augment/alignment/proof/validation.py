@@ -99,6 +99,11 @@ def _refusal(module: nn.Module, fallback: bool) -> str | None:
     # Wrappers hide the calls inside them whether or not they own parameters.
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted code hides its calls; pass the Python module"
+    if type(module).__name__.startswith("GradSampleModule"):
+        return "Opacus's hooks need every activation for themselves; pass the module inside it"
+    hooks = (*module._forward_hooks.values(), *module._backward_hooks.values())
+    if any((getattr(hook, "__module__", None) or "").startswith("opacus.") for hook in hooks):
+        return "Opacus's hooks are on it; remove them (GradSampleModule.remove_hooks()) first"
     if isinstance(module, DataParallel):
         return "its replicas are copies of the parameters; use DistributedDataParallel"
     if type(module).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineEngine"):

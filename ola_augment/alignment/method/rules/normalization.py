@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import RULES, Rule, Use, sum_to_channels, sum_to_shape
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import ExampleGradient
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, Rule, Use
+from ola_augment.alignment.method.rules.rule import sum_to_channels, sum_to_shape
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import ExampleGradient
 
 
 def _channels(
@@ -140,7 +141,45 @@ def _before_trailing(input: Tensor, normalized_shape: list[int], *_: Any, **__: 
     return input.dim() - len(normalized_shape)
 
 
+def _native(uses: Callable[..., Iterator[Use]]) -> Callable[..., Iterator[Use]]:
+    """Of ``torch.layer_norm`` and its kin, which ``torch.nn.functional`` wraps."""
+
+    def native(
+        input: Tensor,
+        shape: Any,
+        weight: Any = None,
+        bias: Any = None,
+        *rest: Any,
+        eps: float = 1e-5,
+        **_: Any,
+    ) -> Iterator[Use]:
+        return uses(input, shape, weight, bias, rest[0] if rest else eps)
+
+    return native
+
+
+def _native_rms(
+    input: Tensor, normalized_shape: list[int], weight: Any = None, eps: float | None = None
+) -> Iterator[Use]:
+    return rms_norm(input, normalized_shape, weight, eps)
+
+
+def _native_statistics(uses: Callable[..., Iterator[Use]]) -> Callable[..., Iterator[Use]]:
+    def native(
+        input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, by_batch: bool,
+        momentum: float, eps: float, *_: Any, **__: Any,
+    ) -> Iterator[Use]:  # fmt: skip
+        return uses(input, mean, var, weight, bias, by_batch, momentum, eps)
+
+    return native
+
+
 RULES |= {
+    torch.batch_norm: Rule(_native_statistics(batch_norm), _first),
+    torch.instance_norm: Rule(_native_statistics(instance_norm), _first),
+    torch.group_norm: Rule(_native(group_norm), _first),
+    torch.layer_norm: Rule(_native(layer_norm), _before_trailing),
+    torch.rms_norm: Rule(_native_rms, _before_trailing),
     F.batch_norm: Rule(batch_norm, _first),
     F.instance_norm: Rule(instance_norm, _first),
     F.group_norm: Rule(group_norm, _first),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from ola_augment.alignment.calls.arguments import functional
 
 
 class Node:
@@ -62,32 +63,6 @@ class Expression(Node):
         with self._draws.replayed() if self._draws else contextlib.nullcontext():
             output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
         return output
-
-
-def functional(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same without writing: of a function that writes its first argument, what it writes."""
-    if not writes_in_place(function):
-        return function
-
-    def written(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        copy = target.clone()
-        function(copy, *args, **kwargs)
-        return copy
-
-    return written
-
-
-@functools.lru_cache(maxsize=4096)
-def writes_in_place(function: Callable[..., Any]) -> bool:
-    """Whether a function changes its first argument."""
-    name = getattr(function, "__name__", "")
-    return name in _IN_PLACE_OPERATORS if name.startswith("__") else name.endswith("_")
-
-
-_IN_PLACE_OPERATORS = {
-    "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
-    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
-}  # fmt: skip
 
 
 class RandomState:

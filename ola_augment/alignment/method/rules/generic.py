@@ -6,23 +6,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from ola_augment.alignment.expressions import functional, jvp, writes_in_place
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import (
-    RULES,
-    Function,
-    MakeTerm,
-    Rule,
-    Use,
-    broadcast,
-    everywhere,
-    pair,
+from ola_augment.alignment.calls.arguments import Function, functional, writes_in_place
+from ola_augment.alignment.calls.expressions import jvp
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep, pair
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import (
+    ExampleGradient,
+    Pair,
+    Term,
+    squared_norms,
 )
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Term
 
 
 class Call:
@@ -109,13 +108,52 @@ def differentiable(function: Function, output: int = 0) -> Callable[..., Iterato
     """Neither: the derivative at theta_t, by two reverse passes of this one function."""
 
     def make(call: Call, w: Tensor) -> MakeTerm:
-        def operator(*tensors: Tensor) -> Tensor:
-            *others, value, tangent = tensors
-            return jvp(lambda moved: call(*others, moved), [value], [tangent])
-
-        return pair(operator, *call.others, w)
+        kept = tuple(keep(tensor) for tensor in (*call.others, w))
+        return lambda delta, layout: Derivative(Directional(call), kept, widen(delta), layout)
 
     return _by_slot(function, make, output)
+
+
+class Directional:
+    """``(*others, w, tangent) -> `` the derivative of a call along the tangent of w."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """By two reverse passes."""
+        *others, value, tangent = tensors
+        return jvp(lambda moved: self.call(*others, moved), [value], [tangent])
+
+
+class Derivative(Pair):
+    """Of a function at theta_t, whose operator is `Directional`."""
+
+    operator: Directional
+
+    def contract(self, tangent: Tensor) -> Tensor:
+        """By two reverse passes; by one for each example where there is no double backward."""
+        try:
+            return super().contract(tangent)
+        except (RuntimeError, NotImplementedError):
+            return ExampleGradient(self.gradients(tangent.shape)).contract(tangent)
+
+    def gradients(self, shape: torch.Size) -> Tensor:
+        """One reverse pass of the function for each example."""
+        inputs = [x.to(self.delta.dtype) if x.is_floating_point() else x for x in self.inputs]
+        with torch.enable_grad():
+            w = inputs[-1].detach().requires_grad_()
+            output = self.operator.call(*inputs[:-1], w)
+        return torch.stack(
+            [
+                torch.autograd.grad(output, w, own, retain_graph=True, materialize_grads=True)[0]
+                for own in self.layout.each(self.delta)
+            ]
+        )
+
+    def squared_norms(self, shape: torch.Size) -> Tensor:
+        """Of the gradients."""
+        return squared_norms(self.gradients(shape))
 
 
 def elementwise(function: Function) -> Callable[..., Iterator[Use]]:
@@ -132,7 +170,8 @@ def elementwise(function: Function) -> Callable[..., Iterator[Use]]:
             return torch.autograd.grad(output, moved, delta.to(output.dtype))[0]
 
         def term(delta: Tensor, layout: Layout) -> Term:
-            return broadcast(shape, gradient)(delta, layout)
+            found: Term = broadcast(shape, gradient)(delta, layout)
+            return found
 
         return term
 
@@ -148,7 +187,8 @@ _NAMES: dict[Callable[[Function], Callable[..., Iterator[Use]]], str] = {
     ),
     linear: (
         "matmul __matmul__ mm bmm mv dot vdot inner outer ger tensordot kron cross vecdot einsum "
-        "index_select gather take take_along_dim __getitem__ masked_select repeat_interleave"
+        "index_select gather take take_along_dim __getitem__ masked_select repeat_interleave "
+        "grouped_mm _grouped_mm index"
     ),
     linear_jointly: (
         "masked_fill index_fill fill index_add index_copy index_put scatter scatter_add "
@@ -165,7 +205,7 @@ _NAMES: dict[Callable[[Function], Callable[..., Iterator[Use]]], str] = {
 
 for _make, _names in _NAMES.items():
     for _name in _names.split():
-        for _home in (torch, Tensor, torch._VF, torch.linalg, torch._C._nn):
+        for _home in (torch, Tensor, torch._VF, torch.linalg, torch._C._nn, F):
             # With what writes in place.
             for _spelling in (_name, f"{_name}_"):
                 _function = getattr(_home, _spelling, None)

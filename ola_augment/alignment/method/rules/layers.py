@@ -13,21 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.generic import linear as linear_in_each
-from ola_augment.alignment.rules.rule import (
-    RULES,
-    MakeTerm,
-    Rule,
-    Use,
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.rules.generic import linear as linear_in_each
+from ola_augment.alignment.method.rules.rule import (
     broadcast,
     everywhere,
     pair,
     sum_to_channels,
     sum_to_shape,
 )
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Adjoint, Term
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import Adjoint, Term
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
@@ -117,7 +114,8 @@ def _unbatched(uses: Iterator[Use]) -> Iterator[Use]:
     for w, term in uses:
 
         def of_one(delta: Tensor, layout: Layout, term: MakeTerm = term) -> Term:
-            return term(delta.unsqueeze(0), layout)
+            found: Term = term(delta.unsqueeze(0), layout)
+            return found
 
         yield w, of_one
 
@@ -208,11 +206,11 @@ def _transposed(
 def embedding(
     input: Tensor,
     weight: Tensor,
-    padding_idx: int | None,
-    max_norm: float | None,
-    norm_type: float,
-    scale_grad_by_freq: bool,
-    sparse: bool,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Iterator[Use]:
     """The row of ``padding_idx`` receives no gradient; torch hands over its defaults, too."""
     if max_norm is not None or scale_grad_by_freq or sparse:
@@ -242,6 +240,14 @@ def embedding(
         return ((delta @ delta.mT) * equal).flatten(1).sum(1)
 
     yield weight, pair(rows, input, adjoint=Adjoint(gradients, norms))
+
+
+def native_embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, *settings: Any, **named: Any
+) -> Iterator[Use]:
+    """Of ``torch.embedding``, which ``torch.nn.functional`` wraps."""
+    rest = dict(zip(("scale_grad_by_freq", "sparse"), settings, strict=False)) | named
+    return embedding(indices, weight, padding_idx if padding_idx >= 0 else None, **rest)
 
 
 def prelu(input: Tensor, weight: Tensor) -> Iterator[Use]:
@@ -276,6 +282,7 @@ _RULES: dict[Callable[..., Any], Rule] = {
     F.linear: Rule(linear, _all_but_last),
     F.bilinear: Rule(bilinear, _all_but_last),
     F.embedding: Rule(embedding, lambda input, *_, **__: input.dim()),
+    torch.embedding: Rule(native_embedding, lambda weight, indices, *_, **__: indices.dim(), 1),
     F.embedding_bag: Rule(linear_in_each(F.embedding_bag), lambda *_, **__: 1, None),
     F.prelu: Rule(prelu, lambda input, *_, **__: 1),
     torch.addmm: Rule(affine_product, everywhere, None),

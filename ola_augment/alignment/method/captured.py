@@ -1,141 +1,18 @@
-"""What a capture leaves behind: tapes of forward passes, and the value that aligns them."""
+"""The value that a capture hands out, and that aligns its examples."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ola_augment.alignment.expressions import Node, Tangents
-from ola_augment.alignment.norms import ExampleNorms
-from ola_augment.alignment.storage import in_full_precision
-from ola_augment.alignment.sums import SumCheck
-from ola_augment.alignment.terms import PackedTerm
-
-
-@dataclass(eq=False)
-class Tape:
-    """One forward pass: its batch and, after backward, its terms.
-
-    Attributes:
-        batch: number of examples.
-        terms: with the node whose tangent each meets, while the reference gradient is not known.
-        contracted: (batch,) each with the parameters it belongs to, when it is.
-        norms: of the examples' gradients, if they are asked for.
-    """
-
-    batch: int
-    terms: list[tuple[Node, PackedTerm]] = field(default_factory=list)
-    contracted: list[tuple[frozenset[str], Tensor]] = field(default_factory=list)
-    norms: ExampleNorms | None = None
-
-    def explained(self) -> Iterable[str]:
-        """Names of the parameters that have a term."""
-        if self.norms is not None:
-            yield from self.norms.names()
-        for node, _ in self.terms:
-            yield from node.names
-        for names, _ in self.contracted:
-            yield from names
-
-    def contract(self, tangents: Tangents) -> list[tuple[frozenset[str], Tensor]]:
-        """<d l_i / d node, tangent> for each term, (batch,)."""
-        found = list(self.contracted)
-        for node, term in self.terms:
-            tangent = tangents(node)
-            if tangent is not None:
-                found.append((node.names, term.contract(tangent)))
-        return found
-
-
-class Freshness:
-    """Tells whether the parameters' ``.grad`` are those of a batch after the capture, alone.
-
-    Watches one parameter: the first backward that finds its ``.grad`` empty, or zero, starts anew.
-
-    Args:
-        parameters: those of the capture, by name.
-        received: names of those that received a gradient in it.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], received: Iterable[str]) -> None:
-        self._parameters = parameters
-        named = [name for name in received if parameters[name].grad is not None]
-        # The smallest stands for all; where its gradient is zero nothing can be seen in it.
-        named.sort(key=lambda name: parameters[name].numel())
-        self._sentinel = next(
-            (parameters[name] for name in named if holds_gradient(parameters[name])), None
-        )
-        self._old = None if self._sentinel is None else self._sentinel.grad
-        self._seen = self._clean = self._sentinel is None
-        if self._sentinel is not None:
-            watcher = weakref.ref(self)  # the hook must not keep what it serves alive
-
-            def backward(gradient: Tensor) -> None:
-                if (fresh := watcher()) is not None:
-                    fresh._backward()
-
-            handle = self._sentinel.register_hook(backward)  # type: ignore[no-untyped-call]
-            self._forget = weakref.finalize(self, handle.remove)
-
-    def _backward(self) -> None:
-        assert self._sentinel is not None
-        self._seen = True
-        if not holds_gradient(self._sentinel):
-            self._clean = True
-            self._forget()
-
-    def check_unchanged(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Refuse a model whose parameters are not those of the capture.
-
-        Raises:
-            RuntimeError: naming a parameter that was added, removed or replaced.
-        """
-        for name in (*self._parameters, *parameters):
-            if parameters.get(name) is not self._parameters.get(name):
-                raise RuntimeError(
-                    f"the model changed between capture and align: parameter {name!r} was added, "
-                    "removed, frozen or replaced"
-                )
-
-    def gradient(self) -> dict[str, Tensor]:
-        """The parameters' ``.grad``, by name.
-
-        Raises:
-            RuntimeError: there is none, no backward wrote one since the capture, or the captured
-                batch's own gradient is still part of it.
-        """
-        direction = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-        if not direction:
-            raise RuntimeError(
-                "no reference gradient: all parameters' .grad are None; run the next batch's "
-                "backward before align(), or pass gradients"
-            )
-        if self._clean or self._sentinel is None or not holds_gradient(self._sentinel):
-            return direction
-        if self._seen:
-            raise RuntimeError(NOT_ZEROED)
-        if self._sentinel.grad is self._old:
-            raise RuntimeError(
-                "no reference gradient since the capture: the parameters' .grad are those of the "
-                "captured backward; run the next batch's backward before align()"
-            )
-        return direction
-
-
-def holds_gradient(parameter: nn.Parameter) -> bool:
-    """Whether a parameter's ``.grad`` has a value other than zero."""
-    return parameter.grad is not None and bool(parameter.grad.count_nonzero())
-
-
-NOT_ZEROED = (
-    "the parameters' .grad still hold the captured batch's own gradient: they were not zeroed "
-    "before the next backward. Call optimizer.zero_grad() between the captured step and the next "
-    "batch's, or pass gradients"
-)
+from ola_augment.alignment.calls.expressions import Tangents
+from ola_augment.alignment.method.freshness import Freshness
+from ola_augment.alignment.method.storage import in_full_precision
+from ola_augment.alignment.method.tape import Tape
+from ola_augment.alignment.proof import SumCheck
 
 
 class NotFinite(RuntimeError):
@@ -177,11 +54,12 @@ class Captured:
         Args:
             gradients: parameter name -> tensor of its shape, g; parameters that are not named count
                 as zero. By default the parameters' ``.grad``: read them before gradient clipping.
-                None for a capture that was given its reference gradient.
+                None for a capture that was given its reference gradient. Several references at
+                once: parameter name -> (R, *shape) for all that are named.
 
         Returns:
             (B,) alignments, float32 (float64 for double precision models), in the order of the
-            examples; zero for examples that no backward reached.
+            examples; zero for examples that no backward reached. (R, B) for R references.
 
         Raises:
             RuntimeError: the capture is not complete, no backward since the capture or one on top
@@ -204,7 +82,10 @@ class Captured:
         elif gradients is None:
             direction = content.freshness.gradient()
         else:
-            direction = checked_gradients(gradients, parameters)
+            direction = checked_gradients(gradients, parameters, stacked=True)
+            name, first = next(iter(direction.items()))
+            if first.shape != parameters[name].shape:
+                return content.align_all(direction, len(first))
         return content.align(direction)
 
     @torch.no_grad()
@@ -236,8 +117,7 @@ class Content:
 
     Attributes:
         tapes: forward passes in the order of the calls.
-        factors: what the alignments of each are multiplied by.
-        values: parameters at the capture, for expressions.
+        factors: what the alignments of each are multiplied by: (batch,), or one for all.
         freshness: of the parameters' gradients.
         check: of sums, with what each parameter received.
         direction: the reference gradient, if the capture was given one.
@@ -246,8 +126,7 @@ class Content:
     """
 
     tapes: list[Tape]
-    factors: list[float]
-    values: dict[str, Tensor]
+    factors: list[Tensor | float]
     freshness: Freshness
     check: SumCheck
     direction: Mapping[str, Tensor] | None
@@ -256,44 +135,71 @@ class Content:
 
     def align(self, direction: Mapping[str, Tensor]) -> Tensor:
         """(sum of batches,), after the check of sums; raises `NotFinite`."""
-        tangents = Tangents(direction, self.values)
         parts = []
         found: list[tuple[frozenset[str], Tensor]] = []
         with in_full_precision(self.like.device.type):
             for tape, factor in zip(self.tapes, self.factors, strict=True):
-                own = tape.contract(tangents)
+                own = tape.contract(Tangents(direction, tape.values))
                 total = (
                     torch.stack([values.to(self.like) for _, values in own]).sum(0)
                     if own
                     else self.like.new_zeros(tape.batch)
                 )
-                parts.append(total * factor if factor != 1 else total)
+                parts.append((total * factor).to(self.like))
                 found += own
         alignments = checked_result(torch.cat(parts) if len(parts) > 1 else parts[0], direction)
         self.check.compare(found, direction)
         return alignments
 
+    def align_all(self, stack: Mapping[str, Tensor], references: int) -> Tensor:
+        """(R, sum of batches), for name -> (R, *shape); the sums are checked along a mixture."""
+        directions = [{name: one[r] for name, one in stack.items()} for r in range(references)]
+        signs = torch.tensor([1.0, -1.0]).repeat(references)[:references].to(self.like)
+        parts = []
+        found: list[tuple[frozenset[str], Tensor]] = []
+        with in_full_precision(self.like.device.type):
+            for tape, factor in zip(self.tapes, self.factors, strict=True):
+                own = tape.contract_all(stack, [Tangents(one, tape.values) for one in directions])
+                total = self.like.new_zeros(references, tape.batch)
+                for _, values in own:
+                    total += values.to(self.like)
+                parts.append((total * factor).to(self.like))
+                found += [(names, signs @ values.to(self.like)) for names, values in own]
+        mixture = {n: torch.tensordot(signs.to(one.dtype), one, 1) for n, one in stack.items()}
+        alignments = checked_result(torch.cat(parts, 1), stack)
+        self.check.compare(found, mixture)
+        return alignments
+
 
 def checked_gradients(
-    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], stacked: bool = False
 ) -> dict[str, Tensor]:
-    """A reference gradient given by name, checked against the parameters."""
+    """A reference gradient given by name, checked against the parameters; perhaps several."""
     if not isinstance(gradients, Mapping):
         raise TypeError(
             f"gradients must be a mapping from parameter name to tensor, got "
             f"{type(gradients).__name__}"
         )
+    stacks: set[int | None] = set()
     for name, gradient in gradients.items():
         if name not in parameters:
             raise ValueError(f"gradients names {name!r}, which is no trainable parameter")
         if not isinstance(gradient, Tensor):
             raise TypeError(f"gradients[{name!r}] must be a tensor, got {type(gradient).__name__}")
         parameter = parameters[name]
-        if gradient.shape != parameter.shape or gradient.device != parameter.device:
+        several = stacked and gradient.dim() == parameter.dim() + 1
+        stacks.add(len(gradient) if several else None)
+        shape = gradient.shape[1:] if several else gradient.shape
+        if shape != parameter.shape or gradient.device != parameter.device:
             raise ValueError(
                 f"gradients[{name!r}] must have shape {tuple(parameter.shape)} on "
                 f"{parameter.device}, got {tuple(gradient.shape)} on {gradient.device}"
             )
+    if len(stacks) > 1 or stacks == {0}:
+        raise ValueError(
+            "gradients must hold one reference for every parameter that it names, or the same "
+            f"number R > 0 of them, (R, *shape); got {sorted(map(str, stacks))}"
+        )
     if not gradients:
         raise ValueError("gradients is empty: name at least one parameter")
     return {name: gradient.detach() for name, gradient in gradients.items()}
@@ -316,6 +222,6 @@ def checked_result(alignments: Tensor, direction: Mapping[str, Tensor]) -> Tenso
         "overflow under autocast)"
     )
     raise NotFinite(
-        f"{int((~finite).sum())} of {len(finite)} alignments are inf or NaN: {source}; skip this "
-        "update"
+        f"{int((~finite).sum())} of {finite.numel()} alignments are inf or NaN: {source}; skip "
+        "this update"
     )

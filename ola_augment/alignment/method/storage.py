@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -143,3 +144,29 @@ class Storage:
         if packed is None:
             packed = self._shared[tensor] = self.pack(tensor)
         return packed
+
+
+class Detached:
+    """Tensors without their graph: one object for each, so that it is packed once.
+
+    Weak on both sides: what autograd frees during backward must go.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[_Weak, _Weak]] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The same values, as they are now."""
+        source, kept = self._known.get(id(tensor), (_gone, _gone))
+        detached = kept()
+        if source() is not tensor or detached is None or detached._version != tensor._version:
+            detached = tensor.detach()
+            self._known[id(tensor)] = (weakref.ref(tensor), weakref.ref(detached))
+        return detached
+
+
+_Weak = Callable[[], Tensor | None]
+
+
+def _gone() -> None:
+    return None

@@ -6,45 +6,19 @@ Letters in shapes: B examples, T positions of one example, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout, sum_rows_to
-from ola_augment.alignment.storage import widen
-from ola_augment.alignment.terms import Adjoint, ExampleGradient, Pair, Term
+from ola_augment.alignment.calls.arguments import Function
+from ola_augment.alignment.calls.layout import Layout, sum_rows_to
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.storage import widen
+from ola_augment.alignment.method.terms import Adjoint, ExampleGradient, Pair, Term
 
-Function = Callable[..., Any]
-# From the gradient of the function's output, and where its examples lie, to what is kept.
-MakeTerm = Callable[[Tensor, Layout], Term]
-# A tensor argument that may hold a parameter, and the term its use gives.
-Use = tuple[Tensor | None, MakeTerm]
 # What a registered rule yields: argument, operator, what the operator reads besides g.
 DerivativeUse = tuple[Tensor | None, Callable[..., Tensor], tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a function's parameters receive.
-
-    Args:
-        uses: called with the function's own arguments; yields a `Use` per argument that may hold a
-            parameter. Nothing is computed before the output's gradient arrives.
-        leading: called with the function's own arguments and ``output``; the number of leading
-            dimensions of the output among which the examples may lie.
-        subject: the argument whose values tell examples apart when the layout is verified: the
-            first one, or None for the output. Its leading dimensions are those of the output.
-    """
-
-    uses: Callable[..., Iterator[Use]]
-    leading: Callable[..., int]
-    subject: int | None = 0
-
-
-#: Function -> its rule. A function without one is refused where it reads parameters and data.
-RULES: dict[Function, Rule] = {}
 
 
 def register_rule(

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.storage import Packed, Storage
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.method.storage import Packed, Storage
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Adjoint:
     squared_norms: Callable[..., Tensor | None] | None = None
 
 
+#: Tangents from which on per-example gradients are formed, and elements of them at a time.
+_SEVERAL = 3
+_ELEMENTS = 2**24
 #: Bytes an example from which on a pair is exchanged for a smaller per-example gradient.
 _WORTHWHILE = 2**17
 
@@ -36,6 +39,10 @@ class PackedTerm(Protocol):
 
     def contract(self, tangent: Tensor) -> Tensor:
         """<per-example gradient, tangent>, (B,), for a tangent of the used tensor's shape."""
+        ...
+
+    def contract_all(self, tangents: Tensor) -> Tensor:
+        """The same for R of them, (R, *shape) -> (R, B)."""
         ...
 
 
@@ -68,6 +75,13 @@ class ExampleGradient:
             self.gradient.flatten(1) if self.gradient.dim() > 1 else self.gradient.unsqueeze(1)
         )
         return (gradient.conj() @ tangent).real if gradient.is_complex() else gradient @ tangent
+
+    def contract_all(self, tangents: Tensor) -> Tensor:
+        """One product for all."""
+        if self.gradient.is_complex():
+            return torch.stack([self.contract(tangent) for tangent in tangents])
+        gradient = self.gradient.reshape(len(self.gradient), -1)
+        return tangents.to(gradient.dtype).flatten(1) @ gradient.T
 
     def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:
         """Unchanged: it is small already."""
@@ -116,6 +130,16 @@ class Pair:
         fresh = output.untyped_storage().data_ptr() not in own
         return self.layout.sum(output.mul_(self.delta) if fresh else output * self.delta)
 
+    def contract_all(self, tangents: Tensor) -> Tensor:
+        """By the per-example gradients, some examples at a time, where there is a formula."""
+        shape = tangents.shape[1:]
+        if len(tangents) < _SEVERAL or self.adjoint is None:
+            return torch.stack([self.contract(tangent) for tangent in tangents])
+        at_once = max(1, _ELEMENTS // max(1, shape.numel()))
+        parts = zip(*(torch.split(rows, at_once) for rows in self._rows()), strict=True)
+        gradients = (ExampleGradient(self.adjoint.gradients(*rows, shape)) for rows in parts)
+        return torch.cat([one.contract_all(tangents) for one in gradients], 1)
+
     def pack(self, storage: Storage, shape: torch.Size) -> PackedTerm:
         """Keep the pair in the storage's format, or the per-example gradients of w themselves.
 
@@ -127,11 +151,11 @@ class Pair:
         smaller = 2 * shape.numel() * self.delta.element_size() <= pair
         if smaller and pair >= _WORTHWHILE and self.adjoint is not None:
             return ExampleGradient(self.gradients(shape))
+        kind, operator, layout, adjoint = type(self), self.operator, self.layout, self.adjoint
         return PackedPair(
-            self.operator,
+            lambda inputs, delta: kind(operator, inputs, delta, layout, adjoint),
             tuple(storage.pack_shared(tensor) for tensor in self.inputs),
             storage.pack(self.delta),
-            self.layout,
         )
 
     def gradients(self, shape: torch.Size) -> Tensor:
@@ -162,24 +186,25 @@ class Pair:
 
 
 class PackedPair:
-    """A `Pair` whose tensors are kept in a storage format."""
+    """A `Pair` whose tensors are kept in a storage format; ``make``: it, of them."""
 
     def __init__(
-        self,
-        operator: Callable[..., Tensor],
-        inputs: tuple[Packed, ...],
-        delta: Packed,
-        layout: Layout,
+        self, make: Callable[..., Pair], inputs: tuple[Packed, ...], delta: Packed
     ) -> None:
-        self.operator = operator
+        self._make = make
         self.inputs = inputs
         self.delta = delta
-        self.layout = layout
+
+    def _unpacked(self) -> Pair:
+        return self._make(tuple(packed.unpack() for packed in self.inputs), self.delta.unpack())
 
     def contract(self, tangent: Tensor) -> Tensor:
         """As `Pair.contract`."""
-        inputs = tuple(packed.unpack() for packed in self.inputs)
-        return Pair(self.operator, inputs, self.delta.unpack(), self.layout).contract(tangent)
+        return self._unpacked().contract(tangent)
+
+    def contract_all(self, tangents: Tensor) -> Tensor:
+        """As `Pair.contract_all`."""
+        return self._unpacked().contract_all(tangents)
 
 
 def squared_norms(gradients: Tensor) -> Tensor:

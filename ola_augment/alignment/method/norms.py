@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.expressions import Leaf, Node, pull_back
-from ola_augment.alignment.terms import Term, squared_norms
+from ola_augment.alignment.calls.expressions import Leaf, Node, pull_back
+from ola_augment.alignment.method.terms import Term, squared_norms
 
 
 class ExampleNorms:
@@ -18,9 +18,13 @@ class ExampleNorms:
     A parameter that is used once gives its squared norms at once. The uses of one that is used
     several times (tied weights), or through an expression (weight normalisation), are added up as
     per-example gradients first: (B, *shape) for each such parameter.
+
+    Args:
+        of: the names of the parameters that count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: Set[str]) -> None:
+        self._of = of
         self._uses: Counter[str] = Counter()
         self._squares: dict[str, Tensor] = {}
         self._gradients: dict[Node, Tensor] = {}
@@ -28,7 +32,7 @@ class ExampleNorms:
     def expect(self, nodes: Iterable[Node]) -> None:
         """A call reads these: their terms will come."""
         for node in nodes:
-            for name in node.names:
+            for name in node.names & self._of:
                 self._refuse_late(name)
                 self._uses[name] += 1
 
@@ -41,6 +45,8 @@ class ExampleNorms:
             shape: of the node's tensor.
             last: no other backward can bring terms of the same calls.
         """
+        if not node.names & self._of:
+            return
         for name in node.names:
             self._refuse_late(name)
         only = last and node not in self._gradients
@@ -76,6 +82,8 @@ class ExampleNorms:
         gradients: dict[str, Tensor] = {}
         for node, own in self._gradients.items():
             for name, one in pull_back(node, own, values).items():
+                if name not in self._of:
+                    continue
                 gradients[name] = gradients[name] + one if name in gradients else one
         for one in gradients.values():
             total += squared_norms(one).to(total)

@@ -7,7 +7,7 @@ import functools
 import operator
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -34,6 +34,47 @@ def random_states(device: torch.device) -> Restore:
             torch.cuda.set_rng_state(accelerator, device)
 
     return restore
+
+
+class Counters:
+    """A model's numbers and small buffers, by which its path may change from pass to pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = [vars(module) for module in model.modules()]
+        self._numbers = [
+            (own, {name: one for name, one in own.items() if type(one) in _NUMBERS})
+            for own in modules
+        ]
+        self._buffers = [
+            (buffer, buffer.detach().clone())
+            for own in modules
+            for buffer in own["_buffers"].values()
+            if buffer is not None and buffer.numel() <= _SMALL and not buffer.is_inference()
+        ]
+
+    @contextlib.contextmanager
+    def put_back(self) -> Iterator[None]:
+        """For a while the model has those that it had when this was made."""
+        now = [
+            (own, {name: own[name] for name in old if name in own}) for own, old in self._numbers
+        ]
+        data = [(buffer, buffer.data, buffer._version) for buffer, _ in self._buffers]
+        try:
+            for own, old in self._numbers:
+                own.update(old)
+            for buffer, value in self._buffers:
+                buffer.data = value.clone()
+            yield
+        finally:
+            for own, new in now:
+                own.update(new)
+            for buffer, value, version in data:
+                buffer.data = value
+                set_version(buffer, version)
+
+
+#: Elements of a buffer up to which it may be a counter.
+_SMALL = 16
 
 
 class Undisturbed:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.layout import Layout
-from ola_augment.alignment.rules.rule import RULES, MakeTerm, Rule, Use, broadcast, everywhere, keep
-from ola_augment.alignment.terms import Term
+from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
+from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep
+from ola_augment.alignment.method.terms import Term
 
 
 def _shape(value: Any) -> torch.Size:
@@ -67,7 +68,8 @@ def _segment(shape: torch.Size, dim: int, start: int, size: int) -> MakeTerm:
                 "rows belong to no example"
             )
         # A copy: a view would keep the whole of delta alive.
-        return broadcast(shape, torch.clone)(delta.narrow(dim, start, size), layout)
+        found: Term = broadcast(shape, torch.clone)(delta.narrow(dim, start, size), layout)
+        return found
 
     return term
 

@@ -1,0 +1,1 @@
+"""The method: which uses of parameters there were, and how each meets a reference gradient."""

@@ -1,0 +1,125 @@
+"""One use of parameters by a call that meets them with data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ola_augment.alignment.calls.arguments import Function, name_of, tensors_in
+from ola_augment.alignment.calls.expressions import Node
+from ola_augment.alignment.calls.layout import Layout, candidates
+from ola_augment.alignment.calls.registry import MakeTerm, rule_of
+from ola_augment.alignment.method.tape import Tape
+from ola_augment.alignment.proof import Decision, Located, Unrelated
+
+# A node that a call reads, the shape of its tensor, and the term that the use gives.
+NodeUse = tuple[Node, torch.Size, MakeTerm]
+
+
+class Call(NamedTuple):
+    """A call that meets parameters with data, and its rule's uses of them."""
+
+    function: Function
+    args: Any
+    kwargs: Any
+    names: frozenset[str]
+    uses: list[NodeUse] | None
+
+    def without_rule(self) -> str:
+        """The message where the function has none."""
+        return (
+            f"{name_of(self.function)} reads parameter {listed(self.names)} and has no alignment "
+            "rule; freeze the parameter (requires_grad=False), register a rule (register_rule) or "
+            "pass fallback=True, which differentiates that function twice more"
+        )
+
+
+class LocatedUse(Located):
+    """One output of a call that reads parameters and data.
+
+    ``constant``: the same whatever the examples are.
+    """
+
+    def __init__(
+        self, function: Function, names: frozenset[str], output: Tensor, tape: Tape
+    ) -> None:
+        super().__init__(output, name_of(function), tape)
+        self.names = names
+        self.constant = False
+
+    def by_contract(self, about: Call, output: Tensor, batch: int) -> None:
+        """Outside of the forward pass (a head, the loss): dimension 0, where that is clear."""
+        self.outside = True
+        rule = rule_of(about.function)
+        leading = output.dim()
+        if rule is not None:
+            leading = rule.leading(*about.args, output=output, **about.kwargs)
+        possible = list(candidates(output.shape, range(leading), batch))
+        first = Layout(0, 1, batch, 1)
+        self.settle(first if possible == [first] else Unrelated.UNCLEAR, batch)
+
+    def settle(self, decision: Decision, batch: int) -> None:
+        """Where the examples lie was found out; refused where it was not."""
+        if not isinstance(decision, Layout):
+            raise RuntimeError(
+                f"{self.name} reads parameter {listed(self.names)} and gives a "
+                f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
+                "could not be told apart: changing one example does not change its own rows alone. "
+                "Keep examples along one dimension, do not mix them, or freeze the parameter"
+            )
+        self.layout = decision
+
+
+def differentiated(
+    function: Function, args: Any, kwargs: Any
+) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+    """Of a call of ``backward`` or ``autograd.grad``: losses, their gradients, and for what."""
+    method = function is Tensor.backward
+    args = (*args, *(None,) * 3)
+    losses = list(tensors_in((kwargs.get("outputs", args[0]),)))
+    weights = kwargs.get("gradient", args[1]) if method else kwargs.get("grad_outputs", args[2])
+    inputs = kwargs.get("inputs", None if method else args[1])
+    given: list[Tensor | None] = [*tensors_in((weights,))]
+    return losses, given or [None for _ in losses], list(tensors_in((inputs,)))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message."""
+    return ", ".join(repr(name) for name in sorted(names))
+
+
+def roundings_of(delta: Tensor, shape: torch.Size) -> float:
+    """How many roundings torch's own gradient of a parameter may be off by.
+
+    On a CPU a convolution adds up its bias's gradient one by one (off by 1e-3 at 224 pixels, a
+    tenth of its summands' eps). A product's errors add up like random numbers, but where the
+    summands cancel, as behind normalisations, they are those of larger numbers: seen in training
+    was 1.2 times the root.
+    """
+    if not shape:
+        return 0.0
+    summands = delta.numel() / max(1, shape[0])
+    return summands / 4 if len(shape) == 1 else min(8 * summands**0.5, _MOST_ROUNDINGS)
+
+
+#: Of a product: a hidden use of 1e-3 is seen in single precision.
+_MOST_ROUNDINGS = 4096.0
+
+
+NO_SECOND_ORDER = (
+    "a differentiable backward (create_graph=True) inside capture() cannot be aligned; compute "
+    "gradient penalties outside"
+)
+
+WITH_BACKPACK = (
+    "a backward with BackPACK's extensions inside capture(): its hooks and the engine's change "
+    "what each other sees; run them one after the other, or use BackPACKAlignment"
+)
+
+RELEASED = (
+    "a second backward inside capture() went through a graph that the first one freed; pass "
+    "retain_graph=True to the first"
+)

@@ -1,0 +1,275 @@
+"""The door of the room: what a capture asks while it records.
+
+`Proof` belongs to an engine and remembers what was verified; `Examination` accompanies one capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from ola_augment.alignment._torch import unwatched, without
+from ola_augment.alignment.calls.arguments import Function
+from ola_augment.alignment.calls.watch import Step, Watch
+from ola_augment.alignment.proof.changes import sets_of
+from ola_augment.alignment.proof.decisions import Decision
+from ola_augment.alignment.proof.known import Proof, Verified
+from ola_augment.alignment.proof.probe import repeat, verify
+from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
+from ola_augment.alignment.proof.snapshot import Counters, Restore, random_states
+from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
+
+
+class Examination:
+    """Of one capture.
+
+    Args:
+        proof: what earlier captures verified; added to.
+        model: the module whose calls are forward passes.
+        parameters: those of its parameters that are trained, by name.
+        rounding: relative error that the storage of the terms may add to sums of them.
+        direction: the reference gradient, if it is known.
+    """
+
+    def __init__(
+        self,
+        proof: Proof,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        rounding: float,
+        direction: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._proof = proof
+        self._model = model
+        self._parameters = parameters
+        #: Of the alignments' sums, along the reference gradient.
+        self.sums = SumCheck(rounding if direction is None else 0.0, direction)
+        #: Whether the capture is one that is verified.
+        self.verifying = False
+        #: What terms are contracted with in it, before any rounding.
+        self.random = RandomDirection(parameters)
+        self._exact = SumCheck(0.0, self.random)
+        self._along_random: list[tuple[frozenset[str], Tensor]] = []
+        self._received: set[str] = set()
+        self._signatures: list[object] = []
+        self._known = Verified()
+        self._signature: object = None
+        self._restore_random: Restore | None = None
+        self._batches: set[int] = set()
+        self._ranks = proof.ranks
+        self._calls = 0
+        self._hooks = False
+        self._retaining: list[Tensor] = []
+
+    def begin(self, watch: Watch[Any], args: Any, kwargs: Any) -> tuple[int, list[Tensor]]:
+        """A forward pass begins: its batch and its tensors; verified before it where that is due.
+
+        Raises:
+            ValueError: there is no batch among the tensors of the call, or an empty one.
+            RuntimeError: examples are mixed.
+        """
+        with unwatched():
+            tensors = _tensors(args, kwargs)
+            self._signature = self._signed(tensors)
+            batch, device = tensors[0].shape[0], tensors[0].device
+        self._known = self._proof.of(self._signature)
+        due = self._proof.due(self._known)
+        self._verify(watch, args, kwargs, batch, due)
+        self._calls = self._ranks.calls()
+        self._restore_random = random_states(device) if batch > 1 else None
+        self._counters = Counters(self._model)
+        self._batches.add(batch)
+        return batch, tensors
+
+    def where(self, step: Step) -> Decision | None:
+        """Where the examples lie in an output of the pass; None: not known before its end."""
+        return self._known.decisions.get(step)
+
+    def end(self, watch: Watch[Any], args: Any, kwargs: Any, output: Any) -> bool:
+        """The pass ends: verify its path if it is a new one, and say whether it was.
+
+        Raises:
+            ValueError: what came out is not of the batch that went in.
+            RuntimeError: examples are mixed, or the pass cannot be repeated.
+        """
+        watch.end_path()
+        batch = _tensors(args, kwargs)[0].shape[0]
+        if batch == 1:
+            _refuse_other_batch(args, kwargs, output)
+        path = watch.walked(self._known.decisions)
+        self._ranks.together = self._ranks.together or self._ranks.calls() > self._calls
+        new = self._restore_random is not None and path not in self._known.paths
+        if not new:
+            self._verify(watch, args, kwargs, batch, due=False)
+            return False
+        assert self._restore_random is not None
+        after = random_states(next(iter(self._parameters.values())).device)
+        self._restore_random()
+        try:
+            with self._counters.put_back():
+                found = self._verify(watch, args, kwargs, batch, due=True)
+        finally:
+            after()
+        if found != watch.walked(self._known.decisions):
+            raise RuntimeError(
+                "the model's forward pass took another path when it was repeated on the same "
+                "batch from the same state (a counter or random state outside of the model?): it "
+                "cannot be verified"
+            )
+        return True
+
+    def asked(self, function: Function, args: Any) -> None:
+        """A call that reads no parameter: of gradients it may ask something."""
+        if function in _HOOKS:
+            self._hooks = True
+        elif function is Tensor.retain_grad:
+            self._retaining.append(args[0])
+
+    def loss(
+        self,
+        loss: Tensor,
+        gradient: Tensor | None,
+        located: Mapping[GraphNode, Located],
+        once: bool,
+    ) -> None:
+        """A loss is about to be differentiated: refuse one that mixes examples.
+
+        Looked at where it ends in a way that was not met before.
+
+        Args:
+            loss: of any shape.
+            gradient: of the loss, None for a scalar.
+            located: outputs of calls that read parameters.
+            once: a part of the graph permits a single backward.
+
+        Raises:
+            RuntimeError: a loss, a head outside of forward, or a hook mixes them.
+        """
+        separation = Separation(loss, gradient, located)
+        if separation.ending in self._known.endings and not self.verifying:
+            return
+        sizes = sorted(size for size in self._batches if size > 1)
+        sets = [
+            dict(zip(sizes, one, strict=True)) for one in zip(*map(sets_of, sizes), strict=False)
+        ]
+        retained = [(tensor, tensor.grad) for tensor in self._retaining]
+        try:
+            separation.check(sets, self._model, self._hooks, once)
+        finally:
+            for tensor, known in retained:
+                tensor.grad = known
+        self._known.endings.add(separation.ending)
+
+    def receive(self, name: str, gradient: Tensor) -> None:
+        """A parameter received a gradient."""
+        self._received.add(name)
+        for check in self._checks():
+            check.receive(name, gradient)
+
+    def computed(self, names: Iterable[str], dtype: torch.dtype, roundings: float = 0.0) -> None:
+        """Parameters were used in a call whose output has this precision."""
+        for check in self._checks():
+            check.computed(names, dtype, roundings)
+
+    def term(self, names: frozenset[str], along_random: Tensor) -> None:
+        """A use of parameters gave a term: what it comes to along `random`, (batch,)."""
+        self._along_random.append((names, along_random))
+
+    def conclude(self, explained: set[str]) -> list[str]:
+        """The capture ends.
+
+        Args:
+            explained: parameters that have a term, or of which none is needed.
+
+        Returns:
+            The parameters that received a gradient.
+
+        Raises:
+            RuntimeError: there was no backward, or a gradient that the terms do not explain.
+        """
+        if not self._received:
+            raise RuntimeError(
+                "no gradient reached the model's parameters inside capture(): run the backward of "
+                "a loss that depends on the model inside it, without set_to_none in between"
+            )
+        if missed := self._received - explained:
+            raise RuntimeError(unexplained(missed))
+        if self.verifying:
+            self._exact.compare(self._along_random, self.random)
+        return sorted(self._received)
+
+    def failed(self) -> None:
+        """Nothing of the capture counts as verified."""
+        self._proof.forget(self._signatures)
+
+    def release(self) -> None:
+        """The capture is over."""
+        self._retaining.clear()
+
+    def _checks(self) -> list[SumCheck]:
+        return [self.sums, self._exact] if self.verifying else [self.sums]
+
+    def _verify(
+        self, watch: Watch[Any], args: Any, kwargs: Any, batch: int, due: bool
+    ) -> tuple[int, int] | None:
+        """Verify where it is due; where it is due for another process, repeat its passes."""
+        if not due and not self._ranks.together:
+            return None
+        with watch.resting(), without(watch):
+            try:
+                found = None
+                if due:
+                    self._signatures.append(self._signature)
+                    self.verifying = True
+                    found = verify(
+                        self._known, self._model, watch.nodes, args, kwargs, batch, self._ranks
+                    )
+            except RuntimeError:
+                self._ranks.failed()
+                raise
+            self._ranks.done(lambda: repeat(self._model, args, kwargs))
+            return found
+
+    def _signed(self, tensors: list[Tensor]) -> object:
+        """What two forward passes must have in common for what was verified to hold for both."""
+        if not tensors:
+            raise ValueError("the model was called without a tensor: no batch to align")
+        for tensor in tensors:
+            if tensor.is_nested or tensor.layout != torch.strided:
+                raise ValueError(
+                    f"an input of the model is a {'nested' if tensor.is_nested else 'sparse'} "
+                    "tensor, whose rows cannot be told apart: pad it, or call to_dense()"
+                )
+        if not tensors[0].shape[0]:
+            raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
+        return (
+            tuple((t.shape, t.dtype) for t in tensors),
+            tuple(module.training for module in self._model.modules()),
+            frozenset(self._parameters),
+            torch.is_autocast_enabled(tensors[0].device.type),
+        )
+
+
+_HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
+
+
+def _refuse_other_batch(args: Any, kwargs: Any, output: Any) -> None:
+    """Refuse a batch of one that came out as another one, which an argument has too."""
+    sizes = {tensor.shape[0] for tensor in _tensors(args, kwargs)[1:]} - {1}
+    for tensor in _tensors((output,), {}):
+        if tensor.requires_grad and tensor.shape[0] in sizes:
+            raise ValueError(
+                "the examples lie along dimension 0 of the first tensor that the model is called "
+                f"with, which holds one; {tensor.shape[0]} came out: give the batch first, or "
+                "expand() the first tensor to it"
+            )
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    plain = not kwargs and all(isinstance(value, Tensor) for value in args)
+    flat = args if plain else tree_flatten((args, kwargs))[0]
+    return [value for value in flat if isinstance(value, Tensor) and value.dim()]
