@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ola_augment.alignment._torch import body_of, in_backward
+from ola_augment.alignment._torch import body_of, in_backward, memory_of
 from ola_augment.alignment.expressions import (
     Expression,
     Leaf,
@@ -235,9 +235,9 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
     def forget(self, written: Tensor) -> None:
         """A tensor was written: what was known of it, and of what shares its memory, is past."""
         self._nodes.pop(id(written), None)
-        memory = written.untyped_storage().data_ptr()
+        memory = memory_of(written)
         for key, (tensor, _) in self._nodes.items():
-            if tensor.untyped_storage().data_ptr() == memory:
+            if memory_of(tensor) == memory:
                 self._overwritten[key] = tensor
 
     def _check_overwritten(self, arguments: Iterable[Any]) -> None:
