@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo xla clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -77,8 +77,13 @@ zoo: $(STAMP) ## the alignment engine on some two hundred models against their o
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
 
+xla: ## all operations and a learner on an XLA device, in an environment of its own (.venv-xla)
+	test -d .venv-xla || $(PYTHON) -m venv .venv-xla
+	.venv-xla/bin/python -m pip install --quiet --editable '.[xla]'
+	PJRT_DEVICE=CPU .venv-xla/bin/python examples/reliability/xla.py
+
 clean: ## remove what the other targets made
-	rm -rf .venv runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-xla runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 DEMO := --data digits-rotated --train-size 300 --epochs 400 --seeds 3 \
 	--method none randaugment uniform ola --quiet --out runs/demo

@@ -19,6 +19,7 @@ from ola_augment import (
     SearchSpace,
     UniformPolicy,
 )
+from ola_augment.integrations.pairs import Pairs
 
 RGB = crops(4, 16, 20)
 CLIPS = RGB[:, None].expand(4, 6, 3, 16, 20).contiguous()  # frames alike: one draw leaves them so
@@ -135,6 +136,21 @@ def test_a_video_classifier_teaches_the_policy(kind):
     with learner.plain_step() as step:
         criterion(model(CLIPS / 255), targets).backward()
     assert step.stats.stepped
+
+
+def test_clips_pass_through_the_loops_of_other_frameworks():
+    torch.manual_seed(0)
+    model = VideoClassifier()
+    pairs = Pairs(OLALearner(model, augment()))
+    targets = torch.tensor([0, 1, 2, 0])
+    for half in range(2):
+        with pairs.batch({"pixel_values": CLIPS, "labels": targets}, 1) as batch:
+            assert still(batch["pixel_values"])
+            loss = nn.functional.cross_entropy(model(batch["pixel_values"] / 255), targets)
+            loss.backward()
+        model.zero_grad()
+        pairs.updated()
+        assert (pairs.stats is not None) == bool(half)
 
 
 def test_a_model_of_frames_can_take_each_for_an_example():

@@ -58,6 +58,18 @@ def unwatched() -> contextlib.AbstractContextManager[None]:
     return nothing
 
 
+def memory_of(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies in, shared with its views.
+
+    XLA's tensors have no address: there the tensor that they are views of stands for it.
+    """
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        base = tensor._base
+        return id(tensor if base is None else base)
+
+
 @contextlib.contextmanager
 def without(mode: TorchFunctionMode) -> Iterator[None]:
     """Calls skip a mode, where it is the innermost; nothing public takes one off for a while."""

@@ -96,10 +96,11 @@ def check_scale(batch: Sequence[Tensor]) -> None:
     if all(bool(x.isfinite()) for end in ends for x in end):
         if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
             return
-        beyond = torch.cat([(x - x.clamp(0, 1)).abs().flatten().double() for x in floats])
-        if float(beyond.mean()) <= OVERSHOOT:
+        beyond = [(x - x.clamp(0, 1)).abs().float() for x in floats]
+        count = sum(x.numel() for x in floats)
+        if sum(float(x.mean()) * x.numel() for x in beyond) / count <= OVERSHOOT:
             return
-        share = 100 * float((beyond > 0).double().mean())
+        share = 100 * sum(int((x > 0).sum()) for x in beyond) / count
         raise ValueError(
             f"floating images must lie in [0, 1], got {low!r} .. {high!r}, {share:.3g} % of the "
             "values outside: more than resizing leaves; levels of 0 .. 255 are divided by 255, "

@@ -110,7 +110,8 @@ def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
     onto_itself = torch.equal(
         torch.cat((ends.amin(0), ends.amax(0))), xyxy.new_tensor([0, 0, width, height])
     )
-    if boxes.clamping_mode is not None and not onto_itself:
+    # torchvision 0.23 has no modes.
+    if getattr(boxes, "clamping_mode", "soft") is not None and not onto_itself:
         corners = corners.clamp(torch.zeros_like(limit), limit)
     upright = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
     moved: Tensor = tvf.convert_bounding_box_format(upright, _FORMATS[0], boxes.format)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ola_augment.alignment._torch import memory_of
 from ola_augment.alignment.calls.arguments import (
     Function,
     map_tensors,
@@ -64,9 +65,9 @@ class Nodes:
     def forget(self, written: Tensor) -> None:
         """A tensor was written: what was known of it, and of what shares its memory, is past."""
         self._nodes.pop(id(written), None)
-        memory = written.untyped_storage().data_ptr()
+        memory = memory_of(written)
         for key, (tensor, _) in self._nodes.items():
-            if tensor.untyped_storage().data_ptr() == memory:
+            if memory_of(tensor) == memory:
                 self._overwritten[key] = tensor
 
     def _check_overwritten(self, arguments: Iterable[Any]) -> None:

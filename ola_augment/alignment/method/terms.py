@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ola_augment.alignment._torch import memory_of
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.method.storage import Packed, Storage
 
@@ -125,9 +126,9 @@ class Pair:
         inputs = [x.to(dtype) if x.is_floating_point() else x for x in self.inputs]
         tangent = tangent.to(dtype)
         output = self.operator(*inputs, tangent)
-        own = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, tangent)}
+        own = {memory_of(tensor) for tensor in (*inputs, tangent)}
         # In place, unless the operator returned a view: new memory costs more than the product.
-        fresh = output.untyped_storage().data_ptr() not in own
+        fresh = memory_of(output) not in own
         return self.layout.sum(output.mul_(self.delta) if fresh else output * self.delta)
 
     def contract_all(self, tangents: Tensor) -> Tensor:
