@@ -168,6 +168,31 @@ def a_group_of_one_kind_of_device(rank, given):
     return {"types": [reducible.type, here.type, *asked]}
 
 
+def messages_of_pairs(rank, given):
+    """What the policy adds to DDP's own reductions, which are not counted here."""
+    sent, original = [], dist.all_reduce
+
+    def counted(*arguments, **options):
+        sent.append(0)
+        return original(*arguments, **options)
+
+    found = {}
+    for reference in ("next", [(x, y) for x, y in loader(rank, 16)]):
+        model = DistributedDataParallel(network())
+        learner = learner_of(model, reference=reference, learn_every=2)
+        counts = []
+        dist.all_reduce = counted
+        try:
+            for images, targets in list(loader(rank))[:4]:
+                sent.clear()
+                plain_loop(model, learner, [(images, targets)] * 2)
+                counts.append(len(sent))
+        finally:
+            dist.all_reduce = original
+        found[learner.reference] = torch.tensor(counts)
+    return found
+
+
 class Device:
     @staticmethod
     def current_device():
@@ -208,7 +233,7 @@ def recommended_by_lightning(rank, given):
 CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
     one_example_of_each_rank_is_enough, sharded_at_any_moment,
-    a_group_of_one_kind_of_device, recommended_by_loop, recommended_by_lightning,
+    messages_of_pairs, a_group_of_one_kind_of_device, recommended_by_loop, recommended_by_lightning,
     inside_join,  # the last one: whoever leaves a Join by an error may be out of step
 )  # fmt: skip
 
@@ -286,6 +311,12 @@ def test_sharded_models_are_refused_by_name_at_any_moment(found):
 def test_join_is_refused_by_name(found):
     for rank in whole(found["inside_join"]):
         assert "cannot learn inside Join" in rank["said"]
+
+
+def test_what_a_pair_sends_does_not_grow_with_the_model(found):
+    first = same(whole(found["messages_of_pairs"]))
+    assert first["next"].tolist() == [7, 0, 7, 0]
+    assert first["held out"].tolist() == [8, 0, 8, 0]  # the held-out gradient, in one
 
 
 def test_sums_are_made_where_the_group_can_make_them(found):
