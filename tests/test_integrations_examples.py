@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ola_augment.training import ValueUpdater
+
 SCRIPTS = Path(__file__).parents[1] / "examples" / "integrations"
 
 # The frameworks' own warnings are not ours.
@@ -22,6 +24,8 @@ def run(script, *arguments):
 
 
 def learned(learner):
+    if isinstance(learner.updater, ValueUpdater):
+        return bool(learner.updater.state_dict()["moment"].any())
     return bool(torch.cat([v.flatten() for v in learner.policy.named_logits().values()]).any())
 
 

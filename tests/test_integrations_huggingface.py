@@ -301,4 +301,4 @@ def test_the_recommended_learner(tmp_path):
     trainer(tmp_path, model=model, learner=learner).train()
     assert learner.pairs == 6
     assert not learner.skipped
-    assert augment.policy.keep_logits.any()
+    assert learner.updater.state_dict()["moment"].any()

@@ -150,7 +150,7 @@ def sharded_at_any_moment(rank, given):
     return found
 
 
-def on_outputs_of_a_group_of_one_device(rank, given):
+def a_group_of_one_kind_of_device(rank, given):
     """What a group cannot reduce where it lies goes to a device that it can."""
     asked = []
     cpu = torch.device("cpu")
@@ -168,6 +168,31 @@ def on_outputs_of_a_group_of_one_device(rank, given):
     return {"types": [reducible.type, here.type, *asked]}
 
 
+def messages_of_pairs(rank, given):
+    """What the policy adds to DDP's own reductions, which are not counted here."""
+    sent, original = [], dist.all_reduce
+
+    def counted(*arguments, **options):
+        sent.append(0)
+        return original(*arguments, **options)
+
+    found = {}
+    for reference in ("next", [(x, y) for x, y in loader(rank, 16)]):
+        model = DistributedDataParallel(network())
+        learner = learner_of(model, reference=reference, learn_every=2)
+        counts = []
+        dist.all_reduce = counted
+        try:
+            for images, targets in list(loader(rank))[:4]:
+                sent.clear()
+                plain_loop(model, learner, [(images, targets)] * 2)
+                counts.append(len(sent))
+        finally:
+            dist.all_reduce = original
+        found[learner.reference] = torch.tensor(counts)
+    return found
+
+
 class Device:
     @staticmethod
     def current_device():
@@ -181,13 +206,12 @@ def recommended_by_loop(rank, given):
     learner = OLALearner.recommended(model, augment, held_out, pairs=4)
     optimizer = optimizer_of(model)
     for index, (images, targets) in enumerate(loader(rank)):
-        with learner.augmented_step() if index % 2 == 0 else learner.plain_step() as step:
+        with learner.augmented_step() if index % 2 == 0 else learner.plain_step():
             seen = learner.augment(images) if index % 2 == 0 else images
             loss_of(model, seen, targets).backward()
-            step.accuracy = 0.5
         optimizer.step()
         optimizer.zero_grad()
-    return {"weights": weights(model), "logits": logits(learner)}
+    return {"weights": weights(model), "moment": learner.updater.state_dict()["moment"]}
 
 
 def recommended_by_lightning(rank, given):
@@ -203,13 +227,13 @@ def recommended_by_lightning(rank, given):
     ).fit(module, loader(rank))  # fmt: skip
     assert learner.pairs == 2
     assert not learner.skipped
-    return {"weights": weights(module), "logits": logits(learner)}
+    return {"weights": weights(module), "moment": learner.updater.state_dict()["moment"]}
 
 
 CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
     one_example_of_each_rank_is_enough, sharded_at_any_moment,
-    on_outputs_of_a_group_of_one_device, recommended_by_loop, recommended_by_lightning,
+    messages_of_pairs, a_group_of_one_kind_of_device, recommended_by_loop, recommended_by_lightning,
     inside_join,  # the last one: whoever leaves a Join by an error may be out of step
 )  # fmt: skip
 
@@ -271,9 +295,8 @@ def test_ranks_that_are_seeded_alike_draw_differently_and_repeat(found):
 
 def test_the_recommended_learner_is_one_on_all_ranks_and_in_all_loops(found):
     pytest.importorskip("lightning")
-    first = same(whole(found["recommended_by_loop"]))
-    assert first["logits"].any()
-    same(whole(found["recommended_by_lightning"]))
+    for way in ("recommended_by_loop", "recommended_by_lightning"):
+        assert same(whole(found[way]))["moment"].any()
 
 
 def test_sharded_models_are_refused_by_name_at_any_moment(found):
@@ -290,8 +313,14 @@ def test_join_is_refused_by_name(found):
         assert "cannot learn inside Join" in rank["said"]
 
 
+def test_what_a_pair_sends_does_not_grow_with_the_model(found):
+    first = same(whole(found["messages_of_pairs"]))
+    assert first["next"].tolist() == [7, 0, 7, 0]
+    assert first["held out"].tolist() == [8, 0, 8, 0]  # the held-out gradient, in one
+
+
 def test_sums_are_made_where_the_group_can_make_them(found):
-    for rank in whole(found["on_outputs_of_a_group_of_one_device"]):
+    for rank in whole(found["a_group_of_one_kind_of_device"]):
         assert rank["types"] == ["meta", "cpu", "meta"]
 
 

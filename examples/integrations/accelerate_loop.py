@@ -51,9 +51,8 @@ def main(arguments=None):
     for _ in range(options.epochs):
         for index, (x, y) in enumerate(loader):
             augmented = index % 2 == 0
-            with learner.augmented_step() if augmented else learner.plain_step() as step:
+            with learner.augmented_step() if augmented else learner.plain_step():
                 outputs = model((learner.augment(x) if augmented else x).float() / 255)
-                step.accuracy = float((outputs.argmax(1) == y).float().mean())
                 accelerator.backward(F.cross_entropy(outputs, y))
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -56,11 +56,8 @@ def main(arguments=None):
         [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
     )
 
-    def loss(model, batch):  # of held-out images, which need the same pre-processing
-        return model(preprocess(batch["pixel_values"]), labels=batch["labels"]).loss
-
     pairs = 4 * options.epochs
-    learner = OLALearner.recommended(model, augment, held_out, pairs, loss=loss)
+    learner = OLALearner.recommended(model, augment, held_out, pairs, preprocess=preprocess)
     args = TrainingArguments(
         options.out or tempfile.mkdtemp(), num_train_epochs=options.epochs, use_cpu=True,
         per_device_train_batch_size=8, gradient_accumulation_steps=2, max_grad_norm=1.0,

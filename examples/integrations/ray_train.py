@@ -48,9 +48,8 @@ def train(config):
         loader.sampler.set_epoch(epoch)
         for index, (x, y) in enumerate(loader):
             augmented = index % 2 == 0
-            with learner.augmented_step() if augmented else learner.plain_step() as step:
+            with learner.augmented_step() if augmented else learner.plain_step():
                 outputs = model((learner.augment(x) if augmented else x).float() / 255)
-                step.accuracy = float((outputs.argmax(1) == y).float().mean())
                 F.cross_entropy(outputs, y).backward()
             optimizer.step()
             optimizer.zero_grad()

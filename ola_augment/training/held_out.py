@@ -16,7 +16,7 @@ from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.metrics import scale_to_float
-from ola_augment.training.ranks import mean_over_ranks
+from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]
@@ -113,11 +113,12 @@ class HeldOut:
                 else self._loss(model, *moved)
             )
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        return {
-            name: mean_over_ranks(gradient)
+        found = {
+            name: gradient
             for name, gradient in zip(parameters, gradients, strict=True)
             if gradient is not None
         }
+        return dict(zip(found, means_over_ranks(list(found.values())), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches are, and the mean."""

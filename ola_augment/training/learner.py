@@ -594,7 +594,6 @@ class OLALearner:
 
     def _enter(self, half: str, first: bool, last: bool | None) -> bool:
         """Whether this micro-batch ends its half; a first half begins a new pair."""
-        own_policy(self.policy)
         refuse_join(self._wrapper)
         if self._half != half or self._ended:
             if first:
@@ -608,6 +607,7 @@ class OLALearner:
 
     def _try_out(self) -> None:
         """Between two pairs, before the next one draws."""
+        own_policy(self.policy)
         if self.trial is not None and not self._half and not self._frozen:
             assert self._held_out is not None
             self.trial.begin_pair(self.pairs, self.learns, self._model, self._held_out.loss)

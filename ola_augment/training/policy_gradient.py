@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ola_augment.training.ranks import all_ranks, own_policy, sum_over_ranks
+from ola_augment.training.ranks import all_ranks, own_policy, sum_over_ranks, sums_over_ranks
 from ola_augment.training.reward import Reward, takes_norms
 
 #: Largest importance weight of an example drawn under other logits than today's.
@@ -116,9 +116,8 @@ class PolicyGradient:
         examples = sum_over_ranks(torch.tensor(float(len(rewards)), device=rewards.device))
         objective = (rewards.to(log_prob) * weights * log_prob).sum() / examples.to(log_prob)
         gradients = torch.autograd.grad(objective, self._logits, materialize_grads=True)
-        summed = [
-            sum_over_ranks(gradient.to(rewards.device)).to(gradient) for gradient in gradients
-        ]
+        sums = sums_over_ranks([gradient.to(rewards.device) for gradient in gradients])
+        summed = [found.to(own) for found, own in zip(sums, gradients, strict=True)]
         if not all(bool(gradient.isfinite().all()) for gradient in summed):
             raise ValueError("the gradient of actions.log_prob is NaN or Inf; nothing has changed")
         clipped = float((exact > MAX_WEIGHT).float().mean()) if len(rewards) else 0.0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from ola_augment.logits import LogitsModule
 from ola_augment.streams import rank_here, world_size
+
+#: Numbers that travel in one message: as much again as they take is needed for it.
+_BUCKET = 2**23
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
@@ -34,6 +40,38 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     total = values.to(_reducible(values.device), copy=True)
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
+    """Sums of many tensors, in few messages.
+
+    Args:
+        values: any number, of any shapes.
+
+    Returns:
+        Tensors of their shapes; the values themselves in a single process.
+    """
+    if world_size() == 1:
+        return list(values)
+    found: list[Tensor] = []
+    for _, group in itertools.groupby(values, lambda value: (value.dtype, value.device)):
+        bucket: list[Tensor] = []
+        waiting = list(group)
+        while waiting:
+            bucket.append(waiting.pop(0))
+            if waiting and sum(part.numel() for part in bucket) < _BUCKET:
+                continue
+            total = sum_over_ranks(torch.cat([part.reshape(-1) for part in bucket]))
+            parts = total.split([part.numel() for part in bucket])
+            found += [part.view(old.shape) for part, old in zip(parts, bucket, strict=True)]
+            bucket = []
+    return found
+
+
+def means_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
+    """Means of many tensors; the values themselves in a single process."""
+    ranks = world_size()
+    return list(values) if ranks == 1 else [total / ranks for total in sums_over_ranks(values)]
 
 
 def own_policy(policy: object) -> None:

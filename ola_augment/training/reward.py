@@ -78,9 +78,10 @@ def normalize(values: Tensor) -> Tensor:
         (B,) of the same dtype.
     """
     exact = values.detach().double()
-    count = sum_over_ranks(exact.new_tensor(float(len(exact))))
-    centered = exact - sum_over_ranks(exact.sum()) / count
+    sums = torch.stack((exact.new_tensor(float(len(exact))), exact.sum(), (exact**2).sum()))
+    count, total, squares = sum_over_ranks(sums)
+    centered = exact - total / count
     std = (sum_over_ranks((centered**2).sum()) / count).sqrt()
-    size = (sum_over_ranks((exact**2).sum()) / count).sqrt()
+    size = (squares / count).sqrt()
     rounding = 4 * torch.finfo(values.dtype).eps * size
     return (centered / torch.where(std > rounding, std, torch.inf)).to(values.dtype)
