@@ -96,6 +96,14 @@ def test_accumulate_averages_the_gradients_of_several_steps():
         torch.testing.assert_close(new.detach(), old + gradient)
 
 
+def test_alignments_of_several_passes_are_refused_with_the_cause():
+    policy = OLAPolicy("rand_augment")
+    updater, actions = GARUpdater(policy), policy.sample(6)
+    with pytest.raises(ValueError, match=r"\(6,\), got \(12,\): the model was called 2 times"):
+        updater.step(actions, torch.randn(12))
+    updater.step(actions, torch.randn(12).view(2, -1).sum(0))
+
+
 def test_old_actions_are_corrected_by_their_recorded_log_prob():
     """The update's expectation over stale draws is that over fresh draws."""
     policy = SplitPolicy(3, inverted=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -284,7 +285,16 @@ def _check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
     if tuple(values.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
+        message = f"{name} must have shape {shape}, got {tuple(values.shape)}"
+        passes, rest = divmod(values.numel(), max(1, math.prod(shape)))
+        if name == "alignments" and values.dim() == 1 and passes > 1 and not rest:
+            message += (
+                f": the model was called {passes} times on the augmented examples (R-Drop, two "
+                "views, an adversarial pass), and each pass has alignments of its own; capture "
+                "with a GradientAlignment and give their sums, "
+                f"captured.align().view({passes}, -1).sum(0), to an updater"
+            )
+        raise ValueError(message)
     if not values.isfinite().all():
         bad = int((~values.isfinite()).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or Inf of {values.numel()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,13 +136,25 @@ def pull_back(node: Node, gradients: Tensor, parameters: Mapping[str, Tensor]) -
     with torch.enable_grad():
         moved = {name: parameters[name].detach().requires_grad_() for name in sorted(node.names)}
         output = Values(moved)(node)
-    by_example = [
-        torch.autograd.grad(
-            output, list(moved.values()), own.to(output.dtype),
-            retain_graph=True, materialize_grads=True,
-        )
-        for own in gradients
-    ]  # fmt: skip
+    inputs = list(moved.values())
+    gradients = gradients.to(output.dtype)
+    try:  # all examples in one pass
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            together = torch.autograd.grad(
+                output,
+                inputs,
+                gradients,
+                retain_graph=True,
+                materialize_grads=True,
+                is_grads_batched=True,
+            )
+        return dict(zip(moved, together, strict=True))
+    except RuntimeError:  # what the expression is made of cannot be batched
+        by_example = [
+            torch.autograd.grad(output, inputs, own, retain_graph=True, materialize_grads=True)
+            for own in gradients
+        ]
     return dict(zip(moved, map(torch.stack, zip(*by_example, strict=True)), strict=True))
 
 

@@ -236,7 +236,8 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         about = None if origin is None else self.before(function, args, kwargs, origin)
         draws = None if origin else RandomState(next(tensors_in(args)).device)
         read: Any = None
-        if writes and origin is not None and self.perhaps_constant((path, 0)):
+        copied = writes and origin is not None and self.node(args[0]) is None
+        if copied and self.perhaps_constant((path, 0)):
             read = self._read((args[0].detach().clone(), *args[1:]), kwargs)  # about to be written
         elif writes or origin is None:
             read = self._read(args, kwargs)

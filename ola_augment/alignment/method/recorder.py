@@ -81,7 +81,6 @@ class Recorder(Watch[Tape]):
         self._fallback = fallback
         self._direction = direction
         self._along: tuple[Mapping[str, Tensor], Tangents] | None = None
-        # Uses of the forward pass under way, and their outputs in the graph.
         self._uses_of_pass: dict[Step, LocatedUse] = {}
         self._located: dict[tuple[GraphNode, int], LocatedUse] = {}
         self._detached = Detached()

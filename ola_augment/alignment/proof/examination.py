@@ -81,7 +81,8 @@ class Examination:
         self._verify(watch, args, kwargs, batch, due)
         self._calls = self._ranks.calls()
         self._restore_random = random_states(device) if batch > 1 else None
-        self._counters = Counters(self._model)
+        with unwatched():
+            self._counters = Counters(self._model)
         self._batches.add(batch)
         return batch, tensors
 
@@ -97,9 +98,10 @@ class Examination:
             RuntimeError: examples are mixed, or the pass cannot be repeated.
         """
         watch.end_path()
-        batch = _tensors(args, kwargs)[0].shape[0]
-        if batch == 1:
-            _refuse_other_batch(args, kwargs, output)
+        with unwatched():
+            batch = _tensors(args, kwargs)[0].shape[0]
+            if batch == 1:
+                _refuse_other_batch(args, kwargs, output)
         path = watch.walked(self._known.decisions)
         self._ranks.together = self._ranks.together or self._ranks.calls() > self._calls
         new = self._restore_random is not None and path not in self._known.paths

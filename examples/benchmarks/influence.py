@@ -1,0 +1,122 @@
+"""Influence scores <grad l_i, g_r> of a batch for R references: the engine beside other ways.
+
+Processor time of one thread for all scores, over that of a plain forward and backward pass; both in
+turns, medians. Every way is compared with one backward for each example in double precision.
+
+    OMP_NUM_THREADS=1 python examples/benchmarks/influence.py --references 1 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from networks import make_network
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from ola_augment import GradientAlignment
+
+# A stack of references, name -> (R, *shape), to the scores (R, B).
+Scores = Callable[[dict[str, Tensor]], Tensor]
+
+
+def with_engine(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
+    engine = GradientAlignment(model, storage="exact")
+
+    def scores(stack: dict[str, Tensor]) -> Tensor:
+        with engine.capture() as captured:
+            F.cross_entropy(model(x), y, reduction="sum").backward()
+        model.zero_grad()
+        return captured.align(stack)
+
+    return scores
+
+
+def with_vmap(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
+    def loss(parameters: dict[str, Tensor], image: Tensor, target: Tensor) -> Tensor:
+        outputs = functional_call(model, parameters, image.unsqueeze(0))
+        return F.cross_entropy(outputs, target.unsqueeze(0))
+
+    gradients = vmap(grad(loss), (None, 0, 0))
+
+    def scores(stack: dict[str, Tensor]) -> Tensor:
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        found = gradients(parameters, x, y)
+        return (
+            torch.stack([found[n].flatten(1) @ one.flatten(1).T for n, one in stack.items()])
+            .sum(0)
+            .T
+        )
+
+    return scores
+
+
+def with_backwards(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
+    def scores(stack: dict[str, Tensor]) -> Tensor:
+        rows = []
+        for image, target in zip(x.split(1), y.split(1), strict=True):
+            loss = F.cross_entropy(model(image), target)
+            own = torch.autograd.grad(loss, [p for _, p in model.named_parameters()])
+            rows.append(
+                sum(s.flatten(1) @ g.flatten() for s, g in zip(stack.values(), own, strict=True))
+            )
+        return torch.stack(rows, 1)  # type: ignore[arg-type]
+
+    return scores
+
+
+WAYS = {"engine": with_engine, "vmap of grad": with_vmap, "one backward each": with_backwards}
+
+
+def time_of(run: Callable[[], object], plain: Callable[[], object], repeats: int) -> float:
+    """Median processor time over that of a plain pass, in turns."""
+    times: tuple[list[float], list[float]] = [], []
+    run()
+    for _ in range(repeats):
+        for one, own in zip((run, plain), times, strict=True):
+            start = time.process_time()
+            one()
+            own.append(time.process_time() - start)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="small_cnn")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--references", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model = make_network(arguments.model, 10).eval()
+    x, y = torch.randn(arguments.batch, 3, 32, 32), torch.randint(10, (arguments.batch,))
+
+    def plain() -> None:
+        F.cross_entropy(model(x), y).backward()
+        model.zero_grad()
+
+    ways = {name: make(model, x, y) for name, make in WAYS.items()}
+    exact = with_backwards(copy.deepcopy(model).double(), x.double(), y)
+    print("| references | way | of a plain pass | largest relative error |\n|---|---|---|---|")
+    for references in arguments.references:
+        stack = {n: torch.randn(references, *p.shape) for n, p in model.named_parameters()}
+        truth = exact({n: one.double() for n, one in stack.items()})
+        for name, scores in ways.items():
+            error = float((scores(stack) - truth).norm() / truth.norm())
+            ratio = time_of(functools.partial(scores, stack), plain, arguments.repeats)
+            print(f"| {references} | {name} | {ratio:.2f} | {error:.0e} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
