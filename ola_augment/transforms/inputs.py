@@ -55,9 +55,9 @@ class Layout(NamedTuple):
 
 
 def image_array(flat_sample: list[Any]) -> int | None:
-    """Which entry of a sample is its image, if that is an array: the first uint8 (H, W, C) one.
+    """Which entry of a sample is its image, if that is an array: the first (H, W, C) of levels.
 
-    None if there is a PIL image or an Image or Video of ``tv_tensors``.
+    Of uint8 or uint16, unless it is all that there is. None if there is a PIL image or an Image or Video of ``tv_tensors``.
 
     Raises:
         ValueError: another array has the size of the image; as it would stay where it is.
@@ -65,6 +65,8 @@ def image_array(flat_sample: list[Any]) -> int | None:
     if any(isinstance(entry, _EXPLICIT) for entry in flat_sample):
         return None
     arrays = [i for i, entry in enumerate(flat_sample) if isinstance(entry, np.ndarray)]
+    if arrays and len(flat_sample) == 1:
+        return 0
     images = [i for i in arrays if _is_image_array(flat_sample[i])]
     if not images:
         return None
