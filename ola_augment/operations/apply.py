@@ -23,6 +23,7 @@ from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.checks import (
     Fill,
     as_fill,
+    check_channels,
     check_images,
     check_scale,
     fill_per_channel,
@@ -120,6 +121,7 @@ def _check_and_run(
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     ends, grey = as_value_range(value_range), as_grey_weights(grey_weights)
     pixels = pixel_format(images.dtype, images.shape[1], ends, grey)
+    check_channels(space, pixels.colors)
     check_actions(actions, space, len(images))
     if images.device.type == "cpu" and bool(actions.keep.any()):
         check_scale([images], pixels)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.kernels.pixel_format import DTYPES, PixelFormat, ValueRange
+from ola_augment.space import SearchSpace
 
 Fill = float | Sequence[float] | None
 
@@ -136,6 +137,19 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(
             f"images must have 1 .. {_MOST_PIXELS:,} pixels, got height {height}, width {width}"
         )
+
+
+@lru_cache(maxsize=256)
+def check_channels(space: SearchSpace, channels: int) -> None:
+    """Refuse images that some kernel of a user's own says it cannot take, drawn or not.
+
+    Raises:
+        ValueError: what its method ``check_channels`` raised.
+    """
+    for operation in space.operations:
+        check = getattr(operation.kernel, "check_channels", None)
+        if check is not None:
+            check(channels)
 
 
 def as_interpolation(interpolation: InterpolationMode | str | int) -> InterpolationMode:

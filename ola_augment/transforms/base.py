@@ -33,6 +33,7 @@ from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.operations.apply import run_actions, run_one
 from ola_augment.operations.checks import (
     as_interpolation,
+    check_channels,
     check_scale,
     fill_per_channel,
     is_bilinear,
@@ -487,7 +488,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _check(self, picture: Any) -> None:
         check_picture(picture)
-        fill_per_channel(fill_of(self._fills, picture), self._pixels(picture))
+        pixels = self._pixels(picture)
+        check_channels(self.space, pixels.colors)
+        fill_per_channel(fill_of(self._fills, picture), pixels)
 
     def _pixels(self, picture: Any) -> PixelFormat:
         """What a picture is, which passed its check."""

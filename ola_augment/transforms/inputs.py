@@ -57,7 +57,8 @@ class Layout(NamedTuple):
 def image_array(flat_sample: list[Any]) -> int | None:
     """Which entry of a sample is its image, if that is an array: the first (H, W, C) of levels.
 
-    Of uint8 or uint16, unless it is all that there is. None if there is a PIL image or an Image or Video of ``tv_tensors``.
+    Of uint8 or uint16, unless it is all that there is. None if there is a PIL image or an Image or
+    Video of ``tv_tensors``.
 
     Raises:
         ValueError: another array has the size of the image; as it would stay where it is.
