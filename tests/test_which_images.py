@@ -1,8 +1,13 @@
 """Pictures of several channels and depths through the transforms: PIL's modes, arrays, batches."""
 
+import runpy
+from pathlib import Path
+
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from images import crops
 from PIL import Image, ImageEnhance
 from pillow_reference import one_operation, pillow_apply
@@ -18,6 +23,7 @@ from ola_augment import (
     UniformAugment,
     UniformPolicy,
     load_policy,
+    testing,
 )
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
@@ -173,6 +179,29 @@ def test_single_images_of_many_sizes_make_no_tables():
     assert program.cache_info().misses == made
 
 
+@pytest.mark.parametrize(
+    ("dtype", "given"), [(torch.uint16, None), (torch.int16, (0, 32767)), (torch.float32, None)]
+)
+def test_the_test_kit_draws_such_images_and_finds_nothing(dtype, given):
+    drawn = testing.images(dtypes=[dtype], channels=[1, 2, 5])
+    seen = set()
+
+    @settings(max_examples=40, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(drawn)
+    def look(images):
+        assert images.dtype == dtype
+        seen.add(images.shape[-3])
+
+    look()
+    assert seen == {1, 2, 5}
+    augment = PolicyTransform(UniformPolicy(SPACE, 2, 1.0), value_range=given)
+    tolerance = 0.2 if dtype.is_floating_point else 0  # values on the border of two levels
+    checks = [name for name in testing.CHECKS if name not in ("range", "reference")]
+    testing.check_transform(
+        augment, images=drawn, max_examples=8, tolerance=tolerance, checks=checks
+    )
+
+
 # ------------------------------------------------------------------------------------ settings
 
 
@@ -226,3 +255,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn():
             augment(images)
         assert torch.equal(torch.get_rng_state(), state)
         assert augment.last_actions is None
+
+
+# ------------------------------------------------------------------------------------ docs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_documented_tables_are_made_by_the_code():
+    generator = runpy.run_path(str(ROOT / "docs" / "images_table.py"))
+    assert generator["TARGET"].read_text(encoding="utf-8") == generator["table"]()
+    assert "{include} _images_table.md" in (ROOT / "docs" / "which_images.md").read_text()
+
+
+def test_the_example_trains_on_thirteen_bands_and_on_twelve_bits(capsys):
+    example = runpy.run_path(str(ROOT / "examples" / "many_bands.py"))
+    train, bands, levels = (example[n] for n in ("train", "thirteen_bands", "twelve_bits"))
+    images, targets = bands(192, 1)
+    assert images.shape == (192, 13, 24, 24)
+    assert train(images, targets, (0.0, 1.6), 3) > 0.5
+    images, targets = levels(64, 1)
+    assert (images.dtype, images.shape[1]) == (torch.uint16, 1)
+    assert 0 <= train(images, targets, (0, 4095), 1) <= 1
+    assert "OLAPolicy" in capsys.readouterr().out
