@@ -25,12 +25,14 @@ RANGES = {torch.int16: (-1000, 2000)}
 
 
 def rows(*cells: tuple[str, ...]) -> str:
+    """A table in Markdown."""
     head, *rest = cells
     lines = [head, ("---",) * len(head), *rest]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def images(dtype: torch.dtype, channels: int = 4) -> Tensor:
+    """Two images of noise over the whole range."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, channels, 24, 24)
     low, high = RANGES.get(dtype) or DTYPES[dtype]
@@ -38,7 +40,8 @@ def images(dtype: torch.dtype, channels: int = 4) -> Tensor:
     return values.to(torch.int32).to(dtype) if not dtype.is_floating_point else values.to(dtype)
 
 
-def transform(row: Row, **settings) -> PolicyTransform:
+def transform(row: Row, **settings: object) -> PolicyTransform:
+    """The operation alone, at a magnitude that changes something."""
     magnitude = 100.0 if row.name == "solarize" else SOME[row.unit]
     ends = (magnitude, magnitude) if row.domain else ()
     return PolicyTransform(UniformPolicy(SearchSpace((Operation(row.name, *ends),)), 1), **settings)

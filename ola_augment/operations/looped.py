@@ -53,7 +53,8 @@ def apply_looped(
         (B, C, H, W) of the dtype of ``images``, contiguous.
     """
     source, constants = _prepared(images, program, fill, bilinear, pixels)
-    if Kind.BATCHED not in (program.kinds if pixels.of_bytes else program.ranged):
+    kinds = program.kinds if pixels.of_bytes else program.ranged
+    if Kind.BATCHED not in kinds:
         return _restored(_run(run_batch, source, actions, constants), pixels)
     drawn = program.look_up(actions)
     magnitudes = torch.from_numpy(drawn.parameters[..., 0])
@@ -61,7 +62,9 @@ def apply_looped(
     for s in range(actions.ops.shape[1]):
         slot = Actions(*(field[:, s : s + 1] if field.ndim > 1 else field for field in actions))
         result = _restored(_run(run_batch, source, slot, constants), pixels)
-        others = np.where(drawn.kinds[:, s] == Kind.BATCHED, actions.ops[:, s].numpy(), -1)
+        ops = actions.ops[:, s].numpy()
+        left = (drawn.kinds[:, s] != Kind.IDENTITY) & (kinds[ops] == Kind.BATCHED)
+        others = np.where(left, ops, -1)
         for op in np.unique(others[others >= 0]):
             chosen = np.flatnonzero(others == op)
             part = torch.from_numpy(result.numpy()[chosen]).to(computed_in(result.dtype))
