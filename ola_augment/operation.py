@@ -38,9 +38,11 @@ class Operation:
         side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
         per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
         kernel: a user's own operation, ``kernel(images, magnitudes) -> images``, called with
-            float32 images (n, C, H, W) clamped to [0, 1] and signed magnitudes (n,) float32 (zeros
-            without a magnitude). The result, of the same shape, is clamped to [0, 1] where it
-            differs from the images.
+            float32 images (n, C, H, W), their range brought and clamped to [0, 1], and signed
+            magnitudes (n,) float32 (zeros without a magnitude). The result, of the same shape, is
+            clamped to [0, 1] where it differs from the images. A kernel that does not take any
+            number of channels may have a method ``check_channels(channels)`` that raises a
+            ValueError for others: it is asked before anything is drawn.
         matrix: a user's own geometric operation, ``matrix(magnitudes, height, width) -> matrices``,
             called with signed magnitudes (n,) float64. Row by row the result, (n, 2, 3), says which
             point of the image each point (x, y) of the result shows: ``matrix @ (x, y, 1)``, in

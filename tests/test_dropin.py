@@ -120,11 +120,11 @@ def test_masks_are_filled_with_zero_by_default():
 @pytest.mark.parametrize(
     ("fill", "error", "message"),
     [
-        ({"others": 300}, ValueError, r"0 \.\. 255"),
+        ({"others": 70000}, ValueError, r"0 \.\. 65535"),
         ({"other": 3}, ValueError, "keyed by types or 'others', got the key 'other'"),
         ({3: 3}, ValueError, "the key 3"),
         ({tv_tensors.Image: "red"}, TypeError, "fill must be a number"),
-        ({tv_tensors.Image: (1, 2)}, ValueError, "one per channel"),
+        ({tv_tensors.Image: ()}, ValueError, "one per channel"),
         ({tv_tensors.Mask: (1, 2)}, TypeError, "fill of a Mask must be one number"),
         ({tv_tensors.Mask: "void"}, TypeError, "fill of a Mask must be one number"),
         ({tv_tensors.Mask: 10**400}, ValueError, "fill of a Mask must fit into 64 bits"),
@@ -387,7 +387,6 @@ def test_an_array_in_a_sample_is_its_image():
     [
         (np.zeros((8, 8), np.uint8), ValueError, r"\(H, W, C\).*\(8, 8\); image\[\.\.\., None\]"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"\(H, W, C\)"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, "1 or 3 channels"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, "height 0"),
         (np.zeros((8, 8, 3), np.int64), TypeError, r"torch.int64; .*image\.astype\(np\.uint8\)"),
         (np.full((8, 8, 3), 200.0), ValueError, "divided by 255"),
@@ -400,10 +399,10 @@ def test_other_arrays_are_refused(array, error, message):
         augment()(array)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_pil_images_with_alpha_are_refused_with_what_to_do(mode):
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_pil_images_of_other_modes_are_refused_with_what_to_do(mode):
     picture = Image.new(mode, (4, 4))
-    with pytest.raises(ValueError, match=rf"mode L or RGB, got {mode}; image\.convert\('RGB'\)"):
+    with pytest.raises(ValueError, match=rf"RGBA, I;16, got {mode}; image\.convert\('RGB'\)"):
         augment()(picture)
     augment()(picture.convert("RGB"))
 
@@ -467,7 +466,8 @@ def test_collated_samples_that_make_no_batch_are_refused():
         ([(small, 1), (large, 2)], ValueError, r"one shape, got \(3, 8, 20\) and \(3, 16, 20\)"),
         ([(small, 1), {"image": small}], ValueError, "one structure"),
         ([(small, 1), (small.convert("L"), 2)], ValueError, "one shape"),
-        ([(small, 1), (small.convert("RGBA"), 2)], ValueError, "got RGBA"),
+        ([(small, 1), (small.convert("CMYK"), 2)], ValueError, "got CMYK"),
+        ([(small, 1), (small.convert("RGBA"), 2)], ValueError, "one shape"),
         ([(small, boxes)], ValueError, "BoundingBoxes cannot be augmented as a batch"),
         ([{"image": small, "actions": 3}], ValueError, "no entry 'actions'"),
         ([(1, 2), (3, 4)], TypeError, "no image"),

@@ -244,15 +244,13 @@ def test_own_kernel_and_its_mistakes():
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.zeros(3, 8, 8, dtype=torch.int16), TypeError, "torch.int16"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint16), TypeError, "torch.uint16"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError, "uint8 or floating"),
+        (torch.zeros(3, 8, 8, dtype=torch.int16), TypeError, "int16 images have no black"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError, "uint8, uint16, int16 or floating"),
         (torch.full((3, 8, 8), 200.0), ValueError, "divided by 255"),
         (torch.full((3, 8, 8), -0.6), ValueError, r"\[0, 1\]"),
         (torch.full((3, 8, 8), math.nan), ValueError, "NaN or infinite in 100 %"),
         (noise(8, 8), ValueError, r"\(8, 8\)"),
-        (noise(2, 8, 8), ValueError, r"1 or 3 channels.*\(2, 8, 8\)"),
-        (noise(5, 4, 8, 8), ValueError, "1 or 3 channels"),
+        (noise(0, 8, 8), ValueError, r"1 or more channels.*\(0, 8, 8\)"),
         (noise(3, 0, 8), ValueError, "height 0, width 8"),
         (Image.new("RGB", (0, 4)), TypeError, "Image"),
         ([1, 2], TypeError, "list"),
@@ -281,9 +279,8 @@ def test_bad_samples_are_refused():
         ((image, boxed(size=(4, 4))), r"BoundingBoxes must have the size"),
         ((tv_tensors.Image(noise(2, 3, 8, 8)), boxed()), "belong to one image"),
         ((tv_tensors.Image(noise(2, 3, 8, 8)), tv_tensors.Mask(noise(3, 8, 8))), r"\(2, \.\.\."),
-        ((image, boxed("XYWHR", values=torch.zeros(1, 5))), "XYWHR"),
         ((image, tv_tensors.Image(noise(3, 9, 8))), "same batch size and height and width"),
-        ((Image.new("RGBA", (4, 4)),), "RGBA"),
+        ((Image.new("CMYK", (4, 4)),), "CMYK"),
         ((noise(3, 8, 8).as_subclass(tv_tensors.Video),), r"\(..., T, C, H, W\), got \(3, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -306,8 +303,8 @@ def test_actions_that_do_not_match_are_refused():
     ("arguments", "error", "message"),
     [
         ({"interpolation": InterpolationMode.BICUBIC}, ValueError, "NEAREST or BILINEAR"),
-        ({"fill": (1, 2)}, ValueError, r"one per channel \(1 or 3\)"),
-        ({"fill": 300}, ValueError, r"0 \.\. 255"),
+        ({"fill": ()}, ValueError, "one value or one per channel"),
+        ({"fill": 70000}, ValueError, r"0 \.\. 65535"),
         ({"fill": "red"}, TypeError, "fill"),
         ({"space": "wide"}, ValueError, "known are rand_augment, wide_long"),
     ],

@@ -145,8 +145,8 @@ def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     """Interpolate where a matrix points; neighbours are clamped at the edge, as in Pillow.
 
     Args:
-        images: (n, C, H, W), uint8 (interpolated in the dtype of the matrices, then truncated) or
-            floating point.
+        images: (n, C, H, W), integers (interpolated in the dtype of the matrices, then truncated)
+            or floating point.
         matrices: (n, 6) floating point, on pixel centres at + 0.5.
         fill: (C, 1, 1), for the pixels that come from outside of the image.
     """
@@ -177,18 +177,19 @@ def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     return torch.where(inside[:, None], values.to(images.dtype), fill)
 
 
-def cutout(images: Tensor, boxes: Tensor) -> Tensor:
+def cutout(images: Tensor, boxes: Tensor, black: float = 0) -> Tensor:
     """Blacken a rectangle of each image.
 
     Args:
         images: (n, C, H, W) of any dtype.
         boxes: (n, 4) int64, first and last + 1 of the rows, then of the columns; may reach over
             the border.
+        black: what the rectangle is filled with.
     """
     x, y = _grid(images.shape[2], images.shape[3], images.device)
     top, bottom, left, right = boxes.view(-1, 4, 1, 1).unbind(1)
     hole = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return images.masked_fill(hole[:, None], 0)
+    return images.masked_fill(hole[:, None], black)
 
 
 def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

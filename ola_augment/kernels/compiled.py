@@ -1,8 +1,9 @@
-"""How the exact kernels get compiled: once, in another process, while others serve.
+"""How the compiled kernels get compiled: once, in another process, while others serve.
 
-A process asks :data:`KERNELS` for them with every batch. If they lie on disk it loads them; if not,
-whoever gets the lock starts this file as a program that compiles them there. It imports numba and
-``exact.py`` alone, so nothing here may import torch or other parts of the package at the top.
+A process asks :data:`KERNELS` or :data:`RANGED` for them with every batch. If they lie on disk it
+loads them; if not, whoever gets the lock starts this file as a program that compiles them there. It
+imports numba and the files of kernels alone, so nothing here may import torch or other parts of the
+package at the top.
 """
 
 from __future__ import annotations
@@ -38,9 +39,15 @@ _log = logging.getLogger("ola_augment")
 
 
 class CompiledKernels:
-    """The compiled ``run_batch`` of this process, as soon as there is one."""
+    """The compiled ``run_batch`` of a file, as soon as this process has one.
 
-    def __init__(self) -> None:
+    Args:
+        file: name of the module in this folder.
+        images: what it is for, for messages.
+    """
+
+    def __init__(self, file: str = "exact", images: str = "uint8") -> None:
+        self._file, self._images = file, images
         self._run: RunBatch | None = None
         self._next_look = 0.0
         self._starts = 0
@@ -72,7 +79,7 @@ class CompiledKernels:
 
     def _look(self) -> None:
         directory = cache_directory()
-        if _is_compiled(directory):
+        if _is_compiled(directory, self._file):
             self._load(directory)
             return
         self._next_look = time.monotonic() + _LOOK_EVERY
@@ -83,7 +90,7 @@ class CompiledKernels:
             )
             self._next_look = float("inf")
         elif fcntl is None or not sys.executable:
-            _log.warning("compiling the kernels for uint8 batches, once: about 15 s")
+            _log.warning("compiling the kernels for %s batches, once: about 15 s", self._images)
             self._load(directory)
         elif self._compiling is not None and self._compiling.poll() is None:
             return
@@ -99,16 +106,17 @@ class CompiledKernels:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another process compiles
-            if _is_compiled(directory):
+            if _is_compiled(directory, self._file):
                 return
             self._starts += 1
             _log.warning(
-                "compiling the kernels for uint8 batches in another process, once for this machine "
-                "(about 15 s); until then slower ones with the same results serve"
+                "compiling the kernels for %s batches in another process, once for this machine "
+                "(about 15 s); until then slower ones with the same results serve",
+                self._images,
             )
             # The lock goes over to the process and ends with it.
             self._compiling = subprocess.Popen(
-                [sys.executable, __file__, str(directory)],
+                [sys.executable, __file__, str(directory), self._file],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -118,7 +126,7 @@ class CompiledKernels:
             )
 
     def _load(self, directory: Path | None) -> None:
-        self._run = load(directory)
+        self._run = load(directory, self._file)
         self._used[0] = 1
 
     def load_for_forks(self) -> None:
@@ -131,21 +139,22 @@ class CompiledKernels:
         self._lock = threading.Lock()
 
 
-def load(directory: Path | None) -> RunBatch:
-    """Load ``run_batch`` from a directory, or compile it into that."""
+def load(directory: Path | None, file: str = "exact") -> RunBatch:
+    """Load the ``run_batch`` of a file from a directory, or compile it into that."""
     numba = import_module("numba")
     given = numba.config.CACHE_DIR
     if directory is not None:
         numba.config.CACHE_DIR = str(directory)
     try:
-        exact = import_module("ola_augment.kernels.exact")
+        module = import_module(f"ola_augment.kernels.{file}")
     finally:
         numba.config.CACHE_DIR = given
     if not numba.config.DISABLE_JIT:
-        exact.run_batch.compile(exact.SIGNATURE)
+        for signature in module.SIGNATURES:
+            module.run_batch.compile(signature)
         if directory is not None:
-            (directory / "compiled").touch()
-    run: RunBatch = exact.run_batch
+            (directory / f"compiled {file}").touch()
+    run: RunBatch = module.run_batch
     return run
 
 
@@ -183,18 +192,21 @@ def _writable(root: Path, name: str) -> Path | None:
     return directory
 
 
-def _is_compiled(directory: Path | None) -> bool:
-    return directory is not None and (directory / "compiled").exists()
+def _is_compiled(directory: Path | None, file: str) -> bool:
+    return directory is not None and (directory / f"compiled {file}").exists()
 
 
 def _digest() -> str:
     parts = [platform.python_version(), sys.implementation.cache_tag or "", _cpu()]
-    parts += [metadata.version("numba"), metadata.version("llvmlite"), str(_EXACT)]
+    parts += [metadata.version("numba"), metadata.version("llvmlite"), str(_FOLDER)]
     parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_")]
-    return hashlib.sha256("\n".join(parts).encode() + _EXACT.read_bytes()).hexdigest()[:16]
+    sources = b"".join((_FOLDER / f"{file}.py").read_bytes() for file in _FILES)
+    return hashlib.sha256("\n".join(parts).encode() + sources).hexdigest()[:16]
 
 
-_EXACT = Path(__file__).with_name("exact.py")
+_FOLDER = Path(__file__).parent
+#: What is compiled, and what that imports.
+_FILES = ("exact", "ranged", "kind")
 
 
 def _cpu() -> str:
@@ -216,21 +228,22 @@ def _locked(directory: Path | None) -> Iterator[None]:
 
 
 KERNELS = CompiledKernels()
+RANGED = CompiledKernels("ranged", "uint16 and float")
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=KERNELS.load_for_forks, after_in_child=KERNELS.renew_lock)
+    for _kernels in (KERNELS, RANGED):
+        os.register_at_fork(before=_kernels.load_for_forks, after_in_child=_kernels.renew_lock)
 
 
-def _compile(directory: str) -> None:
-    """The program: compile into a directory, with the package around ``exact.py`` left out."""
+def _compile(directory: str, file: str) -> None:
+    """The program: compile into a directory, with the package around the kernels left out."""
     os.nice(5)
-    folder = Path(__file__).parent
-    for name, path in (("ola_augment", folder.parent), ("ola_augment.kernels", folder)):
+    for name, path in (("ola_augment", _FOLDER.parent), ("ola_augment.kernels", _FOLDER)):
         package: Any = types.ModuleType(name)
         package.__path__ = [str(path)]
         sys.modules[name] = package
     sys.path.pop(0)  # this folder, whose files are no top-level modules
-    load(Path(directory))
+    load(Path(directory), file)
 
 
 if __name__ == "__main__":
-    _compile(sys.argv[1])
+    _compile(sys.argv[1], sys.argv[2])

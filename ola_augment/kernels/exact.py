@@ -2,8 +2,8 @@
 
 Every kernel reads one image (C, H, W) and writes another, so that a chain of operations goes back
 and forth between the result and one scratch image and copies nothing. Arithmetic is single
-precision where Pillow's is; no fastmath, because a fused multiply-add rounds differently. All of it
-lies in this one file because numba's cache notices changes of a function's own file only.
+precision where Pillow's is; no fastmath, because a fused multiply-add rounds differently. What is
+not of bytes is left to ``ranged.py``, which shares the kernels that move pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numba import njit
 from ola_augment.kernels.kind import Kind
 
 #: The one signature of ``run_batch``: one compilation serves all batches.
-SIGNATURE = (
+SIGNATURES = [
     "void(uint8[:,:,:,::1], uint8[:,:,:,::1], int64[:,::1], boolean[:,::1], int64[:,::1], "
     "int8[:,::1], float32[:,:,::1], int64[::1], float64[:,:,:,::1], int64[:,:,:,::1], "
-    "uint8[:,:,::1], uint8[::1], boolean)"
-)
+    "uint8[:,:,::1], uint8[::1], boolean, int64, float64[::1])"
+]
 
 _RED, _GREEN, _BLUE = np.float32(19595), np.float32(38470), np.float32(7471)
 _HALF, _ZERO, _WHITE = np.float32(0.5), np.float32(0), np.float32(255)
@@ -92,31 +92,67 @@ def _equalize_table(source, table, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _contrast_table(source, factor, table):  # type: ignore[no-untyped-def]
-    """``ImageEnhance.Contrast``: blend with the mean grey level, rounded."""
-    size = source.shape[1]
-    total = np.int64(0)
-    if len(source) == 1:
-        for i in range(size):
-            total += source[0, i]
-    else:
+def _mean_grey(source, weights):  # type: ignore[no-untyped-def]
+    """Mean of the grey image, rounded; Pillow rounds its grey pixels too, others have no need."""
+    channels, size = source.shape
+    total, weighted = np.int64(0), 0.0
+    if len(weights) > 0:
+        for c in range(channels):
+            total = np.int64(0)
+            for i in range(size):
+                total += source[c, i]
+            weighted += weights[c] * total
+        return np.floor(weighted / size + 0.5)
+    if channels == 3:
         for i in range(size):
             total += np.int64(_luma(source[0, i], source[1, i], source[2, i]))
-    mean = np.float32((2 * total + size) // (2 * size))
+    else:
+        for c in range(channels):
+            for i in range(size):
+                total += source[c, i]
+        size *= channels
+    return np.float64((2 * total + size) // (2 * size))
+
+
+@njit(cache=True, nogil=True)
+def _contrast_table(source, factor, table, weights):  # type: ignore[no-untyped-def]
+    """``ImageEnhance.Contrast``: blend with the mean grey level."""
+    mean = np.float32(_mean_grey(source, weights))
     for v in range(256):
         table[v] = _blend(mean, np.float32(v), factor)
 
 
 @njit(cache=True, nogil=True)
-def _color(source, result, factor):  # type: ignore[no-untyped-def]
+def _color(source, result, factor, weights):  # type: ignore[no-untyped-def]
     """``ImageEnhance.Color``: blend with the grey image."""
-    if len(source) == 1:
+    channels, size = source.shape
+    if channels == 1:
         _copy(source[0], result[0])
-        return
-    for i in range(source.shape[1]):
-        grey = _luma(source[0, i], source[1, i], source[2, i])
-        for c in range(3):
-            result[c, i] = _blend(grey, np.float32(source[c, i]), factor)
+    elif channels == 3 and len(weights) == 0:
+        for i in range(size):
+            grey = _luma(source[0, i], source[1, i], source[2, i])
+            for c in range(3):
+                result[c, i] = _blend(grey, np.float32(source[c, i]), factor)
+    else:
+        grey = np.empty(size, np.float32)
+        _mean_of_bands(source, grey, weights)
+        for c in range(channels):
+            for i in range(size):
+                result[c, i] = _blend(grey[i], np.float32(source[c, i]), factor)
+
+
+@njit(cache=True, nogil=True)
+def _mean_of_bands(source, grey, weights):  # type: ignore[no-untyped-def]
+    """The grey image, rounded, of any number of channels."""
+    channels, size = source.shape
+    total = np.zeros(size, np.float64)
+    for c in range(channels):
+        weight = weights[c] if len(weights) > 0 else 1.0
+        for i in range(size):
+            total[i] += weight * source[c, i]
+    divisor = 1.0 if len(weights) > 0 else float(channels)
+    for i in range(size):
+        grey[i] = np.floor(total[i] / divisor + 0.5)
 
 
 @njit(cache=True, nogil=True)
@@ -158,15 +194,15 @@ def _blur(source, result, width):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _cutout(source, result, side, center_y, center_x):  # type: ignore[no-untyped-def]
+def _cutout(source, result, side, center, black):  # type: ignore[no-untyped-def]
     channels, height, width = source.shape
     size = int(side)
-    top = math.floor(center_y * height) - size // 2
-    left = math.floor(center_x * width) - size // 2
+    top = math.floor(center[0] * height) - size // 2
+    left = math.floor(center[1] * width) - size // 2
     _copy(source.ravel(), result.ravel())
     for c in range(channels):
         for y in range(max(top, 0), min(top + size, height)):
-            result[c, y, max(left, 0) : max(left + size, 0)] = 0
+            result[c, y, max(left, 0) : max(left + size, 0)] = black
 
 
 @njit(cache=True, nogil=True)
@@ -222,6 +258,18 @@ def _shift_rows(source, result, shape, f, fill):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _gather(source, result, index, fill):  # type: ignore[no-untyped-def]
+    size = len(index)
+    for c in range(len(fill)):
+        for i in range(size):
+            j = index[i]
+            if j >= 0:
+                result[np.uint64(c * size + i)] = source[np.uint64(c * size + j)]
+            else:
+                result[np.uint64(c * size + i)] = fill[c]
+
+
+@njit(cache=True, nogil=True)
 def _affine_nearest(source, result, shape, m, f, fill):  # type: ignore[no-untyped-def]
     """``ImagingTransformAffine``."""
     channels, height, width = shape
@@ -247,6 +295,9 @@ def _affine_nearest(source, result, shape, m, f, fill):  # type: ignore[no-untyp
                 index[line + x] = _flat_index(_truncate(u), _truncate(v), height, width)
                 u, v = u + m[0], v + m[3]
             u0, v0 = u0 + m[1], v0 + m[4]
+    if channels != 3 and channels != 1:
+        _gather(source, result, index, fill)
+        return
     # Pixel by pixel, unrolled; a single channel is written three times.
     second, third = (size, 2 * size) if channels == 3 else (0, 0)
     red, green, blue = fill[0], fill[second // size], fill[third // size]
@@ -287,24 +338,28 @@ def _affine_bilinear(source, result, m, fill):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _run(  # type: ignore[no-untyped-def]
-    kind, source, result, parameters, fixed, center, fill, bilinear, table, counts
+    kind, source, result, parameters, fixed, center, fill, bilinear, colors, weights, table, counts
 ):
     """One operation on one image; ``table`` is overwritten by the kinds that make their own."""
     channels, width = len(source), source.shape[2]
     flat, flat_result = source.reshape(channels, -1), result.reshape(channels, -1)
+    if kind != Kind.AFFINE and kind != Kind.CUTOUT:
+        for c in range(colors, channels):
+            _copy(flat[c], flat_result[c])
+        flat, flat_result = flat[:colors], flat_result[:colors]
     factor = np.float32(parameters[0])
     if kind == Kind.AFFINE and bilinear:
         _affine_bilinear(source, result, parameters, fill)
     elif kind == Kind.AFFINE:
         _affine_nearest(source.ravel(), result.ravel(), source.shape, parameters, fixed, fill)
     elif kind == Kind.COLOR:
-        _color(flat, flat_result, factor)
+        _color(flat, flat_result, factor, weights)
     elif kind == Kind.CUTOUT:
-        _cutout(source, result, parameters[0], center[0], center[1])
+        _cutout(source, result, parameters[0], center, np.uint8(0))
     else:
         if kind == Kind.CONTRAST:
-            _contrast_table(flat, factor, table)
-        for c in range(channels):
+            _contrast_table(flat, factor, table, weights)
+        for c in range(colors):
             if kind == Kind.SHARPNESS:
                 _sharpness(flat[c], flat_result[c], width, factor)
             elif kind == Kind.BLUR:
@@ -320,7 +375,7 @@ def _run(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def run_batch(  # type: ignore[no-untyped-def]
     images, result, ops, keep, bins, signs, centers,
-    kinds, parameters, fixed, tables, fill, bilinear,
+    kinds, parameters, fixed, tables, fill, bilinear, colors, weights,
 ):  # fmt: skip
     """Apply the kept slots of every image from left to right.
 
@@ -340,6 +395,8 @@ def run_batch(  # type: ignore[no-untyped-def]
         tables: (A, bins, 256) uint8.
         fill: (C,) uint8.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
+        colors: how many channels colours change; an alpha channel comes after them.
+        weights: (colors,) float64 of the grey image; empty: Pillow's for three, else the mean.
     """
     scratch = np.empty(result.shape[1:], np.uint8)
     table, counts = np.empty(256, np.uint8), np.empty(1024, np.int32)
@@ -363,6 +420,6 @@ def run_batch(  # type: ignore[no-untyped-def]
                 table[:] = tables[op, k]
             _run(
                 kinds[op], source, target, parameters[op, k, sign], fixed[op, k, sign],
-                centers[i, s], fill, bilinear, table, counts,
+                centers[i, s], fill, bilinear, colors, weights, table, counts,
             )  # fmt: skip
             source = target

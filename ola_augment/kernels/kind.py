@@ -7,7 +7,7 @@ class Kind(IntEnum):
     """The exact kernels; several operations share one and differ in their parameters only."""
 
     IDENTITY = 0
-    TABLE = 1  # one value per grey level, known before the image is seen
+    TABLE = 1  # one value per level of a byte, known before the image is seen
     AUTO_CONTRAST = 2
     EQUALIZE = 3
     CONTRAST = 4
@@ -17,3 +17,8 @@ class Kind(IntEnum):
     AFFINE = 8
     CUTOUT = 9
     BATCHED = 10  # no compiled kernel: the batched one, or a user's own
+    # What a TABLE is where there is more than one byte of levels.
+    SOLARIZE = 11
+    POSTERIZE = 12
+    BRIGHTNESS = 13
+    INVERT = 14

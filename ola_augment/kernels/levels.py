@@ -1,21 +1,27 @@
-"""Batched kernels that change grey levels: color, tone and the two filters.
+"""Batched kernels that change levels: color, tone and the two filters.
 
-Each takes levels (n, C, H, W), floating point in [0, 255], magnitudes (n, 1, 1, 1) and ``whole``,
-and returns levels that may lie outside of [0, 255]. With ``whole`` the levels are whole numbers and
-intermediate results are rounded where Pillow rounds them, which makes the truncated result equal to
-Pillow's; without, nothing is rounded, and the result is differentiable wherever the operation is.
+Each takes levels (n, C, H, W) of the colour channels, floating point in [0, ``pixels.white``],
+magnitudes (n, 1, 1, 1) in the unit of Pillow's 0 .. 255, and the :class:`PixelFormat`, and returns
+levels that may lie outside. Where ``pixels.whole``, levels are whole numbers counted from the low
+end of the range, and intermediate results are rounded where Pillow rounds them, which makes the
+truncated result of bytes equal to Pillow's; elsewhere nothing is rounded, and the result is
+differentiable wherever the operation is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-LevelsKernel = Callable[[Tensor, Tensor, bool], Tensor]
+from ola_augment.kernels.pixel_format import PixelFormat
 
-_HIGH = 255
+LevelsKernel = Callable[[Tensor, Tensor, PixelFormat], Tensor]
+
+#: Floats are equalized in so many levels: as many as leave a bin four pixels.
+_FEW_BINS, _BINS, _PIXELS = 256, 1024, 4096
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -27,16 +33,52 @@ def _nearest_level(levels: Tensor) -> Tensor:
     return torch.floor(levels + 0.5)
 
 
-def _rounded(levels: Tensor, whole: bool) -> Tensor:
-    return _nearest_level(levels) if whole else levels
+def _rounded(levels: Tensor, pixels: PixelFormat) -> Tensor:
+    return _nearest_level(levels) if pixels.whole else levels
 
 
-def _grey(levels: Tensor, whole: bool) -> Tensor:
-    """(19595 R + 38470 G + 7471 B) / 65536, exact in float32; (n, 1, H, W)."""
-    if levels.shape[1] == 1:
+def _grey(levels: Tensor, pixels: PixelFormat) -> Tensor:
+    """(n, 1, H, W): by the weights of the user, Pillow's for three channels, or the mean."""
+    channels = levels.shape[1]
+    if channels == 1:
         return levels
-    red, green, blue = torch.split(levels, 1, dim=1)
-    return _rounded((19595 * red + 38470 * green + 7471 * blue) / 65536, whole)
+    if pixels.grey is not None:
+        grey = _weighted(levels, pixels.grey)
+    elif channels == 3:
+        # Exact in single precision for bytes.
+        red, green, blue = torch.split(levels, 1, dim=1)
+        grey = (19595 * red + 38470 * green + 7471 * blue) / 65536
+    elif pixels.whole:
+        wide = wide_dtype(levels.device)
+        grey = levels.sum(1, keepdim=True, dtype=wide) / channels
+    else:
+        grey = levels.mean(1, keepdim=True)
+    return _rounded(grey, pixels).to(levels.dtype)
+
+
+def _weighted(levels: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Sum over the channels, from the first to the last, in double precision."""
+    bands = torch.split(levels.to(wide_dtype(levels.device)), 1, dim=1)
+    total: Tensor = weights[0] * bands[0]
+    for weight, band in zip(weights[1:], bands[1:], strict=True):
+        total = total + weight * band
+    return total
+
+
+def _mean_grey(levels: Tensor, pixels: PixelFormat) -> Tensor:
+    """(n, 1, 1, 1): the mean of the grey image, whose pixels Pillow has rounded before."""
+    n, channels, height, width = levels.shape
+    if not pixels.whole:
+        return _grey(levels, pixels).mean((1, 2, 3), keepdim=True)
+    if pixels.grey is not None:
+        totals = levels.sum((2, 3), keepdim=True, dtype=torch.int64)
+        mean = _weighted(totals, pixels.grey) / (height * width)
+        return _nearest_level(mean).to(levels.dtype)
+    grey = _grey(levels, pixels) if channels == 3 else levels
+    total, size = grey.sum((1, 2, 3), keepdim=True, dtype=torch.int64), grey[:1].numel()
+    if n == 0 or size == 0:
+        return total.to(levels.dtype)
+    return torch.div(2 * total + size, 2 * size, rounding_mode="floor").to(levels.dtype)
 
 
 def _blend(degenerate: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
@@ -49,7 +91,7 @@ def _box_sum(levels: Tensor, size: int) -> Tensor:
         fitting = max(levels.shape[dim] - size + 1, 0)
         starts = range(min(size, levels.shape[dim] - fitting + 1))
         windows = [levels.narrow(dim, start, fitting) for start in starts]
-        levels = torch.stack(windows).sum(0)
+        levels = sum(windows[2:], windows[0] + windows[1]) if len(windows) > 1 else windows[0]
     return levels
 
 
@@ -59,120 +101,157 @@ def _inside(levels: Tensor, border: int) -> Tensor:
     ]
 
 
-def auto_contrast(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
-    """``ImageOps.autocontrast``: stretch each channel to [0, 255]; a constant one stays."""
-    values = levels.to(wide_dtype(levels.device)) if whole else levels
+def auto_contrast(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
+    """``ImageOps.autocontrast``: stretch each channel to the range; a constant one stays."""
+    values = levels.to(wide_dtype(levels.device)) if pixels.whole else levels
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
-    # Not 255 / tensor, which torch computes by way of the reciprocal.
-    scale = torch.full_like(low, _HIGH) / torch.where(high > low, high - low, _HIGH)
-    return torch.where(high > low, values * scale + -low * scale, values)
+    # Not white / tensor, which torch computes by way of the reciprocal.
+    scale = torch.full_like(low, pixels.white) / torch.where(high > low, high - low, pixels.white)
+    stretched = values * scale + -low * scale if pixels.whole else (values - low) * scale
+    return torch.where(high > low, stretched, values)
 
 
-def equalize(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
-    """``ImageOps.equalize``, by the histogram of the nearest whole levels; no gradient."""
-    planes, pixels = levels.shape[0] * levels.shape[1], levels.shape[2] * levels.shape[3]
-    grey = torch.arange(256, device=levels.device)
+def equalize(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
+    """``ImageOps.equalize`` with as many levels as there are, or bins of floats; no gradient."""
+    planes, size = levels.shape[0] * levels.shape[1], levels.shape[2] * levels.shape[3]
+    bins = int(pixels.white) + 1
+    if not pixels.whole:
+        bins = _BINS if size >= _PIXELS else _FEW_BINS
+    if size < bins:  # no step
+        return levels
+    scale = (bins - 1) / pixels.white
     # On a device values are not looked at before: NaN must not become an index.
-    nearest = _nearest_level(levels.detach()).nan_to_num_().clamp_(0, _HIGH)
-    index = nearest.reshape(planes, pixels).long()
-    histogram = _histograms(index)
+    nearest = _nearest_level(levels.detach() * scale).nan_to_num_().clamp_(0, bins - 1)
+    index = nearest.reshape(planes, size).long()
+    histogram = _histograms(index, bins)
+    grey = torch.arange(bins, device=levels.device)
     last = (grey * (histogram > 0)).amax(1, keepdim=True)
-    step = (pixels - histogram.gather(1, last)) // 255
+    step = (size - histogram.gather(1, last)) // (bins - 1)
     seen = step // 2 + histogram.cumsum(1) - histogram
-    table = (seen // step.clamp(min=1)).clamp(max=_HIGH).to(levels.dtype)
+    table = (seen // step.clamp(min=1)).clamp(max=bins - 1).to(levels.dtype) / scale
     equalized = table.gather(1, index).view_as(levels)
     return torch.where(step.view(*levels.shape[:2], 1, 1) > 0, equalized, levels)
 
 
-def _histograms(index: Tensor) -> Tensor:
-    """How often each of 256 levels occurs in each row: (N, P) int64 to (N, 256) integers."""
+def _histograms(index: Tensor, bins: int) -> Tensor:
+    """How often each of the levels occurs in each row: (N, P) int64 to (N, bins) integers."""
     planes, one = len(index), torch.ones((), dtype=torch.int32, device=index.device)
-    histograms = torch.zeros(planes, 256, dtype=torch.int32, device=index.device)
+    histograms = torch.zeros(planes, bins, dtype=torch.int32, device=index.device)
     if index.device.type == "cpu":
         return histograms.scatter_add_(1, index, one.expand_as(index))
     # All in one flat tensor: there scatter_add_ can be deterministic.
-    index = (index + 256 * torch.arange(planes, device=index.device)[:, None]).flatten()
-    return histograms.view(-1).scatter_add_(0, index, one.expand_as(index)).view(planes, 256)
+    index = (index + bins * torch.arange(planes, device=index.device)[:, None]).flatten()
+    return histograms.view(-1).scatter_add_(0, index, one.expand_as(index)).view(planes, bins)
 
 
-def solarize(levels: Tensor, threshold: Tensor, whole: bool) -> Tensor:
-    """``ImageOps.solarize``: invert the levels from the threshold up, by the nearest level."""
-    return torch.where(_nearest_level(levels) < threshold, levels, _HIGH - levels)
+def solarize(levels: Tensor, threshold: Tensor, pixels: PixelFormat) -> Tensor:
+    """``ImageOps.solarize``: invert the levels from threshold / 256 of the range up."""
+    count = pixels.white + 1 if pixels.whole else pixels.white
+    return torch.where(256 * levels < threshold * count, levels, pixels.white - levels)
 
 
-def posterize(levels: Tensor, bits: Tensor, whole: bool) -> Tensor:
-    """``ImageOps.posterize``: keep the upper bits of the nearest level; no gradient."""
-    step = 2 ** (8 - bits.trunc())
-    return torch.floor(_nearest_level(levels) / step) * step
+def posterize(levels: Tensor, bits: Tensor, pixels: PixelFormat) -> Tensor:
+    """``ImageOps.posterize``: keep the upper bits, of floats those of the nearest 255th."""
+    if not pixels.whole:
+        levels = _nearest_level(levels)
+    count = pixels.white + 1 if pixels.whole else 256
+    step = count * 2.0 ** -bits.trunc()
+    return torch.floor(torch.floor(levels / step) * step)
 
 
-def invert(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
+def invert(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageOps.invert``."""
-    return _HIGH - levels
+    return pixels.white - levels
 
 
-def brightness(levels: Tensor, factor: Tensor, whole: bool) -> Tensor:
+def brightness(levels: Tensor, factor: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageEnhance.Brightness``: blend with black."""
     return factor * levels
 
 
-def contrast(levels: Tensor, factor: Tensor, whole: bool) -> Tensor:
-    """``ImageEnhance.Contrast``: blend with the mean of the grey image, rounded if ``whole``."""
-    grey = _grey(levels, whole)
-    if whole:
-        size = levels.shape[2] * levels.shape[3]
-        total = grey.sum((1, 2, 3), keepdim=True, dtype=torch.int64)
-        mean = ((2 * total + size) // (2 * size)).to(levels.dtype)
-    else:
-        mean = grey.mean((1, 2, 3), keepdim=True)
-    return _blend(mean, levels, factor)
+def contrast(levels: Tensor, factor: Tensor, pixels: PixelFormat) -> Tensor:
+    """``ImageEnhance.Contrast``: blend with the mean of the grey image."""
+    return _blend(_mean_grey(levels, pixels), levels, factor)
 
 
-def color(levels: Tensor, factor: Tensor, whole: bool) -> Tensor:
+def color(levels: Tensor, factor: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageEnhance.Color``: blend with the grey image; one channel stays as it is."""
-    return _blend(_grey(levels, whole), levels, factor) if levels.shape[1] > 1 else levels
+    return _blend(_grey(levels, pixels), levels, factor) if levels.shape[1] > 1 else levels
 
 
-def sharpness(levels: Tensor, factor: Tensor, whole: bool) -> Tensor:
+def sharpness(levels: Tensor, factor: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageEnhance.Sharpness``: blend with ``ImageFilter.SMOOTH``; the border of 1 stays."""
     inside = _inside(levels, 1)
-    smooth = _rounded((_box_sum(levels, 3) + 4 * inside) / 13, whole)
+    smooth = _rounded((_box_sum(levels, 3) + 4 * inside) / 13, pixels)
     result = levels.clone()
     _inside(result, 1).copy_(_blend(smooth, inside, factor))
     return result
 
 
-def blur(levels: Tensor, _: Tensor, whole: bool) -> Tensor:
+def blur(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageFilter.BLUR``: mean of the outer 16 of 5 x 5 pixels; the border of 2 stays."""
     ring = _box_sum(levels, 5) - _box_sum(_inside(levels, 1), 3)
     result = levels.clone()
-    _inside(result, 2).copy_(_rounded(ring / 16, whole))
+    _inside(result, 2).copy_(_rounded(ring / 16, pixels))
     return result
 
 
 def run_on_levels(
-    kernel: LevelsKernel, images: Tensor, magnitudes: Tensor, leaves_range: bool
+    kernel: LevelsKernel,
+    images: Tensor,
+    magnitudes: Tensor,
+    leaves_range: bool,
+    pixels: PixelFormat,
 ) -> Tensor:
-    """Run a kernel on uint8 images, truncating as Pillow does, or on floating ones in [0, 1].
+    """Run a kernel on the colours of images, truncating whole levels as Pillow does.
 
-    Values that the kernel leaves as they are come back bit for bit, also outside of [0, 1].
+    Values that the kernel leaves as they are come back bit for bit, also outside of the range.
 
     Args:
         kernel: one of the above.
-        images: (n, C, H, W) uint8, float32 or float64.
+        images: (n, C, H, W) uint8, int32 (which stands for the other integers), float32 or float64.
         magnitudes: (n,) floating point.
         leaves_range: whether to clamp what the kernel changes.
+        pixels: what the images are.
     """
-    whole = not images.is_floating_point()
-    levels = images.float() if whole else images * _HIGH
-    result = kernel(levels, magnitudes.to(levels.dtype).view(-1, 1, 1, 1), whole)
-    if whole:
-        return (result.clamp(0, _HIGH) if leaves_range else result).to(images.dtype)
+    if pixels.alpha:
+        colors, alpha = images[:, :-1], images[:, -1:]
+        opaque = replace(pixels, channels=pixels.colors, alpha=False)
+        return torch.cat(
+            (run_on_levels(kernel, colors, magnitudes, leaves_range, opaque), alpha), dim=1
+        )
+    if pixels.whole:
+        return _run_on_whole_levels(kernel, images, magnitudes, leaves_range, pixels)
+    unit = pixels.white / (pixels.high - pixels.low)
+    levels = (images - pixels.low) * unit if pixels.low else images * unit
+    result = kernel(levels, magnitudes.to(levels.dtype).view(-1, 1, 1, 1), pixels)
     same = result == levels
-    result = result / _HIGH
+    result = result / unit
+    if pixels.low:
+        result = result + pixels.low
     if leaves_range:
-        result = torch.where(same, result, result.clamp(0, 1))
+        result = torch.where(same, result, result.clamp(pixels.low, pixels.high))
     return as_they_came(images, result, same)
+
+
+def _run_on_whole_levels(
+    kernel: LevelsKernel,
+    images: Tensor,
+    magnitudes: Tensor,
+    leaves_range: bool,
+    pixels: PixelFormat,
+) -> Tensor:
+    # Pillow blends bytes in single precision, which is exact for their sums.
+    dtype = torch.float32 if pixels.of_bytes else wide_dtype(images.device)
+    levels = images.to(dtype)
+    levels = levels - pixels.low if pixels.low else levels
+    result = kernel(levels, magnitudes.to(dtype).view(-1, 1, 1, 1), pixels)
+    limited = result.clamp(0, pixels.white) if leaves_range else result
+    if pixels.of_bytes:
+        return limited.to(images.dtype)
+    limited = torch.where(result == levels, levels, limited).floor() + pixels.low
+    held = torch.iinfo(pixels.dtype)
+    return limited.clamp(held.min, held.max).to(images.dtype)
 
 
 def as_they_came(images: Tensor, result: Tensor, same: Tensor) -> Tensor:

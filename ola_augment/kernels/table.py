@@ -22,9 +22,13 @@ from ola_augment.kernels.levels import LevelsKernel
 
 @dataclass(frozen=True)
 class LookUp:
-    """Runs exactly as magnitude -> (256,), the new value of each level before truncation."""
+    """Runs exactly as magnitude -> (256,), the new value of each level before truncation.
+
+    ``ranged``: which compiled kernel does the same where there is more than one byte of levels.
+    """
 
     values: Callable[[float], NDArray[np.generic]]
+    ranged: Kind = Kind.BATCHED
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Row:
         if isinstance(self.exact, Kind):
             return self.exact
         return Kind.TABLE if isinstance(self.exact, LookUp) else Kind.AFFINE
+
+    @property
+    def ranged(self) -> Kind:
+        """Which compiled kernel runs it on more than a byte of levels."""
+        return self.exact.ranged if isinstance(self.exact, LookUp) else self.kind
 
     @property
     def geometric(self) -> bool:
@@ -178,15 +187,15 @@ TABLE: dict[str, Row] = tabulate(
         "`ImageOps.equalize`"),
     Row("rotate", _ANY, "degrees", Affine(rotation), None, 0, True,
         "`Image.rotate`, counter-clockwise about the centre"),
-    Row("solarize", (0, 256), "", LookUp(_solarize), levels.solarize, 0, True,
+    Row("solarize", (0, 256), "", LookUp(_solarize, Kind.SOLARIZE), levels.solarize, 0, True,
         "`ImageOps.solarize(threshold)`", 256),
     Row("color", _FROM_0, "", Kind.COLOR, levels.color, 1.5, True,
         "`ImageEnhance.Color`", 1, True),
-    Row("posterize", (0, 8), "bits", LookUp(_posterize), levels.posterize, 0, False,
+    Row("posterize", (0, 8), "bits", LookUp(_posterize, Kind.POSTERIZE), levels.posterize, 0, False,
         "`ImageOps.posterize(bits)`; 0 bits give black", 8),
     Row("contrast", _FROM_0, "", Kind.CONTRAST, levels.contrast, 1.5, True,
         "`ImageEnhance.Contrast`", 1, True),
-    Row("brightness", _FROM_0, "", LookUp(_brightness), levels.brightness, 1, True,
+    Row("brightness", _FROM_0, "", LookUp(_brightness, Kind.BRIGHTNESS), levels.brightness, 1, True,
         "`ImageEnhance.Brightness`", 1, True),
     Row("sharpness", _FROM_0, "", Kind.SHARPNESS, levels.sharpness, 1.5, True,
         "`ImageEnhance.Sharpness`", 1, True),
@@ -200,7 +209,7 @@ TABLE: dict[str, Row] = tabulate(
         "`Image.transform(AFFINE)`, (1, 0, 0, 0, 1, m)"),
     Row("blur", None, "", Kind.BLUR, levels.blur, 0.5, True,
         "`filter(ImageFilter.BLUR)`"),
-    Row("invert", None, "", LookUp(_invert), levels.invert, 0, True,
+    Row("invert", None, "", LookUp(_invert, Kind.INVERT), levels.invert, 0, True,
         "`ImageOps.invert`"),
     Row("flip_lr", None, "", Affine(_flip_lr, 3), None, 0, True,
         "`transpose(FLIP_LEFT_RIGHT)`"),

@@ -14,8 +14,9 @@ from ola_augment.actions import Actions
 from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.levels import as_they_came, run_on_levels, wide_dtype
+from ola_augment.kernels.pixel_format import PixelFormat, pixel_format
 from ola_augment.kernels.table import TABLE, Affine
-from ola_augment.operation import Kernel, Operation
+from ola_augment.operation import Operation
 from ola_augment.operations.program import Program
 
 
@@ -42,21 +43,27 @@ class Slices:
 
 
 def apply_batched(
-    images: Tensor, program: Program, actions: Actions, fill: tuple[float, ...], bilinear: bool
+    images: Tensor,
+    program: Program,
+    actions: Actions,
+    fill: tuple[float, ...],
+    bilinear: bool,
+    pixels: PixelFormat | None = None,
 ) -> Tensor:
     """Apply actions to images on any device; without a host synchronisation.
 
-    uint8 images are truncated after every operation, as in Pillow; floating images are computed in
+    Integers are truncated after every operation, as in Pillow; floating images are computed in
     float32 (float64 stays float64) and rounded nowhere. Values that an operation leaves as they are
     come back bit for bit.
 
     Args:
-        images: (B, C, H, W) uint8, or floating point in [0, 1]; not written to.
+        images: (B, C, H, W) of any dtype that there is a :class:`PixelFormat` for; not written to.
         program: of the images' size and the actions' space.
         actions: of B examples, on the CPU.
         fill: C values, in the scale of the images, for the pixels that a geometric operation
-            uncovers; truncated for uint8 images.
+            uncovers; truncated for integers.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
+        pixels: what the images are; None: of the whole range of their dtype.
 
     Returns:
         A new tensor of the shape, dtype and device of ``images``.
@@ -64,11 +71,11 @@ def apply_batched(
     Raises:
         ValueError: a user's own kernel returned another shape.
     """
+    pixels = pixels or pixel_format(images.dtype, images.shape[1])
     if len(images) == 0:
         return images.clone()
     dtype = images.dtype
-    if images.is_floating_point():
-        images = images.to(torch.promote_types(dtype, torch.float32))
+    images = images.to(computed_in(dtype))
     slices = _sort(program, actions, images.device)
     uncovered = _upload(torch.tensor(fill, device="cpu").to(images.dtype), images.device).view(
         -1, 1, 1
@@ -81,7 +88,7 @@ def apply_batched(
             part, start = images[span], start + count
             if op >= 0:
                 parameters, fixed = slices.parameters[s, span], slices.fixed[s, span]
-                operation, kind = program.space.operations[op], program.kinds[op]
+                operation, kind = program.operations[op], program.kinds[op]
                 if (dimension := _mirrored(operation)) is not None:
                     part = part.flip(dimension)
                 elif kind == Kind.AFFINE and bilinear:
@@ -91,25 +98,37 @@ def apply_batched(
                     matrices = parameters if program.scales or far is not None else None
                     part = affine_nearest(part, fixed, uncovered, matrices, far)
                 elif kind == Kind.CUTOUT:
-                    part = cutout(part, fixed[:, :4])
+                    part = cutout(part, fixed[:, :4], pixels.low)
                 else:
                     centers = slices.centers[s, span]
-                    part = run_with_magnitudes(operation, part, parameters[:, 0], centers)
+                    part = run_with_magnitudes(operation, part, parameters[:, 0], centers, pixels)
             parts.append(part)
         images = torch.cat(parts)
     return images.index_select(0, slices.order[-1]).to(dtype)
 
 
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """Which dtype the batched kernels are given: torch can do little with other integers."""
+    if dtype.is_floating_point:
+        return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype == torch.uint8 else torch.int32
+
+
 def run_with_magnitudes(
-    operation: Operation, images: Tensor, magnitudes: Tensor, centers: Tensor
+    operation: Operation,
+    images: Tensor,
+    magnitudes: Tensor,
+    centers: Tensor,
+    pixels: PixelFormat,
 ) -> Tensor:
     """Run an operation that moves no pixels, or a user's own.
 
     Args:
         operation: neither geometric nor a cutout, unless it has a kernel.
-        images: (n, C, H, W) uint8, float32 or float64.
+        images: (n, C, H, W) of a dtype of :func:`computed_in`.
         magnitudes: (n,) floating point, with their signs.
         centers: (n, 2) float32, for a kernel with randomness of its own.
+        pixels: what the images are.
 
     Raises:
         TypeError: a user's own kernel returned no tensor.
@@ -117,34 +136,45 @@ def run_with_magnitudes(
     """
     if operation.kernel is not None:
         drawn = (centers,) if operation.random else ()
-        return _run_own(operation.name, operation.kernel, images, magnitudes, *drawn)
+        return _run_own(operation, images, pixels, magnitudes, *drawn)
     row = TABLE[operation.name]
     if row.batched is None:
         return images
-    return run_on_levels(row.batched, images, magnitudes, row.leaves_range)
+    return run_on_levels(row.batched, images, magnitudes, row.leaves_range, pixels)
 
 
 def _run_own(
-    name: str, kernel: Kernel, images: Tensor, magnitudes: Tensor, *drawn: Tensor
+    operation: Operation,
+    images: Tensor,
+    pixels: PixelFormat,
+    magnitudes: Tensor,
+    *drawn: Tensor,
 ) -> Tensor:
-    """Run a user's own kernel on float32 images clamped to [0, 1], whatever the images are."""
-    whole = not images.is_floating_point()
-    given = images.float() / 255 if whole else images.float().clamp(0, 1)
-    result = kernel(given, magnitudes.float(), *drawn)
+    """Run a user's own kernel on colours in float32, the range of the images brought to [0, 1]."""
+    own = f"kernel of operation {operation.name!r}"
+    colors, span = images[:, : pixels.colors], pixels.high - pixels.low
+    given = colors.float() if pixels.of_bytes else (colors.float() - pixels.low).clamp(0, span)
+    given = given / span
+    assert operation.kernel is not None
+    result = operation.kernel(given, magnitudes.float(), *drawn)
     if not isinstance(result, Tensor):
-        raise TypeError(
-            f"kernel of operation {name!r} must return a tensor, got {type(result).__name__}"
-        )
-    if result.shape != images.shape:
+        raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
+    if result.shape != colors.shape:
         raise ValueError(
-            f"kernel of operation {name!r} must return the shape it was given, "
-            f"{tuple(images.shape)}, got {tuple(result.shape)}"
+            f"{own} must return the shape it was given, {tuple(colors.shape)}, got "
+            f"{tuple(result.shape)}"
         )
     same = result == given
     result = result.clamp(0, 1)
-    if whole:
-        return (result * 255).round().to(images.dtype)
-    return as_they_came(images, result.to(images.dtype), same)
+    if pixels.of_bytes:
+        result = (result * 255).round().to(images.dtype)
+    elif pixels.whole:
+        result = (result * span).round() + pixels.low
+        result = torch.where(same, colors, result.to(images.dtype))
+    else:
+        result = (result * span + pixels.low).to(images.dtype)
+        result = as_they_came(colors, result, same)
+    return torch.cat((result, images[:, pixels.colors :]), dim=1) if pixels.alpha else result
 
 
 def _mirrored(operation: Operation) -> int | None:
@@ -158,7 +188,7 @@ def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
     drawn = program.look_up(actions)
     # One kernel serves all affine operations but flips: the first of them stands for the rest.
     stand_in = np.arange(len(program.kinds))
-    flips = np.array([_mirrored(operation) is not None for operation in program.space.operations])
+    flips = np.array([_mirrored(operation) is not None for operation in program.operations])
     affine = np.flatnonzero((program.kinds == Kind.AFFINE) & ~flips)
     stand_in[affine] = affine[:1]
     kernels = np.where(drawn.kinds == Kind.IDENTITY, -1, stand_in[actions.ops.numpy()])

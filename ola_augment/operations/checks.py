@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ola_augment.kernels.pixel_format import DTYPES, PixelFormat, ValueRange
+from ola_augment.space import SearchSpace
+
 Fill = float | Sequence[float] | None
 
 #: How far outside of [0, 1] the values of a batch may lie on average. Bicubic resizing (torch's,
 #: a = -0.75) leaves 0.001 in photographs, 0.015 in drawn digits and 0.034 in black and white noise.
 OVERSHOOT = 0.035
 
+#: What a fill may be where no ``value_range`` says more.
+_WIDEST = (0, 65535)
+
 #: Pixels are indexed by 32-bit integers.
 _MOST_PIXELS = 2**31 - 1
-#: Of images.
-DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODES = {
     InterpolationMode.NEAREST: False,
     # The same for an affine matrix: they differ where an image is resized.
@@ -37,16 +41,17 @@ def check_images(images: Tensor) -> None:
         images: (..., C, H, W).
 
     Raises:
-        TypeError: no tensor, or another dtype than uint8, float16, bfloat16, float32, float64.
-        ValueError: another shape than (..., C, H, W) with C 1 or 3 and at least one pixel.
+        TypeError: no tensor, or of a dtype that there are no kernels for.
+        ValueError: another shape than (..., C, H, W) with at least one channel and pixel.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     if images.dtype not in DTYPES:
         raise TypeError(other_dtype(images.dtype))
-    if images.ndim < 3 or images.shape[-3] not in (1, 3):
+    if images.ndim < 3 or images.shape[-3] < 1:
         raise ValueError(
-            f"images must have shape (..., C, H, W) with 1 or 3 channels, got {tuple(images.shape)}"
+            "images must have shape (..., C, H, W) with 1 or more channels, got "
+            f"{tuple(images.shape)}"
         )
     check_size(*images.shape[-2:])
 
@@ -71,41 +76,46 @@ def other_dtype(dtype: torch.dtype, *, array: bool = False) -> str:
         way = (
             f"levels of 0 .. 255, as Hugging Face's array columns hold them in int64, become "
             f"{in_bytes}; others are scaled to [0, 1], ({in_floats} - low) / (high - low), or said "
-            "by value_range=(low, high)"
+            "by value_range=(low, high), which int16 needs"
         )
-    return f"{name} must be uint8 or floating in [0, 1], got {dtype}; {way}"
+    return (
+        f"{name} must be uint8, uint16, int16 with a value_range, or floating, got {dtype}; {way}"
+    )
 
 
-def check_scale(batch: Sequence[Tensor]) -> None:
-    """Refuse floating images whose values plainly mean another scale than [0, 1].
+def check_scale(batch: Sequence[Tensor], pixels: PixelFormat) -> None:
+    """Refuse floating images whose values plainly mean another scale than their range.
 
     What resizing leaves outside is kept as it came: decided for all images together, so that one of
     many does not end an epoch.
 
     Args:
         batch: tensors of any shape; those of integers are passed over.
+        pixels: what they are.
 
     Raises:
-        ValueError: values that lie outside [0, 1] by more than :data:`OVERSHOOT` on average, or
-            that are NaN or infinite.
+        ValueError: values that lie outside of the range by more than :data:`OVERSHOOT` of it on
+            average, or that are NaN or infinite.
     """
     floats = [x.detach() for x in batch if x.is_floating_point() and x.numel()]
+    if not floats:
+        return
     ends = [x.aminmax() for x in floats]
-    low = min((float(end.min) for end in ends), default=0.0)
-    high = max((float(end.max) for end in ends), default=0.0)
+    low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
     if all(bool(x.isfinite()) for end in ends for x in end):
-        if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+        most = OVERSHOOT * (pixels.high - pixels.low)
+        if low >= pixels.low - most and high <= pixels.high + most:
             return
-        beyond = [(x - x.clamp(0, 1)).abs().float() for x in floats]
+        beyond = [(x - x.clamp(pixels.low, pixels.high)).abs().float() for x in floats]
         count = sum(x.numel() for x in floats)
-        if sum(float(x.mean()) * x.numel() for x in beyond) / count <= OVERSHOOT:
+        if sum(float(x.mean()) * x.numel() for x in beyond) / count <= most:
             return
         share = 100 * sum(int((x > 0).sum()) for x in beyond) / count
         raise ValueError(
-            f"floating images must lie in [0, 1], got {low!r} .. {high!r}, {share:.3g} % of the "
-            "values outside: more than resizing leaves; levels of 0 .. 255 are divided by 255, "
-            "another range is said by value_range=(low, high), and normalising by mean and "
-            "deviation comes after augmenting"
+            f"floating images must lie in [{pixels.low:g}, {pixels.high:g}], got {low!r} .. "
+            f"{high!r}, {share:.3g} % of the values outside: more than resizing leaves; levels "
+            "of 0 .. 255 are divided by 255, another range is said by value_range=(low, high), and "
+            "normalising by mean and deviation comes after augmenting"
         )
     count = sum(int((~x.isfinite()).sum()) for x in floats)
     share = 100 * count / sum(x.numel() for x in floats)
@@ -126,6 +136,19 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(
             f"images must have 1 .. {_MOST_PIXELS:,} pixels, got height {height}, width {width}"
         )
+
+
+@lru_cache(maxsize=256)
+def check_channels(space: SearchSpace, channels: int) -> None:
+    """Refuse images that some kernel of a user's own says it cannot take, drawn or not.
+
+    Raises:
+        ValueError: what its method ``check_channels`` raised.
+    """
+    for operation in space.operations:
+        check = getattr(operation.kernel, "check_channels", None)
+        if check is not None:
+            check(channels)
 
 
 def as_interpolation(interpolation: InterpolationMode | str | int) -> InterpolationMode:
@@ -156,40 +179,51 @@ def is_bilinear(interpolation: InterpolationMode | str | int) -> bool:
     return _MODES[as_interpolation(interpolation)]
 
 
-def as_fill(fill: Fill) -> tuple[float, ...]:
-    """A fill for some image as plain numbers, one for all channels or one for each; None is black.
+def as_fill(fill: Fill, value_range: ValueRange | None = None) -> tuple[float, ...]:
+    """A fill for some image as plain numbers, one for all channels or one for each; None: no one.
 
     Raises:
         TypeError: neither a number nor a sequence of numbers.
-        ValueError: neither one value nor three, or one outside 0 .. 255.
+        ValueError: an empty sequence, or a value that no image can hold.
     """
-    values = (0.0,) if fill is None else tuple(fill) if isinstance(fill, Sequence) else (fill,)
+    if fill is None:
+        return ()
+    values = tuple(fill) if isinstance(fill, Sequence) else (fill,)
     if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
         raise TypeError(f"fill must be a number or a sequence of numbers, got {fill!r}")
-    if len(values) not in (1, 3):
-        raise ValueError(f"fill must hold one value or one per channel (1 or 3), got {fill!r}")
-    if not all(0 <= value <= 255 for value in values):
-        raise ValueError(f"fill must lie in 0 .. 255, got {fill!r}")
+    if not values:
+        raise ValueError(f"fill must hold one value or one per channel, got {fill!r}")
+    low, high = value_range or _WIDEST
+    if not all(low <= value <= high for value in values):
+        raise ValueError(f"fill must lie in {low:g} .. {high:g}, got {fill!r}")
     return tuple(float(value) for value in values)
 
 
 @lru_cache(maxsize=256)
-def fill_per_channel(fill: tuple[float, ...], channels: int, whole: bool) -> tuple[float, ...]:
-    """The values of :func:`as_fill` for each channel of an image, in its scale.
+def fill_per_channel(fill: tuple[float, ...], pixels: PixelFormat) -> tuple[float, ...]:
+    """The values of :func:`as_fill` for each channel of an image, in its scale; black by default.
 
     Args:
         fill: what :func:`as_fill` gives.
-        channels: of the image.
-        whole: uint8, where fractions are truncated, not floating.
+        pixels: what the images are.
 
     Raises:
         ValueError: not one value nor one per channel, or the scale of the other kind of images:
-            above 1 for floating ones, a fraction below 1 for uint8.
+            above 1 for floating ones, a fraction below 1 for integers.
     """
+    channels = pixels.channels
+    if not fill:
+        return (pixels.low,) * channels
     if len(fill) not in (1, channels):
         raise ValueError(f"fill must hold one value or one per channel ({channels}), got {fill}")
-    if not whole and max(fill) > 1:
-        raise ValueError(f"fill must lie in 0 .. 1 for floating images, got {fill}")
-    if whole and any(0 < value < 1 for value in fill):
-        raise ValueError(f"fill must be 0 or lie in 1 .. 255 for uint8 images, got {fill}")
+    images = f"{pixels.dtype}".removeprefix("torch.") if pixels.whole else "floating"
+    if not all(pixels.low <= value <= pixels.high for value in fill):
+        raise ValueError(
+            f"fill must lie in {pixels.low:g} .. {pixels.high:g} for {images} images, got {fill}"
+        )
+    if pixels.whole and any(0 < value < 1 for value in fill):
+        raise ValueError(
+            f"fill must be {pixels.low:g} or lie in 1 .. {pixels.high:g} for {images} images, got "
+            f"{fill}"
+        )
     return fill if len(fill) == channels else fill * channels

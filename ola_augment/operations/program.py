@@ -39,13 +39,14 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A search space for images of one size, ready for the kernels.
+    """Operations for images of one size, ready for the kernels.
 
     Attributes:
-        space: the search space.
+        operations: those of a search space, or of the slots of one example.
         height: of the images.
         width: of the images.
-        kinds: (A,) int64, the :class:`Kind` of each operation.
+        kinds: (A,) int64, the :class:`Kind` of each operation on bytes.
+        ranged: (A,) int64, on more than a byte of levels.
         parameters: (A, bins, 2, 6) float64, the last but one for sign +1 and -1: the matrix of an
             ``AFFINE`` operation; otherwise the magnitude, then zeros.
         fixed: (A, bins, 2, 6) int64, for ``AFFINE`` operations: the source of the pixel in column
@@ -56,10 +57,11 @@ class Program:
         far: (A, bins, 2) bool, which matrices reach where Pillow leaves fixed point.
     """
 
-    space: SearchSpace
+    operations: tuple[Operation, ...]
     height: int
     width: int
     kinds: NDArray[np.int64]
+    ranged: NDArray[np.int64]
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
     tables: NDArray[np.uint8]
@@ -101,6 +103,12 @@ def kind_of(operation: Operation) -> Kind:
     return Kind.AFFINE if operation.matrix is not None else TABLE[operation.name].kind
 
 
+def ranged_kind_of(operation: Operation) -> Kind:
+    """Which compiled kernel runs an operation on more than a byte of levels."""
+    kind = kind_of(operation)
+    return TABLE[operation.name].ranged if kind == Kind.TABLE else kind
+
+
 @lru_cache(maxsize=64)
 def program(space: SearchSpace, height: int, width: int) -> Program:
     """Tabulate a search space for images of one size; shared between calls, not to be written.
@@ -110,14 +118,26 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
             own matrices of a wrong shape, not finite or not invertible.
         TypeError: a user's own ``matrix`` that returned no tensor.
     """
-    bins = space.num_magnitude_bins
     magnitudes = space.magnitudes(height, width).numpy()
-    parameters = np.zeros((len(space), bins, 2, 6))
-    fixed = np.zeros((len(space), bins, 2, 6), np.int64)
-    tables = np.zeros((len(space), bins, 256), np.uint8)
-    neutral, far = np.zeros((2, len(space), bins, 2), bool)
-    kinds = np.array([kind_of(operation) for operation in space.operations], np.int64)
-    for a, operation in enumerate(space.operations):
+    return tabulated(space.operations, magnitudes, height, width)
+
+
+def tabulated(
+    operations: tuple[Operation, ...], magnitudes: NDArray[np.float64], height: int, width: int
+) -> Program:
+    """What :func:`program` makes of a space, of any operations and magnitudes (A, bins).
+
+    Raises:
+        ValueError, TypeError: as there.
+    """
+    count, bins = magnitudes.shape
+    parameters = np.zeros((count, bins, 2, 6))
+    fixed = np.zeros((count, bins, 2, 6), np.int64)
+    tables = np.zeros((count, bins, 256), np.uint8)
+    neutral, far = np.zeros((2, count, bins, 2), bool)
+    kinds = np.array([kind_of(operation) for operation in operations], np.int64)
+    ranged = np.array([ranged_kind_of(operation) for operation in operations], np.int64)
+    for a, operation in enumerate(operations):
         # Only drawn signs count: an operation that is not signed ignores them.
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
         parameters[a, :, :, 0] = signed
@@ -132,7 +152,10 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
             rows = [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
             tables[a] = np.frombuffer(b"".join(rows), np.uint8).reshape(bins, 256)
     stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
-    return Program(space, height, width, kinds, parameters, fixed, tables, neutral, stretched, far)
+    return Program(
+        *(operations, height, width, kinds, ranged, parameters, fixed, tables, neutral),
+        *(stretched, far),
+    )
 
 
 @lru_cache(maxsize=4096)

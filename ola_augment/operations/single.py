@@ -17,9 +17,16 @@ from torch import Tensor
 from ola_augment.actions import Actions
 from ola_augment.kernels import pillow
 from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.pixel_format import pixel_format
 from ola_augment.operation import inside
 from ola_augment.operations.batched import run_with_magnitudes
-from ola_augment.operations.program import kind_of, look_up_table, matrices
+from ola_augment.operations.program import (
+    Program,
+    kind_of,
+    look_up_table,
+    matrices,
+    tabulated,
+)
 from ola_augment.space import SearchSpace
 
 #: One applied operation: its index, bin, sign -1 or +1, and centre (y, x).
@@ -33,6 +40,34 @@ def steps_of(actions: Actions) -> list[list[Step]]:
         [(op, k, sign, (y, x)) for op, kept, k, sign, (y, x) in zip(*example, strict=True) if kept]
         for example in zip(*fields, strict=True)
     ]
+
+
+def program_of_one(
+    space: SearchSpace, actions: Actions, height: int, width: int
+) -> tuple[Program, Actions]:
+    """What was drawn for one example as operations of one bin each, and what applies them.
+
+    Raises:
+        ValueError, TypeError: as of :func:`~ola_augment.operations.program.program`.
+    """
+    _check_reach(space, height, width)
+    last = space.num_magnitude_bins
+    slots = torch.nonzero(actions.keep[0])[:, 0]
+    chosen = (actions.ops[0, slots].tolist(), actions.magnitude_bins[0, slots].tolist())
+    drawn = list(zip(*chosen, strict=True))
+    operations = tuple(space.operations[op] for op, _ in drawn)
+    magnitudes = [space.operations[op].magnitude(k, last, height, width) for op, k in drawn]
+    program = tabulated(operations, np.array(magnitudes).reshape(-1, 1), height, width)
+    indices = torch.arange(len(slots), device="cpu")[None]
+    return program, Actions(
+        num_ops=torch.tensor([len(slots)], device="cpu"),
+        ops=indices,
+        keep=torch.ones_like(indices, dtype=torch.bool),
+        magnitude_bins=torch.zeros_like(indices),
+        signs=actions.signs[:, slots],
+        centers=actions.centers[:, slots],
+        log_prob=actions.log_prob,
+    )
 
 
 def run_on_tensor(
@@ -99,7 +134,8 @@ def _run(
             torch.tensor([center], device="cpu"),
         )
         with torch.autocast("cpu", enabled=False):
-            images = run_with_magnitudes(operation, images, magnitudes, centers)
+            pixels = pixel_format(torch.uint8, images.shape[1])
+            images = run_with_magnitudes(operation, images, magnitudes, centers, pixels)
         return pillow.from_array(images[0].numpy())
     return pillow.FUNCTIONS[kind](image, m)
 

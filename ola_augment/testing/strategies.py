@@ -23,12 +23,21 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels last": lambda x: x.movedim(-3, -1).contiguous().movedim(-1, -3),
     "transposed": lambda x: x.mT.contiguous().mT,
     "every other column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-    "window": lambda x: torch.nn.functional.pad(x, (2, 3, 1, 0))[..., 1:, 2:-3],
+    "window": lambda x: _framed(x)[..., 1:, 2:-3],
     "a view on zeros": lambda x: torch.stack((x, torch.zeros_like(x)))[0],
 }
 
+
+def _framed(x: Tensor) -> Tensor:
+    frame = torch.zeros(*x.shape[:-2], x.shape[-2] + 1, x.shape[-1] + 5, dtype=x.dtype)
+    frame[..., 1:, 2:-3] = x
+    return frame
+
+
 #: How far magnitudes are tried, by their unit, where a domain reaches further.
 _REACH = {"degrees": 400.0, "px": 60.0, "": 4.0, "bits": 8.0}
+#: Levels of integers reach from 0 to these, those of floats to 1.
+_TOPS = {torch.uint8: 255, torch.uint16: 65535, torch.int16: 32767}
 _SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -47,8 +56,9 @@ def images(
 
     Args:
         draw: given by hypothesis.
-        dtypes: uint8, and floating ones, whose values lie in [0, 1].
-        channels: how many there may be, of 1 and 3.
+        dtypes: uint8, uint16 and floating ones, whose levels have the range of their dtype; int16,
+            whose levels are 0 .. 32767.
+        channels: how many there may be, any of 1 and more.
         batch: True for (B, C, H, W) with B from 0 on, False for (C, H, W), None for both.
         max_batch: largest B.
         sides: smallest and largest height and width, in pixels.
@@ -67,9 +77,9 @@ def images(
         shape = (draw(st.integers(0, max_batch)), *shape)
     dtype, layout = draw(st.sampled_from(dtypes)), draw(st.sampled_from(layouts))
     kind, seed = draw(st.sampled_from(tuple(_CONTENTS))), draw(_SEEDS)
-    levels = _CONTENTS[kind](shape, np.random.default_rng(seed))
-    values = torch.from_numpy(levels.clip(0, 255))
-    values = values.to(torch.uint8) if dtype == torch.uint8 else (values / 255).to(dtype)
+    levels = _CONTENTS[kind](shape, np.random.default_rng(seed)).clip(0, 255)
+    scaled = levels * (_TOPS[dtype] / 255) if dtype in _TOPS else levels / 255
+    values = torch.from_numpy(scaled).to(dtype)
     if layout == "expanded":
         return values[..., :1, :, :].expand(shape)
     return LAYOUTS[layout](values)

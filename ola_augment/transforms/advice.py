@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ola_augment.operations.checks import DTYPES, other_dtype
+from ola_augment.kernels.pixel_format import DTYPES
+from ola_augment.operations.checks import other_dtype
 
 
 def way_out(mode: str) -> str:
@@ -58,10 +59,6 @@ def check_array(array: NDArray[np.generic]) -> None:
             f"NumPy images must have shape (H, W, C), got {array.shape}, which looks like "
             "(C, H, W), as tifffile, rasterio and zarr have it; np.moveaxis(image, -3, -1) turns "
             "it, or pass torch.from_numpy(image)"
-        )
-    if array.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"NumPy images must have shape (H, W, C) with 1 or 3 channels, got {array.shape}"
         )
 
 

@@ -12,14 +12,11 @@ from torchvision.transforms.v2 import functional as tvf
 from ola_augment.actions import Actions
 from ola_augment.operations.geometry import check_mask_fill, forward_matrices, move_masks
 from ola_augment.space import SearchSpace
+from ola_augment.transforms.rotated_boxes import move_rotated
 
 ANNOTATIONS = (tv_tensors.Mask, tv_tensors.BoundingBoxes, tv_tensors.KeyPoints)
 
-_FORMATS = (
-    tv_tensors.BoundingBoxFormat.XYXY,
-    tv_tensors.BoundingBoxFormat.XYWH,
-    tv_tensors.BoundingBoxFormat.CXCYWH,
-)
+_XYXY = tv_tensors.BoundingBoxFormat.XYXY
 
 
 def check_annotation(
@@ -35,8 +32,8 @@ def check_annotation(
 
     Raises:
         ValueError: another height and width than the images', a mask of other batch dimensions or
-            that cannot hold its fill, boxes or key points of a batch (torchvision's hold one
-            image), or rotated boxes.
+            that cannot hold its fill, or boxes or key points of a batch (torchvision's hold one
+            image).
     """
     kind = type(annotation).__name__
     if (given := tuple(tvf.get_size(annotation))) != size:
@@ -52,9 +49,6 @@ def check_annotation(
         return
     if leading:
         raise ValueError(f"{kind} belong to one image; augment each image of the batch by itself")
-    if isinstance(annotation, tv_tensors.BoundingBoxes) and annotation.format not in _FORMATS:
-        known = ", ".join(known.value for known in _FORMATS)
-        raise ValueError(f"BoundingBoxes must be {known}, got {annotation.format.value}")
 
 
 def follow(
@@ -62,10 +56,10 @@ def follow(
 ) -> Any:
     """Move an annotation with its image; what does not move comes back as it is.
 
-    Masks move with nearest interpolation. A box becomes the smallest upright box around its moved
-    corners, clamped to the image as its ``clamping_mode`` says. Key points are coordinates, pixel
-    centres at + 0.5; those of integers are pixels. Coordinates are computed in double precision
-    and rounded once.
+    Masks move with nearest interpolation. Rotated boxes follow as such; any other box becomes the
+    smallest upright box around its moved corners. Both are clamped to the image as their
+    ``clamping_mode`` says. Key points are coordinates, pixel centres at + 0.5; those of integers
+    are pixels. Coordinates are computed in double precision and rounded once.
 
     Args:
         annotation: that :func:`check_annotation` has found to fit its images.
@@ -99,25 +93,35 @@ def _move_points(points: Tensor, matrix: Tensor) -> Tensor:
     return _whole(_moved(points.double() + 0.5, matrix).floor(), points.dtype, "KeyPoints")
 
 
+def _clamps(boxes: tv_tensors.BoundingBoxes) -> bool:
+    """Whether boxes are to stay inside; torchvision 0.23 has no modes."""
+    return getattr(boxes, "clamping_mode", "soft") is not None
+
+
 def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
-    values = boxes.as_subclass(Tensor)
-    xyxy = tvf.convert_bounding_box_format(values.double(), boxes.format, _FORMATS[0])
+    values, size = boxes.as_subclass(Tensor), boxes.canvas_size
+    if tv_tensors.is_rotated_bounding_format(boxes.format):
+        turned = move_rotated(values.double(), matrix, boxes.format)
+        if _clamps(boxes) and not _is_onto_itself(matrix, size):
+            turned = tvf.clamp_bounding_boxes(turned, boxes.format, size, boxes.clamping_mode)
+        return turned.to(values.dtype)
+    xyxy = tvf.convert_bounding_box_format(values.double(), boxes.format, _XYXY)
     corners = _moved(xyxy[..., [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)
-    height, width = boxes.canvas_size
-    limit = torch.tensor([width, height], device="cpu").to(corners)
-    # Flips lead no box out of the image: as in torchvision, they leave what lay outside there.
-    ends = _moved(torch.stack((torch.zeros_like(limit), limit)), matrix)
-    onto_itself = torch.equal(
-        torch.cat((ends.amin(0), ends.amax(0))), xyxy.new_tensor([0, 0, width, height])
-    )
-    # torchvision 0.23 has no modes.
-    if getattr(boxes, "clamping_mode", "soft") is not None and not onto_itself:
+    if _clamps(boxes) and not _is_onto_itself(matrix, size):
+        limit = torch.tensor([size[1], size[0]], device="cpu").to(corners)
         corners = corners.clamp(torch.zeros_like(limit), limit)
     upright = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
-    moved: Tensor = tvf.convert_bounding_box_format(upright, _FORMATS[0], boxes.format)
+    moved: Tensor = tvf.convert_bounding_box_format(upright, _XYXY, boxes.format)
     if values.is_floating_point():
         return moved.to(values.dtype)
     return _whole(moved.round(), values.dtype, "BoundingBoxes")
+
+
+def _is_onto_itself(matrix: Tensor, size: tuple[int, int]) -> bool:
+    """Whether the image stays in its place: flips leave what lay outside, as in torchvision."""
+    limit = torch.tensor([size[1], size[0]], device="cpu").to(matrix)
+    ends = _moved(torch.stack((torch.zeros_like(limit), limit)), matrix)
+    return torch.equal(torch.stack((ends.amin(0), ends.amax(0))), torch.stack((limit * 0, limit)))
 
 
 def _moved(points: Tensor, matrix: Tensor) -> Tensor:

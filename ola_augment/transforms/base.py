@@ -22,10 +22,18 @@ from torchvision.transforms.v2 import InterpolationMode
 from ola_augment.actions import Actions, check_actions
 from ola_augment.draw import Draw
 from ola_augment.files import load_policy, read_transform, save_policy
+from ola_augment.kernels.pixel_format import (
+    PixelFormat,
+    ValueRange,
+    as_grey_weights,
+    as_value_range,
+    pixel_format,
+)
 from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.operations.apply import run_actions, run_one
 from ola_augment.operations.checks import (
     as_interpolation,
+    check_channels,
     check_scale,
     fill_per_channel,
     is_bilinear,
@@ -45,7 +53,7 @@ from ola_augment.transforms.inputs import (
     fill_of,
     image_array,
     is_list_of_images,
-    is_one_of_bytes,
+    is_one_for_pillow,
     layout,
     plain_fill,
     restore,
@@ -80,7 +88,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         policy: what to draw from.
         interpolation: NEAREST (Pillow's default; NEAREST_EXACT is the same here) or BILINEAR; an
             ``InterpolationMode``, its name, or Pillow's number for it.
-        fill: value outside of the image for rotate, shear and translate, in the scale of the
+        fill: value outside of the image for rotate, shear and translate, in the range of the
             images (0 .. 255 for uint8, 0 .. 1 for floats); one number or one per channel, None for
             black, or a dictionary of these by type of input, ``"others"`` for the rest. Masks are
             filled with 0 unless the dictionary has an entry for ``tv_tensors.Mask``. Like
@@ -106,7 +114,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         torch.Size([3, 32, 32])
     """
 
-    _fixed = frozenset(("interpolation", "fill"))
+    _fixed = frozenset(("interpolation", "fill", "value_range", "grey_weights"))
     #: The kind of policy that :meth:`load` accepts.
     _policy_kind: ClassVar[type[Policy]] = Policy  # type: ignore[type-abstract]
 
@@ -115,8 +123,10 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         policy: Policy,
         *,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
-        fill: Fills = 0,
+        fill: Fills = None,
         generator: torch.Generator | None = None,
+        value_range: ValueRange | None = None,
+        grey_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
@@ -126,7 +136,9 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         self.policy = policy
         self.interpolation = as_interpolation(interpolation)
         self._bilinear = is_bilinear(interpolation)
-        self._fills = as_fills(fill)
+        self.value_range = as_value_range(value_range)
+        self.grey_weights = as_grey_weights(grey_weights)
+        self._fills = as_fills(fill, self.value_range)
         self.fill = plain_fill(fill)
         self.generator = generator
         self.rank: int | None = None
@@ -286,7 +298,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
-            if self._hooks_are_ours and is_one_of_bytes(sample):
+            if self._hooks_are_ours and self._is_for_pillow(sample):
                 return self._augment_one(sample)
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
@@ -313,6 +325,10 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             and getattr(self.policy.sample, "__func__", None) is Policy.sample
         )
 
+    def _is_for_pillow(self, sample: Any) -> bool:
+        of_bytes = self.value_range in (None, (0, 255)) and self.grey_weights is None
+        return of_bytes and is_one_for_pillow(sample)
+
     def _augment_one(self, picture: Any) -> Any:
         """Draw for and augment one uint8 image, without making a tensor of what was drawn."""
         refuse_unseen_annotations(self)
@@ -323,10 +339,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return self._run_steps(picture, steps)
 
     def _run_steps(self, picture: Any, steps: list[Step]) -> Any:
-        pil = isinstance(picture, PIL.Image.Image)
-        channels = len(picture.getbands()) if pil else picture.shape[0]
-        fill = fill_per_channel(fill_of(self._fills, picture), channels, True)
-        if pil:
+        fill = fill_per_channel(fill_of(self._fills, picture), self._pixels(picture))
+        if isinstance(picture, PIL.Image.Image):
             return run_on_image(picture, self.space, steps, fill, self._bilinear)
         return restore(
             run_one(to_tensor(picture), self.space, steps, fill, self._bilinear), picture
@@ -414,7 +428,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             TypeError: a policy of a kind that cannot be saved, or a fill for a type of your own.
             OSError: the file cannot be written; an old one is untouched.
         """
-        save_policy(self.policy, path, transform=to_json(self.interpolation, self.fill))
+        settings = to_json(self.interpolation, self.fill, self.value_range, self.grey_weights)
+        save_policy(self.policy, path, transform=settings)
 
     @classmethod
     def load(
@@ -456,10 +471,15 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         Returns:
             The text between the parentheses of ``repr(transform)``.
         """
+        more = "".join(
+            f", {name}={getattr(self, name)}"
+            for name in ("value_range", "grey_weights")
+            if getattr(self, name) is not None
+        )
         return (
             f"space={self.space.name!r}, max_ops={self.policy.max_ops}, "
             f"num_magnitude_bins={self.space.num_magnitude_bins}, "
-            f"interpolation={self.interpolation.value}, fill={self.fill}"
+            f"interpolation={self.interpolation.value}, fill={self.fill}{more}"
         )
 
     @property
@@ -468,8 +488,14 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _check(self, picture: Any) -> None:
         check_picture(picture)
-        _, channels, _, whole = layout(picture)
-        fill_per_channel(fill_of(self._fills, picture), channels, whole)
+        pixels = self._pixels(picture)
+        check_channels(self.space, pixels.colors)
+        fill_per_channel(fill_of(self._fills, picture), pixels)
+
+    def _pixels(self, picture: Any) -> PixelFormat:
+        """What a picture is, which passed its check."""
+        _, channels, _, dtype, alpha = layout(picture)
+        return pixel_format(dtype, channels, self.value_range, self.grey_weights, alpha)
 
     def _check_scale(self, pictures: Sequence[Any]) -> None:
         """Look at the values of the pictures of one batch, unless no operation is ever applied."""
@@ -479,7 +505,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         if on_device and self._checked_on_device:
             return
         try:
-            check_scale(tensors)
+            check_scale(tensors, self._pixels(pictures[0]))
         except ValueError:
             with torch.no_grad():
                 if float(self.policy.applied_ops()) > 0:
@@ -511,7 +537,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _apply_actions(self, picture: Any, actions: Actions) -> Any:
         """Apply as many actions to a picture as it has images, or clips."""
-        if isinstance(picture, PIL.Image.Image):
+        pixels = self._pixels(picture)
+        if isinstance(picture, PIL.Image.Image) and pixels.of_pillow:
             return self._run_steps(picture, steps_of(actions)[0])
         images = to_tensor(picture)
         count, draws = math.prod(images.shape[:-3]), actions.batch_size
@@ -519,9 +546,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             frames = torch.arange(draws, device="cpu").repeat_interleave(count // draws)
             actions = actions.select(frames)
         flat = images.reshape(count, *images.shape[-3:])
-        whole = flat.dtype == torch.uint8
-        fill = fill_per_channel(fill_of(self._fills, picture), flat.shape[1], whole)
-        out = run_actions(flat, self.space, actions, fill, self._bilinear)
+        fill = fill_per_channel(fill_of(self._fills, picture), pixels)
+        out = run_actions(flat, self.space, actions, fill, self._bilinear, pixels)
         return restore(out.reshape(images.shape), picture)
 
     def _generator_here(self) -> torch.Generator | None:

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from ola_augment.actions import Actions
-from ola_augment.transforms.inputs import Clips, check_picture, to_tensor
+from ola_augment.transforms.inputs import Clips, WithAlpha, check_picture, layout, to_tensor
 
 
 def stack_samples(
@@ -85,6 +85,8 @@ def _stack(pictures: list[Any]) -> Tensor:
             f"{', and '.join(ways)}"
         )
     stacked = torch.stack(tensors)
+    if isinstance(first, PIL.Image.Image) and layout(first).alpha:
+        return stacked.as_subclass(WithAlpha)
     if isinstance(first, tv_tensors.TVTensor):
         batch: Tensor = tv_tensors.wrap(stacked, like=first)
         return batch

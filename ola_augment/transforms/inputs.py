@@ -11,13 +11,22 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment.kernels import pillow
+from ola_augment.kernels.pixel_format import DTYPES, ValueRange
 from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
 from ola_augment.transforms.advice import check_array, way_out
 
 Fills = Fill | dict[type | str, Fill]
+
+#: PIL's modes that can be augmented: their dtype, and whether the last band is alpha.
+MODES = {
+    "L": (torch.uint8, False),
+    "RGB": (torch.uint8, False),
+    "LA": (torch.uint8, True),
+    "RGBA": (torch.uint8, True),
+    "I;16": (torch.uint16, False),
+}
 
 _EXPLICIT = (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video)
 
@@ -26,19 +35,30 @@ class Clips(tv_tensors.Video):  # type: ignore[misc]
     """A plain tensor (..., T, C, H, W) on its way through a transform: frames share a draw."""
 
 
+class WithAlpha(tv_tensors.Image):  # type: ignore[misc]
+    """PIL images with an alpha channel, stacked for a batch."""
+
+
 class Layout(NamedTuple):
-    """Batch dimensions (the frames of a video are none), channels, size; whether it is uint8."""
+    """Batch dimensions (the frames of a video are none), channels, size; dtype and alpha."""
 
     batch: tuple[int, ...]
     channels: int
     size: tuple[int, ...]
-    whole: bool
+    dtype: torch.dtype
+    alpha: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the values are integers."""
+        return not self.dtype.is_floating_point
 
 
 def image_array(flat_sample: list[Any]) -> int | None:
-    """Which entry of a sample is its image, if that is an array: the first uint8 (H, W, C) one.
+    """Which entry of a sample is its image, if that is an array: the first (H, W, C) of levels.
 
-    None if there is a PIL image or an Image or Video of ``tv_tensors``.
+    Of uint8 or uint16, unless it is all that there is. None if there is a PIL image or an Image or
+    Video of ``tv_tensors``.
 
     Raises:
         ValueError: another array has the size of the image; as it would stay where it is.
@@ -46,6 +66,8 @@ def image_array(flat_sample: list[Any]) -> int | None:
     if any(isinstance(entry, _EXPLICIT) for entry in flat_sample):
         return None
     arrays = [i for i, entry in enumerate(flat_sample) if isinstance(entry, np.ndarray)]
+    if arrays and len(flat_sample) == 1:
+        return 0
     images = [i for i in arrays if _is_image_array(flat_sample[i])]
     if not images:
         return None
@@ -61,19 +83,20 @@ def image_array(flat_sample: list[Any]) -> int | None:
 def _is_image_array(entry: Any) -> bool:
     return (
         isinstance(entry, np.ndarray)
-        and entry.dtype == np.uint8
+        and entry.dtype in (np.uint8, np.uint16)
         and entry.ndim == 3
-        and entry.shape[2] in (1, 3)
+        and (entry.shape[2] in (1, 3) or 0 < entry.shape[2] < min(entry.shape[:2]))
     )
 
 
-def is_one_of_bytes(sample: Any) -> bool:
-    """Whether a sample is one PIL image, or one uint8 tensor (C, H, W) on the CPU."""
+def is_one_for_pillow(sample: Any) -> bool:
+    """Whether a sample is one grey or RGB image: PIL's, or a uint8 tensor (C, H, W) on the CPU."""
     if isinstance(sample, PIL.Image.Image):
-        return True
+        return sample.mode in ("L", "RGB")
     return (
         isinstance(sample, Tensor)
         and sample.ndim == 3
+        and sample.shape[0] in (1, 3)
         and sample.dtype == torch.uint8
         and sample.device.type == "cpu"
     )
@@ -93,7 +116,7 @@ def is_list_of_images(sample: Any) -> bool:
         isinstance(entry, Tensor)
         and not isinstance(entry, tv_tensors.TVTensor)
         and entry.ndim == 3
-        and entry.shape[0] in (1, 3)
+        and entry.dtype in DTYPES
         and (entry.dtype, entry.shape[0]) == (sample[0].dtype, sample[0].shape[0])
         for entry in sample
     )
@@ -106,15 +129,15 @@ def check_picture(picture: Any) -> None:
         picture: anything; arrays have their channels last.
 
     Raises:
-        TypeError: none of these, or another dtype than uint8 or floating.
-        ValueError: another PIL mode than L or RGB, another shape than (..., C, H, W) (arrays
-            (..., H, W, C), videos (..., T, C, H, W)) with 1 or 3 channels, no pixels or more than
-            2^31.
+        TypeError: none of these, or of a dtype that there are no kernels for.
+        ValueError: another PIL mode than :data:`MODES`, another shape than (..., C, H, W) (arrays
+            (..., H, W, C), videos (..., T, C, H, W)), no pixels or more than 2^31.
     """
     if isinstance(picture, PIL.Image.Image):
-        if picture.mode not in ("L", "RGB"):
+        if picture.mode not in MODES:
             raise ValueError(
-                f"PIL images must have mode L or RGB, got {picture.mode}; {way_out(picture.mode)}"
+                f"PIL images must have mode {', '.join(MODES)}, got {picture.mode}; "
+                f"{way_out(picture.mode)}"
             )
         check_size(picture.height, picture.width)
         return
@@ -141,7 +164,10 @@ def to_tensor(picture: Any) -> Tensor:
 def restore(images: Tensor, like: Any) -> Any:
     """Undo :func:`to_tensor`: the kind of picture that ``like`` is."""
     if isinstance(like, PIL.Image.Image):
-        return tvf.to_pil_image(images, like.mode)
+        pixels = images[0] if len(images) == 1 else images.movedim(0, -1).contiguous()
+        made = PIL.Image.fromarray(pixels.numpy())
+        made.info = like.info.copy()
+        return made
     if isinstance(like, np.ndarray):
         return np.ascontiguousarray(images.movedim(-3, -1).numpy())
     if isinstance(like, tv_tensors.TVTensor):
@@ -157,17 +183,22 @@ def restore(images: Tensor, like: Any) -> Any:
 def layout(picture: Any) -> Layout:
     """Describe a picture that passed its check."""
     if isinstance(picture, PIL.Image.Image):
-        return Layout((), len(picture.getbands()), (picture.height, picture.width), True)
+        size = (picture.height, picture.width)
+        return Layout((), len(picture.getbands()), size, *MODES[picture.mode])
     if isinstance(picture, np.ndarray):
         *batch, height, width, channels = picture.shape
-        return Layout(tuple(batch), channels, (height, width), picture.dtype == np.uint8)
+        dtype = torch.from_numpy(np.empty(0, picture.dtype)).dtype
+        return Layout(tuple(batch), channels, (height, width), dtype)
     *batch, channels, height, width = picture.shape
     if isinstance(picture, tv_tensors.Video):
         del batch[-1]
-    return Layout(tuple(batch), channels, (height, width), picture.dtype == torch.uint8)
+    alpha = isinstance(picture, WithAlpha)
+    return Layout(tuple(batch), channels, (height, width), picture.dtype, alpha)
 
 
-def as_fills(fill: Fills) -> dict[type | str, tuple[float, ...]]:
+def as_fills(
+    fill: Fills, value_range: ValueRange | None = None
+) -> dict[type | str, tuple[float, ...]]:
     """Fill values by type of input; ``"others"`` is always there.
 
     Raises:
@@ -175,12 +206,12 @@ def as_fills(fill: Fills) -> dict[type | str, tuple[float, ...]]:
             ``"others"``.
     """
     if not isinstance(fill, dict):
-        return {"others": as_fill(fill)}
+        return {"others": as_fill(fill, value_range)}
     for kind in fill:
         if kind != "others" and not isinstance(kind, type):
             raise ValueError(f"fill must be keyed by types or 'others', got the key {kind!r}")
     # A mask is filled with a class, which may be any number.
-    fills = {k: as_fill(v) for k, v in fill.items() if k is not tv_tensors.Mask}
+    fills = {k: as_fill(v, value_range) for k, v in fill.items() if k is not tv_tensors.Mask}
     if tv_tensors.Mask in fill:
         fills[tv_tensors.Mask] = _mask_fill(fill[tv_tensors.Mask])
     return {"others": as_fill(None), **fills}
@@ -202,7 +233,7 @@ def _plain(fill: Fill) -> Fill:
 def fill_of(fills: dict[type | str, tuple[float, ...]], picture: Any) -> tuple[float, ...]:
     """The entry of :func:`as_fills` for a picture: of its own type, or else of all others."""
     kind = PIL.Image.Image if isinstance(picture, PIL.Image.Image) else type(picture)
-    return fills.get(Tensor if kind is Clips else kind, fills["others"])
+    return fills.get(Tensor if kind in (Clips, WithAlpha) else kind, fills["others"])
 
 
 def _mask_fill(fill: Fill) -> tuple[float, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 
+from ola_augment.kernels.pixel_format import ValueRange
 from ola_augment.policy import OLAPolicy, RandAugmentPolicy, UniformPolicy
 from ola_augment.space import SearchSpace
 from ola_augment.transforms.base import PolicyTransform
@@ -20,12 +23,16 @@ class OLAAugment(PolicyTransform):
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
             ``InterpolationMode``, its name, or Pillow's number for it.
-        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+        fill: what these uncover, in the range of the images (0 .. 255 for uint8, 0 .. 1 for
             floats): one number or one per channel, None for black, or a dictionary of these by
             type of input.
         generator: a CPU generator to draw with; None uses torch's global one.
         strength: expected number of applied operations an image, 0 .. ``max_ops``: the policy
             then learns which operations, not how many. None learns both, as the paper does.
+        value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
+            0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
+        grey_weights: one weight per channel of the grey image that color and contrast blend with;
+            None is Pillow's for 3 channels, otherwise the mean.
 
     Raises:
         TypeError: an argument of another type.
@@ -50,16 +57,20 @@ class OLAAugment(PolicyTransform):
         max_ops: int | None = None,
         num_magnitude_bins: int = 31,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
-        fill: Fills = 0,
+        fill: Fills = None,
         generator: torch.Generator | None = None,
         *,
         strength: float | None = None,
+        value_range: ValueRange | None = None,
+        grey_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             OLAPolicy(space, max_ops, num_magnitude_bins, strength),
             interpolation=interpolation,
             fill=fill,
             generator=generator,
+            value_range=value_range,
+            grey_weights=grey_weights,
         )
 
 
@@ -71,10 +82,14 @@ class UniformAugment(PolicyTransform):
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
             ``InterpolationMode``, its name, or Pillow's number for it.
-        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+        fill: what these uncover, in the range of the images (0 .. 255 for uint8, 0 .. 1 for
             floats): one number or one per channel, None for black, or a dictionary of these by
             type of input.
         generator: a CPU generator to draw with; None uses torch's global one.
+        value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
+            0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
+        grey_weights: one weight per channel of the grey image that color and contrast blend with;
+            None is Pillow's for 3 channels, otherwise the mean.
 
     Raises:
         TypeError: an argument of another type.
@@ -96,14 +111,19 @@ class UniformAugment(PolicyTransform):
         space: str | SearchSpace = "wide_long",
         num_magnitude_bins: int = 31,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
-        fill: Fills = 0,
+        fill: Fills = None,
         generator: torch.Generator | None = None,
+        *,
+        value_range: ValueRange | None = None,
+        grey_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             UniformPolicy(space, num_magnitude_bins=num_magnitude_bins),
             interpolation=interpolation,
             fill=fill,
             generator=generator,
+            value_range=value_range,
+            grey_weights=grey_weights,
         )
 
 
@@ -116,11 +136,15 @@ class RandAugment(PolicyTransform):
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
             ``InterpolationMode``, its name, or Pillow's number for it.
-        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+        fill: what these uncover, in the range of the images (0 .. 255 for uint8, 0 .. 1 for
             floats): one number or one per channel, None for black, or a dictionary of these by
             type of input.
         space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
         generator: a CPU generator to draw with; None uses torch's global one.
+        value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
+            0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
+        grey_weights: one weight per channel of the grey image that color and contrast blend with;
+            None is Pillow's for 3 channels, otherwise the mean.
 
     Raises:
         TypeError: an argument of another type.
@@ -143,16 +167,20 @@ class RandAugment(PolicyTransform):
         magnitude: int = 9,
         num_magnitude_bins: int = 31,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
-        fill: Fills = 0,
+        fill: Fills = None,
         *,
         space: str | SearchSpace = "rand_augment",
         generator: torch.Generator | None = None,
+        value_range: ValueRange | None = None,
+        grey_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             RandAugmentPolicy(space, num_ops, magnitude, num_magnitude_bins),
             interpolation=interpolation,
             fill=fill,
             generator=generator,
+            value_range=value_range,
+            grey_weights=grey_weights,
         )
 
 
@@ -163,11 +191,15 @@ class TrivialAugment(PolicyTransform):
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
             ``InterpolationMode``, its name, or Pillow's number for it.
-        fill: what these uncover, in the scale of the images (0 .. 255 for uint8, 0 .. 1 for
+        fill: what these uncover, in the range of the images (0 .. 255 for uint8, 0 .. 1 for
             floats): one number or one per channel, None for black, or a dictionary of these by
             type of input.
         space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
         generator: a CPU generator to draw with; None uses torch's global one.
+        value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
+            0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
+        grey_weights: one weight per channel of the grey image that color and contrast blend with;
+            None is Pillow's for 3 channels, otherwise the mean.
 
     Raises:
         TypeError: an argument of another type.
@@ -188,14 +220,18 @@ class TrivialAugment(PolicyTransform):
         self,
         num_magnitude_bins: int = 31,
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
-        fill: Fills = 0,
+        fill: Fills = None,
         *,
         space: str | SearchSpace = "wide_long",
         generator: torch.Generator | None = None,
+        value_range: ValueRange | None = None,
+        grey_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             UniformPolicy(space, 1, 1.0, num_magnitude_bins),
             interpolation=interpolation,
             fill=fill,
             generator=generator,
+            value_range=value_range,
+            grey_weights=grey_weights,
         )

@@ -1,4 +1,4 @@
-"""Fill and interpolation of a transform as JSON values, and back."""
+"""Settings of a transform as JSON values, and back."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ _TYPES = {
 }
 
 
-def to_json(interpolation: InterpolationMode, fill: Any) -> dict[str, Any]:
-    """JSON values of both.
+def to_json(
+    interpolation: InterpolationMode,
+    fill: Any,
+    value_range: tuple[float, float] | None = None,
+    grey_weights: tuple[float, ...] | None = None,
+) -> dict[str, Any]:
+    """JSON values of all of them; what is None but the fill is left out.
 
     Raises:
         TypeError: a fill for a type that files do not know.
@@ -33,7 +38,9 @@ def to_json(interpolation: InterpolationMode, fill: Any) -> dict[str, Any]:
         if unknown := [kind for kind in fill if kind not in names]:
             raise TypeError(f"a fill for {unknown[0]!r} cannot be saved; files know {[*_TYPES]}")
         fill = {names[kind]: value for kind, value in fill.items()}
-    return {"interpolation": interpolation.value, "fill": fill}
+    settings = {"interpolation": interpolation.value, "fill": fill}
+    given = {"value_range": value_range, "grey_weights": grey_weights}
+    return settings | {name: list(value) for name, value in given.items() if value is not None}
 
 
 def from_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,4 +60,7 @@ def from_json(settings: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"fill is for unknown types {sorted(unknown)}")
             fill = {known[name]: value for name, value in fill.items()}
         arguments["fill"] = tuple(fill) if isinstance(fill, list) else fill
+    for name in ("value_range", "grey_weights"):
+        if name in settings:
+            arguments[name] = settings[name]
     return arguments

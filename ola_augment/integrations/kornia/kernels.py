@@ -38,9 +38,11 @@ class AugmentationKernel:
         parameter: which of its random parameters is the magnitude, or None.
         trials: magnitudes to try.
         way: how to run it, if that is known.
+        channels: of the images that it is tried on.
 
     Raises:
-        ValueError: no such parameter, or one that changes nothing in the image.
+        ValueError: no such parameter, one that changes nothing in the image, or an augmentation
+            that takes no images of so many channels.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AugmentationKernel:
         parameter: str | None,
         trials: tuple[float, ...],
         way: Way | None = None,
+        channels: int = 3,
     ) -> None:
         self.augmentation = copy.deepcopy(augmentation)
         self.augmentation.p = self.augmentation.p_batch = 1.0
@@ -57,10 +60,14 @@ class AugmentationKernel:
         size = self.augmentation.flags.get("size")
         height, width = size if isinstance(size, tuple) else (32, 32)
         generator = torch.Generator().manual_seed(0)
-        images = torch.rand(_IMAGES, 3, height, width, generator=generator, device="cpu")
+        shape = (_IMAGES, channels, height, width)
+        images = torch.rand(shape, generator=generator, device="cpu")
+        self._trial, self._refused = images, dict[int, str | None]()
         with torch.no_grad(), _generators(images.device):
-            self._check_parameter(images, trials)
             magnitudes = torch.tensor(trials, device="cpu").repeat(_IMAGES)[:_IMAGES]
+            self._magnitude = magnitudes[:1]
+            self.check_channels(channels)
+            self._check_parameter(images, trials)
             self.way = way or self._find_way(images, magnitudes)
 
     def __call__(
@@ -74,6 +81,30 @@ class AugmentationKernel:
             seeds = [int(y * 2**24) << 24 | int(x * 2**24) for y, x in uniforms.tolist()]
         with _generators(images.device):
             return self._run(images, magnitudes, seeds, self.way)
+
+    def check_channels(self, channels: int) -> None:
+        """Refuse a number of channels that the augmentation cannot take, as a trial shows.
+
+        Raises:
+            ValueError: with what kornia said.
+        """
+        if channels not in self._refused:
+            self._refused[channels] = self._said_of(channels)
+        if (said := self._refused[channels]) is not None:
+            raise ValueError(
+                f"kornia's {type(self.augmentation).__name__} takes no images of {channels} "
+                f"channels ({said}); leave it out of the space, as "
+                f"ola_augment.kornia.search_space(channels={channels}) does"
+            )
+
+    def _said_of(self, channels: int) -> str | None:
+        image = self._trial[:1, :1].repeat(1, channels, 1, 1)
+        with torch.no_grad(), _generators(image.device):
+            try:
+                self._run(image, self._magnitude, [0], Way.ALONE)
+            except Exception as error:
+                return str(error).strip().split("\n")[0] or type(error).__name__
+        return None
 
     def matrix(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
         """Matrices (n, 2, 3) from the result to the image, pixel centres at + 0.5.
@@ -184,12 +215,16 @@ class KernelFamily:
     Args:
         make: magnitude -> augmentation.
         trials: magnitudes to try.
+        channels: of the images that they are tried on.
     """
 
     def __init__(
-        self, make: Callable[[float], K.AugmentationBase2D], trials: tuple[float, ...]
+        self,
+        make: Callable[[float], K.AugmentationBase2D],
+        trials: tuple[float, ...],
+        channels: int = 3,
     ) -> None:
-        self.make = make
+        self.make, self.channels = make, channels
         self._kernels: dict[float, AugmentationKernel] = {}
         self.way: Way | None = None
         tried = [self._kernel(magnitude) for magnitude in trials]
@@ -216,6 +251,11 @@ class KernelFamily:
         ]
         return torch.cat(rows)
 
+    def check_channels(self, channels: int) -> None:
+        """As :meth:`AugmentationKernel.check_channels`."""
+        for kernel in self._tried:
+            kernel.check_channels(channels)
+
     def moves_affinely(self, trials: tuple[float, ...]) -> bool:
         """As :meth:`AugmentationKernel.moves_affinely`."""
         return all(kernel.moves_affinely((0.0,)) for kernel in self._tried)
@@ -225,7 +265,9 @@ class KernelFamily:
             made = self.make(magnitude)
             if not is_usable(made):
                 raise TypeError(f"augmentation({magnitude:g}) must be {USABLE}, got {made!r}")
-            self._kernels[magnitude] = AugmentationKernel(made, None, (0.0,), self.way)
+            self._kernels[magnitude] = AugmentationKernel(
+                made, None, (0.0,), self.way, self.channels
+            )
         return self._kernels[magnitude]
 
 

@@ -17,7 +17,7 @@ from ola_augment.integrations.kornia.kernels import (
     Way,
     is_usable,
 )
-from ola_augment.operation import MatrixFunction, Operation
+from ola_augment.operation import MatrixFunction, Operation, whole
 from ola_augment.space import SearchSpace
 
 _Make = Callable[[float], K.AugmentationBase2D]
@@ -35,6 +35,7 @@ def operation(
     signed: bool = False,
     side: Literal["width", "height"] | None = None,
     per: int = 32,
+    channels: int = 3,
 ) -> Operation:
     """Make an operation of a kornia augmentation.
 
@@ -59,6 +60,7 @@ def operation(
         signed: negate the magnitude with probability 1/2.
         side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
         per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
+        channels: of the images that it is for, and is tried on. Others are tried when they come.
 
     Returns:
         The operation, for a :class:`ola_augment.SearchSpace`.
@@ -66,8 +68,8 @@ def operation(
     Raises:
         TypeError: no such augmentation: one that mixes images, works on volumes or is a container.
         ValueError: magnitudes without a parameter or a function, or the other way round; a
-            parameter that there is not, or that changes nothing; what
-            :class:`ola_augment.Operation` refuses.
+            parameter that there is not, or that changes nothing; an augmentation that takes no
+            images of so many channels; what :class:`ola_augment.Operation` refuses.
 
     Example:
         >>> import kornia.augmentation as K
@@ -92,9 +94,9 @@ def operation(
         trials = (plain.low, plain.low + (plain.high - plain.low) / 2, plain.high)
     kernel: AugmentationKernel | KernelFamily
     if is_usable(augmentation):
-        kernel = AugmentationKernel(augmentation, parameter, trials)
+        kernel = AugmentationKernel(augmentation, parameter, trials, None, channels)
     else:
-        kernel = KernelFamily(cast(_Make, augmentation), trials)
+        kernel = KernelFamily(cast(_Make, augmentation), trials, channels)
     matrix: MatrixFunction | None = None
     if isinstance(kernel.augmentation, K.IntensityAugmentationBase2D):
         matrix = _stay
@@ -109,7 +111,7 @@ def operation(
     )
 
 
-def search_space(num_magnitude_bins: int = 31) -> SearchSpace:
+def search_space(num_magnitude_bins: int = 31, *, channels: int = 3) -> SearchSpace:
     """The fifteen operations of kornia's RandAugment over their ranges, and identity.
 
     At bin k of 31 they compute what kornia's own wrappers compute for the magnitude k / 30 of
@@ -117,12 +119,14 @@ def search_space(num_magnitude_bins: int = 31) -> SearchSpace:
 
     Args:
         num_magnitude_bins: 2 .. 10,000.
+        channels: of the images, at least 1; operations that cannot take so many are left out
+            (color, unless there are 3).
 
     Returns:
         The space, named ``"kornia"``.
 
     Raises:
-        ValueError: a number of bins out of range.
+        ValueError: a number of bins or channels out of range.
 
     Example:
         >>> len(search_space())
@@ -149,11 +153,22 @@ def search_space(num_magnitude_bins: int = 31) -> SearchSpace:
         ("translate_x", K.RandomTranslate((0.0, 0.1), **warp), "translate_x", (0, 1), x),
         ("translate_y", K.RandomTranslate(None, (0.0, 0.1), **warp), "translate_y", (0, 1), y),
     ]
-    operations = [
-        operation(augmentation, *(ends or ()), parameter=parameter, name=name, **options)
-        for name, augmentation, parameter, ends, options in rows
-    ]
+    if whole("channels", channels) < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+    operations = []
+    for name, augmentation, parameter, ends, options in rows:
+        made = operation(augmentation, *(ends or ()), parameter=parameter, name=name, **options)
+        if _takes(made, channels):
+            operations.append(made)
     return SearchSpace((Operation("identity"), *operations), num_magnitude_bins, "kornia")
+
+
+def _takes(made: Operation, channels: int) -> bool:
+    try:
+        cast(AugmentationKernel, made.kernel).check_channels(channels)
+    except ValueError:
+        return False
+    return True
 
 
 def _unchanged(images: Tensor, magnitudes: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""Floats and 16 bits, one thread: rows of ``augment.py``.
+
+    python examples/benchmarks/depths.py
+
+For every operation that they have, the time of ours over that of torchvision's functions (image by
+image, each its own magnitude, as nobody there draws for a batch) and of kornia's (a magnitude for
+each image of a batch), on float32 of 32, 224 and 512 pixels; and uint16 over uint8. CPU time of
+this thread, medians of repeats in which both sides take turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import kornia
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from ola_augment import SearchSpace
+from ola_augment.kernels.table import TABLE
+from ola_augment.operations import apply_actions, compile_kernels
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from pillow_reference import one_operation
+
+SIZES = ((256, 32), (32, 224), (8, 512))
+SPACE = SearchSpace.wide_long()
+#: Ours may cost this share of theirs, and uint16 this many times uint8.
+FLOAT_LIMIT, DEEP_LIMIT = 1.0, 2.0
+#: No quarter turn, which torchvision makes by transposing.
+BIN = 13
+
+BILINEAR = {"interpolation": InterpolationMode.BILINEAR}
+#: name -> function(image, magnitude)
+TORCHVISION: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "auto_contrast": lambda x, m: tvf.autocontrast(x),
+    "equalize": lambda x, m: tvf.equalize(x),
+    "rotate": lambda x, m: tvf.rotate(x, m),
+    "rotate, bilinear": lambda x, m: tvf.rotate(x, m, **BILINEAR),
+    "solarize": lambda x, m: tvf.solarize(x, m / 256),
+    "color": lambda x, m: tvf.adjust_saturation(x, m),
+    "posterize": lambda x, m: tvf.posterize(x, int(m)),
+    "contrast": lambda x, m: tvf.adjust_contrast(x, m),
+    "brightness": lambda x, m: tvf.adjust_brightness(x, m),
+    "sharpness": lambda x, m: tvf.adjust_sharpness(x, m),
+    "shear_x": lambda x, m: tvf.affine(x, 0, [0, 0], 1, [45 * m, 0]),
+    "shear_x, bilinear": lambda x, m: tvf.affine(x, 0, [0, 0], 1, [45 * m, 0], **BILINEAR),
+    "shear_y": lambda x, m: tvf.affine(x, 0, [0, 0], 1, [0, 45 * m]),
+    "translate_x": lambda x, m: tvf.affine(x, 0, [int(m), 0], 1, [0, 0]),
+    "translate_y": lambda x, m: tvf.affine(x, 0, [0, int(m)], 1, [0, 0]),
+    "blur": lambda x, m: tvf.gaussian_blur(x, [5, 5]),
+    "invert": lambda x, m: tvf.invert(x),
+    "flip_lr": lambda x, m: tvf.horizontal_flip(x),
+    "flip_ud": lambda x, m: tvf.vertical_flip(x),
+}
+#: name -> function(images, magnitudes)
+KORNIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "auto_contrast": lambda x, m: kornia.enhance.normalize_min_max(x),
+    "equalize": lambda x, m: kornia.enhance.equalize(x),
+    "solarize": lambda x, m: kornia.enhance.solarize(x, m / 256),
+    "color": lambda x, m: kornia.enhance.adjust_saturation_with_gray_subtraction(x, m),
+    "posterize": lambda x, m: kornia.enhance.posterize(x, m.int()),
+    "contrast": lambda x, m: kornia.enhance.adjust_contrast_with_mean_subtraction(x, m),
+    "brightness": lambda x, m: kornia.enhance.adjust_brightness_accumulative(x, m),
+    "sharpness": lambda x, m: kornia.enhance.sharpness(x, m),
+    "blur": lambda x, m: kornia.filters.box_blur(x, (5, 5)),
+    "invert": lambda x, m: kornia.enhance.invert(x),
+    "flip_lr": lambda x, m: kornia.geometry.hflip(x),
+    "flip_ud": lambda x, m: kornia.geometry.vflip(x),
+}
+
+
+def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """CPU seconds of this thread, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for function in timed.values():
+        function()
+    for _ in range(repeats):
+        for name, function in timed.items():
+            start = time.thread_time()
+            function()
+            seconds[name].append(time.thread_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_depths(repeats: int) -> list[str]:
+    """Print the table; return the rows past their limit."""
+    torch.set_num_threads(1)
+    missed = []
+    print("\nfloat32 over torchvision and kornia, uint16 over uint8, one thread:\n")
+    print("| | ours, ms | / torchvision | / kornia | uint16 / uint8 |\n|---|---:|---:|---:|---:|")
+    names = [
+        n for name in TABLE for n in (name, f"{name}, bilinear") if n == name or n in TORCHVISION
+    ]
+    for count, side in SIZES:
+        generator = torch.Generator().manual_seed(0)
+        floats = torch.rand(count, 3, side, side, generator=generator)
+        small = (floats * 255).to(torch.uint8)
+        deep = (floats * 65535).to(torch.int32).to(torch.uint16)
+        for name in names:
+            op = [operation.name for operation in SPACE.operations].index(name.split(",")[0])
+            actions, m = (
+                one_operation(count, op, BIN),
+                SPACE.operations[op].magnitude(BIN, 31, side, side),
+            )
+            how = {"interpolation": "bilinear" if "," in name else "nearest"}
+
+            def ours(images: Tensor, actions=actions, how=how) -> Callable[[], Tensor]:
+                return lambda: apply_actions(images, SPACE, actions, **how)
+
+            timed = {"float": ours(floats), "uint8": ours(small), "uint16": ours(deep)}
+            if name in TORCHVISION:
+                theirs = TORCHVISION[name]
+                timed["torchvision"] = lambda f=theirs, x=floats, m=m: [f(image, m) for image in x]
+            if name in KORNIA:
+                batched, ms = KORNIA[name], torch.full((count,), float(m))
+                timed["kornia"] = lambda f=batched, x=floats, ms=ms: f(x, ms)
+            times = medians(timed, repeats)
+            cells = [f"{1e3 * times['float']:.2f}"]
+            for side_of in ("torchvision", "kornia"):
+                share = times["float"] / times[side_of] if side_of in times else None
+                cells.append("" if share is None else f"{share:.2f}")
+                if share is not None and share > FLOAT_LIMIT:
+                    missed.append(
+                        f"{name} at {side}: {share:.2f} of {side_of}'s, at most {FLOAT_LIMIT}"
+                    )
+            share = times["uint16"] / times["uint8"]
+            cells.append(f"{share:.2f}")
+            if share > DEEP_LIMIT:
+                missed.append(
+                    f"{name} at {side}: uint16 {share:.2f} of uint8, at most {DEEP_LIMIT}"
+                )
+            print(f"| {name}, {count} x {side}x{side} | {' | '.join(cells)} |", flush=True)
+    return missed
+
+
+if __name__ == "__main__":
+    compile_kernels()
+    if missed := measure_depths(7):
+        sys.exit("past a limit:\n" + "\n".join(missed))
