@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo dist clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -77,8 +77,12 @@ zoo: $(STAMP) ## the alignment engine on some two hundred models against their o
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
 
+dist: $(STAMP) ## build sdist and wheel into dist/, look into them, try the wheel in a fresh environment
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python examples/reliability/dist.py --out dist
+
 clean: ## remove what the other targets made
-	rm -rf .venv runs .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv runs dist .numba_boundscheck .coverage* docs/_build docs/auto_examples docs/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 DEMO := --data digits-rotated --train-size 300 --epochs 400 --seeds 3 \
 	--method none randaugment uniform ola --quiet --out runs/demo

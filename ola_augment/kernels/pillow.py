@@ -7,14 +7,16 @@ instead gives the same bits and is held to them by the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ola_augment.kernels.affine import Matrix
 from ola_augment.kernels.kind import Kind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Up to this many pixels Pillow's filters are faster than NumPy's sums, and its tables slower.
 _SMALL = 64 * 64
