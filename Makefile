@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench matrix zoo dist clean
+.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench gpu matrix zoo dist clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
 	$(BIN)/python examples/benchmarks/alignment.py
+
+gpu: ## on a machine with an NVIDIA GPU: all that wants one, in eight minutes, as a table
+	$(PYTHON) examples/gpu/run.py $(GPU)
 
 test-all: test soak fuzz-files fuzz-kernels kill mutants ## all tests and the slow reliability checks (an hour)
 
