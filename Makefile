@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## digits that will be turned when the model is used: what OLA finds out (minutes)
+demo: $(STAMP) ## a domain shift on rotated digits: what OLA finds out (minutes)
 	$(BIN)/python examples/train.py $(DEMO)
 
 test: lint bounds ## lint, check types and run all tests, two at a time

@@ -26,7 +26,7 @@ _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 class ImageData:
     """A data set: uint8 images (N, C, H, W), int64 labels (N,), and whether mirroring is safe.
 
-    ``reference``: images and labels from where the model will be used, if any are known.
+    ``reference``: labelled images of the target domain, if there are any.
     """
 
     name: str
@@ -65,8 +65,8 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
 
     Args:
         source: which; ``imagefolder:PATH`` is a directory or a zip with train/CLASS/*.jpg and
-            test/CLASS/*.jpg and, where some images are known of the place where the model will be
-            used, reference/CLASS/*.jpg.
+            test/CLASS/*.jpg and, with labelled images of the target domain,
+            reference/CLASS/*.jpg.
         image_size: images of a folder are scaled and centre-cropped to this many pixels a side.
         root: where torchvision keeps its own downloads.
 
@@ -263,7 +263,7 @@ class Batches:
 class Preprocess:
     """The default pre-processing: pad-4 random crop, a mirror where safe, then normalisation.
 
-    Each image of a batch gets its own. With ``cutout`` a square of so many pixels becomes 0 after
+    Each image of a batch gets its own. With ``cutout`` a square of that many pixels becomes 0 after
     normalisation. ``test`` only normalises.
     """
 

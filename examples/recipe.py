@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--learn-every",
         type=int,
-        help="learn from every so manyth pair of steps (default: with images held out so that some "
+        help="learn from every N-th pair of steps (default: with images held out so that some "
         f"{ENOUGH_PAIRS} teach, else 1)",
     )
     add(

@@ -1,4 +1,4 @@
-"""Train with augmentation that learns itself, beside the comparison methods.
+"""Train with learned augmentation, beside the comparison methods.
 
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
@@ -70,7 +70,7 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
         v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
-    # Any operation alike, so many an image: what OLA's thermostat chooses from.
+    # Any operation alike, that many an image: what OLA's thermostat chooses from.
     **{
         f"strength-{number}": lambda space, generator, number=number: OLAAugment(
             space, strength=number, generator=generator
@@ -95,7 +95,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64)
     add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
     add("--weight-decay", type=float, default=5e-4)
-    add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
+    add(
+        "--cutout",
+        type=int,
+        default=0,
+        help="zero a square of that many pixels a side; Table 2's recipe: 16",
+    )
     add("--no-mirror", action="store_true", help="no horizontal flips in the pre-processing")
     add(
         "--interleave",

@@ -31,7 +31,7 @@ from ola_augment.alignment.snapshot import Undisturbed
 Ways = Callable[[], Iterator[Any]]
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000
-#: Up to so many examples all sets are looked at from the start: they are four at most.
+#: Up to this many examples all sets are looked at from the start: they are four at most.
 _TOLD_APART = 6
 
 

@@ -205,7 +205,7 @@ class Watch(TorchFunctionMode, Generic[OriginT]):
         return function(*args, **kwargs)
 
     def read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of a call, nodes in the place of their tensors."""
+        """The arguments of a call, nodes in place of their tensors."""
         nodes: tuple[Any, Any] = map_tensors(lambda t: self.node(t) or t, (args, kwargs))
         return nodes
 
@@ -283,7 +283,7 @@ def _setting(value: Any) -> Any:
 
 
 def _looked_up(index: Any) -> Any:
-    """Which rows an index names; own rows are no matter."""
+    """Which rows an index names; own rows do not matter."""
     if isinstance(index, (list, tuple)):
         if index and isinstance(index[0], Tensor) and _counts_up(index[0]):
             return "own rows"
@@ -340,7 +340,7 @@ _LOOK_UPS = {
     torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_, F.embedding,
 }  # fmt: skip
 
-#: Of so many factors it is asked whether all are zero.
+#: Up to how many factors are checked for being all zero.
 _FEW = 1024
 # Where a factor of zero, or a mask, shuts off what it meets: opened it makes another path.
 _GATES: dict[Function, Callable[[Tensor], list[Tensor]]] = {

@@ -1,7 +1,7 @@
 """Exact kernels for one image: Pillow itself, without compiling anything.
 
 Its filters are slow on large images, its histograms and tables on small ones; what stands here
-instead gives the same bits and is held to them by the tests.
+instead gives the same bits and is compared with them by the tests.
 """
 
 from __future__ import annotations
