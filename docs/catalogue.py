@@ -66,9 +66,9 @@ def ranges(name: str) -> str:
     spaces = {"RandAugment": SearchSpace.rand_augment(), "WideLong": SearchSpace.wide_long()}
     texts = {title: magnitudes(TABLE[name], space) for title, space in spaces.items()}
     if set(texts.values()) <= {"-", ""}:
-        return "" if "" not in texts.values() else "In WideLong only."
-    named = [f"{title} {text}" for title, text in texts.items() if text]
-    return f"Range: {', '.join(named)}."
+        return "" if "" not in texts.values() else " In WideLong only."
+    named = [f"{title} {text.removesuffix(', whole')}" for title, text in texts.items() if text]
+    return f" Range: {'; '.join(named)}."
 
 
 def write(folder: Path) -> None:
@@ -98,10 +98,9 @@ def write(folder: Path) -> None:
         sheet.save(folder / f"{operation.name}.png")
         shown = f" with {', '.join(texts)}" if any(texts) else ""
         lines.append(
-            f"### {operation.name}\n\n{WHAT[operation.name]} {ranges(operation.name)}\n\n"
+            f"### {operation.name}\n\n{WHAT[operation.name]}{ranges(operation.name)}\n\n"
             f"![{operation.name}: the original, then{shown or ' the result'}]"
-            f"(generated/{operation.name}.png)\n\n"
-            + (f"Shown{shown}.\n" if shown else "")
+            f"(generated/{operation.name}.png)\n\n" + (f"Shown{shown}.\n" if shown else "")
         )
     text = f"Of the values in the pictures above, {differ} differ from Pillow's.\n"
     (folder / "pillow.md").write_text(text, encoding="utf-8")
