@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from operations_table import magnitudes
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from ola_augment import Actions, SearchSpace

@@ -31,7 +31,7 @@ def on_device(
 
 
 def draws(space: SearchSpace, op: int, count: int, quick: bool) -> Actions:
-    """Every magnitude and sign of an operation, ``count`` images each; some of them when ``quick``."""
+    """Every magnitude and sign of an operation on ``count`` images; some when ``quick``."""
     operation, bins = space.operations[op], space.num_magnitude_bins
     chosen = range(bins) if not quick else (0, bins // 2, bins - 1)
     chosen = chosen if operation.low is not None else (0,)
