@@ -46,7 +46,9 @@ def read_folder(
         if unknown := {name for name, *_ in chosen} - {*classes}:
             raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
         if chosen:
-            images = np.stack([_decode(entry, read, size, bits, found) for _, entry, read in chosen])
+            images = np.stack(
+                [_decode(entry, read, size, bits, found) for _, entry, read in chosen]
+            )
             labels = torch.tensor([classes.index(name) for name, *_ in chosen])
             parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
     return parts, tuple(classes), _notes(found, size, bits, empty)
