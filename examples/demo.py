@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -97,7 +98,7 @@ def collect(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         }
         ended = 0
         while ended < len(runs):
-            time.sleep(0.3)
+            time.sleep(0.3 if sys.stderr.isatty() else 5)  # a log needs no film
             done = [run for run in runs if futures[run].done()]
             under_way = [run for run in runs if run not in done][: options.jobs]
             progress.show(under_way, len(done) * options.epochs)
@@ -184,8 +185,6 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     from report import command
 
     sys.exit(command(main))
