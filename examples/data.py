@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from folders import read_folder
 from shifts import SHIFTS, shift
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from torchvision.datasets.folder import is_image_file
-
-# One image may ask for no more than this.
-_MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 
 
 @dataclass(frozen=True)
 class ImageData:
     """A data set: uint8 images (N, C, H, W), int64 labels (N,), and whether mirroring is safe.
 
-    ``reference``: images and labels from where the model will be used, if any are known.
+    ``reference``: labelled images of the target domain, if there are any; ``classes``: their names,
+    if they have any; ``notes``: what was done to the images, in sentences.
     """
 
     name: str
@@ -37,6 +30,8 @@ class ImageData:
     num_classes: int
     mirror: bool
     reference: tuple[Tensor, Tensor] | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def with_reference(self) -> ImageData:
         """Train on the reference images as well."""
@@ -65,8 +60,8 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
 
     Args:
         source: which; ``imagefolder:PATH`` is a directory or a zip with train/CLASS/*.jpg and
-            test/CLASS/*.jpg and, where some images are known of the place where the model will be
-            used, reference/CLASS/*.jpg.
+            test/CLASS/*.jpg and, with labelled images of the target domain,
+            reference/CLASS/*.jpg.
         image_size: images of a folder are scaled and centre-cropped to this many pixels a side.
         root: where torchvision keeps its own downloads.
 
@@ -112,21 +107,7 @@ def _cifar(source: str, root: str) -> ImageData:
 
 
 def _image_folder(path: Path, size: int) -> ImageData:
-    if not path.exists():
-        raise FileNotFoundError(f"no such directory or zip: {path}")
-    files = _zip_files(path) if path.is_file() else _directory_files(path)
-    classes = sorted({name for part, name, *_ in files if part == "train"})
-    if not classes or not any(part == "test" for part, *_ in files):
-        raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
-    parts, bits = {}, _grey_bits(files)
-    for part in ("train", "test", "reference"):
-        chosen = [file[1:] for file in files if file[0] == part]
-        if unknown := {name for name, *_ in chosen} - {*classes}:
-            raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
-        if chosen:
-            images = np.stack([_decode(entry, read, size, bits) for _, entry, read in chosen])
-            labels = torch.tensor([classes.index(name) for name, *_ in chosen])
-            parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    parts, classes, notes = read_folder(path, size)
     return ImageData(
         path.stem,
         *parts["train"],
@@ -134,96 +115,9 @@ def _image_folder(path: Path, size: int) -> ImageData:
         num_classes=len(classes),
         mirror=True,
         reference=parts.get("reference"),
+        classes=classes,
+        notes=notes,
     )
-
-
-def _is_image(parts: tuple[str, ...]) -> bool:
-    """Whether a path is one; what macOS leaves beside each file is hidden, or in a folder apart."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return is_image_file(parts[-1]) and not hidden
-
-
-def _zip_files(path: Path) -> list:
-    archive = zipfile.ZipFile(path)
-    found = []
-    for entry in sorted(archive.namelist()):
-        parts = PurePosixPath(entry).parts
-        if len(parts) >= 3 and _is_image(parts):
-            found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
-    return found
-
-
-def _reader(archive: zipfile.ZipFile, entry: str):
-    def read() -> bytes:
-        with archive.open(entry) as file:  # what its header says of its size may not be so
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-        return data
-
-    return read
-
-
-def _directory_files(path: Path) -> list:
-    found = []
-    for entry in sorted(path.glob("*/*/*")):
-        if _is_image(entry.parts[-3:]):
-            found.append((*entry.parts[-3:-1], str(entry), entry.read_bytes))
-    return found
-
-
-_UNREADABLE = (
-    OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
-
-
-def _decode(name: str, read, size: int, bits: int) -> np.ndarray:
-    picture = _opened(name, read, lambda image: _eight_bits(image, bits).convert("RGB"))
-    if picture.size != (size, size):
-        scale = size / min(picture.size)
-        wide = [max(size, round(side * scale)) for side in picture.size]
-        left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
-        picture = picture.resize(wide).crop((left, top, left + size, top + size))
-    return np.asarray(picture)
-
-
-def _opened(name: str, read, use):
-    """What ``use`` makes of an image file."""
-    try:
-        with Image.open(io.BytesIO(read())) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            return use(image)
-    except _UNREADABLE as error:
-        raise ValueError(f"cannot read the image {name}: {error}") from error
-
-
-def _grey_bits(files: list) -> int:
-    """How many bits the grey levels of a data set take: a PNG of 10 or 12 is stored in 16."""
-    tops = [_opened(name, read, _top) for _, _, name, read in files]
-    bits = max(8, max(tops).bit_length())
-    if max(tops):
-        print(f"grey levels of {bits} bits, 0 .. {2**bits - 1}, are scaled to 0 .. 255")
-    return bits
-
-
-def _top(image: Image.Image) -> int:
-    """The highest grey level of an image with more than 8 bits, 0 of another."""
-    if image.mode[0] not in "IF":
-        return 0
-    levels = np.asarray(image)
-    if image.mode[0] == "F" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(f"mode {image.mode} with levels {levels.min()} .. {levels.max()}")
-    return int(levels.max())
-
-
-def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
-    """More bits of grey become eight; Pillow by itself would cut them off at 255."""
-    if image.mode[0] not in "IF":
-        return image
-    levels = np.asarray(image).astype(np.int64)
-    return Image.fromarray((levels * 255 // (2**bits - 1)).astype(np.uint8))
 
 
 class Batches:
@@ -263,7 +157,7 @@ class Batches:
 class Preprocess:
     """The default pre-processing: pad-4 random crop, a mirror where safe, then normalisation.
 
-    Each image of a batch gets its own. With ``cutout`` a square of so many pixels becomes 0 after
+    Each image of a batch gets its own. With ``cutout`` a square of that many pixels becomes 0 after
     normalisation. ``test`` only normalises.
     """
 

@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--bed", nargs="+", choices=BEDS, default=["digits-300", "rotated"])
     add("--seeds", type=int, default=3, help="runs of each kind (seeds 0, 1, ...)")
     add("--epochs", type=int, help="instead of the bed's")
-    add("--every", type=int, default=4, help="look at every so manyth augmented step")
+    add("--every", type=int, default=4, help="look at every N-th augmented step")
     add("--held-out", type=int, default=64, help="training images held out where none are given")
     add("--cifar", help="folder or zip of CIFAR-10 images, instead of torchvision's download")
     add("--omniglot", help="folder or zip of characters, for the bed of that name")

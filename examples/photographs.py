@@ -49,7 +49,7 @@ def crop(image: Image.Image, rng: np.random.Generator, side: int, size: int, shi
     reach = side / 2 * (abs(np.cos(np.radians(angle))) + abs(np.sin(np.radians(angle))))
     x = rng.uniform(left + reach, right - reach)
     y = rng.uniform(reach, image.height - reach)
-    turned = image.rotate(angle, Image.Resampling.BICUBIC, center=(x, y))
+    turned = image.rotate(angle, Image.Resampling.BICUBIC, center=(x, y)) if shifted else image
     box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
     picture = turned.resize((size, size), Image.Resampling.BICUBIC, box=box)
     light = rng.uniform(0.25, 0.6) if shifted else 1.0

@@ -1,6 +1,6 @@
 """
-Augmentation that learns itself
-===============================
+Augmentation that is learned while the model trains
+===================================================
 
 A classifier of handwritten digits trains while its augmentation learns which operations help: the
 loop written out, then the policy over time.

@@ -60,7 +60,7 @@ def train(learn):
 
 # %%
 # The share of clean digits grows, and so does the accuracy on clean test digits. Stop before the
-# network has learnt the clean digits by heart: it then has nothing left to learn from them, and the
+# network has memorised the clean digits: it then has nothing left to learn from them, and the
 # gradients of typing errors are all that the rewards can see.
 half, plain_accuracy = train(learn=False)
 shares, learned_accuracy = train(learn=True)

@@ -10,24 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from data import Batches, ImageData, Preprocess
+from options import ENOUGH_PAIRS, is_recommended
 from torch import Tensor, nn
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, ValueUpdater
 from ola_augment.training import Reward, Trial, cosine_reward
 
-#: docs/results.md has the comparisons that the recommendation rests on.
-SETTINGS: dict[str, dict[str, Any]] = {
-    # That of OLALearner.recommended.
-    "recommended": {
-        "meta_lr": 0.03,
-        "reference": "held-out",
-        "strength": "tried",
-        "learn_until": 0.2,
-    },
-    "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
-}
-#: Pairs that teach enough (up to twice as many do): with more, a run only costs more.
-ENOUGH_PAIRS = 250
 #: Held-out images whose gradient one pair takes; the reference is a mean over pairs.
 HELD_OUT_BATCH = 32
 
@@ -44,89 +32,6 @@ def shuffled(alignments: Tensor, norms: Tensor) -> Tensor:
 
 #: What the learned policy is held against.
 CONTROLS: dict[str, Reward] = {"shuffled": shuffled, "uniform": uniform}
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--settings", choices=SETTINGS, default="recommended", help="what is not given below")
-    add("--meta-lr", type=float, help="of the policy's Adam: 0.03, or the paper's 0.1")
-    add("--entropy-weight", type=float, default=0.0, help="beyond the paper, which has none")
-    add(
-        "--reference",
-        choices=["next", "current", "held-out"],
-        help="gradient that is aligned with: of the plain batch after the augmented update (the "
-        "paper) or before it, or the running mean of that of images held out: the data's reference "
-        "images, or --held-out",
-    )
-    add(
-        "--strength",
-        type=strength,
-        help="applied operations an image: a number; 'tried' on held-out images, with and without "
-        "augmentation in turns; 'steered' by a thermostat from 1; or 'learned' (the paper); with "
-        "all but the last the policy learns which operations, by values",
-    )
-    add(
-        "--learn-every",
-        type=int,
-        help="learn from every so manyth pair of steps (default: with images held out so that some "
-        f"{ENOUGH_PAIRS} teach, else 1)",
-    )
-    add(
-        "--learn-until",
-        type=float,
-        help="share of the epochs; held-out images join the training after it, and with a strength "
-        "operations are drawn uniformly until then",
-    )
-    add(
-        "--held-out",
-        type=int,
-        help="training images held out if the data has no reference (default: a fifth, at most "
-        "256)",
-    )
-    add(
-        "--control",
-        choices=CONTROLS,
-        help="shuffled: rewards of other examples of the batch; uniform: operations stay alike, "
-        "their strength is tried",
-    )
-
-
-def strength(text: str) -> str | float:
-    return text if text in ("learned", "steered", "tried") else float(text)
-
-
-def fill_in(options: argparse.Namespace) -> None:
-    """Take from --settings what was not given."""
-    for name, value in SETTINGS[options.settings].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if options.control and options.strength == "learned":
-        raise ValueError("--control is one of values: give a --strength")
-    if not 0 < options.learn_until <= 1:
-        raise ValueError(f"--learn-until must lie in (0, 1], got {options.learn_until}")
-
-
-def is_recommended(options: argparse.Namespace) -> bool:
-    """Whether nothing of the recommended setting was changed."""
-    named = SETTINGS["recommended"].items()
-    return options.learn_every is None and all(getattr(options, n) == value for n, value in named)
-
-
-def described(options: argparse.Namespace) -> str:
-    """The settings of a run of OLA, for the line above a table."""
-    every = options.learn_every or 1
-    learns = f"learning from every {every}. pair" if every > 1 else ""
-    until = f"until {options.learn_until:g} of the epochs" if options.learn_until < 1 else ""
-    parts = (
-        f"control {options.control}" if options.control else "",
-        f"reference {options.reference}",
-        f"strength {options.strength}",
-        f"meta lr {options.meta_lr}" * (options.strength == "learned"),
-        f"entropy weight {options.entropy_weight}" * bool(options.entropy_weight),
-        learns,
-        until,
-    )
-    return "ola: " + ", ".join(part for part in parts if part)
 
 
 def make_augment(space: str, options: argparse.Namespace, generator: torch.Generator) -> OLAAugment:

@@ -4,7 +4,7 @@
     python examples/strip.py --photographs --policy \\
         runs/comparison/rotated/runs/ola-seed0/policy.json
 
-draws the front page's, whose policy was learned for a model that is used on turned digits.
+draws the front page's, whose policy was learned for a model whose target domain is rotated digits.
 Without ``--policy`` one is learned first, by ``train.py``. Both rows apply as many operations to an
 image (``--strength``), so that they differ in which.
 """

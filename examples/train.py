@@ -1,4 +1,4 @@
-"""Train with augmentation that learns itself, beside the comparison methods.
+"""Train with learned augmentation, beside the comparison methods.
 
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
@@ -10,17 +10,34 @@ with the same result, when the same command is given again with ``--resume``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from options import STRENGTHS, described, parse_arguments
+
+if __name__ == "__main__":
+    with contextlib.suppress(ValueError):  # which main meets again
+        parse_arguments()  # --help and mistakes are answered before torch is imported
+
 import torch
 from data import ImageData, Preprocess, load_data
 from networks import make_network
-from recipe import add_options, described, fill_in, make_augment, make_batches, make_learner
+from recipe import make_augment, make_batches, make_learner
+from report import (
+    check_out,
+    command,
+    data_lines,
+    look_for_packages,
+    one_a_class,
+    run_line,
+    verdict,
+)
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -70,48 +87,14 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
         v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
-    # Any operation alike, so many an image: what OLA's thermostat chooses from.
+    # Any operation alike, that many an image: what OLA's thermostat chooses from.
     **{
         f"strength-{number}": lambda space, generator, number=number: OLAAugment(
             space, strength=number, generator=generator
         )
-        for number in (0, 0.5, 1, 2, 4)
+        for number in STRENGTHS
     },
 }
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", default="digits", help="digits, cifar10, cifar100 or imagefolder:PATH")
-    add("--train-size", type=int, help="train on this many random images (default: all)")
-    add("--image-size", type=int, default=32, help="pixels a side for imagefolder")
-    add("--method", nargs="+", choices=[*METHODS, "ola"], default=["uniform", "ola"])
-    add("--space", choices=["wide_long", "rand_augment"], default="wide_long")
-    add("--model", default="small_cnn", help="small_cnn, wrn-DEPTH-WIDTH or torchvision's names")
-    add("--epochs", type=int, default=100)
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
-    add("--weight-decay", type=float, default=5e-4)
-    add("--cutout", type=int, default=0, help="zero so many pixels a side; Table 2's recipe: 16")
-    add("--no-mirror", action="store_true", help="no horizontal flips in the pre-processing")
-    add(
-        "--interleave",
-        action="store_true",
-        help="the comparison methods augment every other batch, as ola does, and not every one",
-    )
-    add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
-    add("--device", default="cpu")
-    add("--out", type=Path, default=Path("runs/train"))
-    add("--resume", action="store_true", help="go on with runs that were stopped, from --out")
-    add("--checkpoint-every", type=int, default=500, help="batches between checkpoints")
-    add("--quiet", action="store_true", help="no progress bars")
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    fill_in(options)
-    return options
 
 
 def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, float]:
@@ -171,7 +154,9 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
     }
     if isinstance(augment, PolicyTransform):
-        augmented_samples(augment, data.train_images[:6]).savefig(out / "samples.png", dpi=110)
+        shown, classes = one_a_class(data.train_images, data.train_labels)
+        names = [data.classes[i] if data.classes else str(i) for i in classes]
+        augmented_samples(augment, shown, labels=names).savefig(out / "samples.png", dpi=110)
     if learner is not None and learner.trial is not None:
         result |= {"strength": learner.trial.chosen, "t": learner.trial.contrast().t}
     if method == "ola":
@@ -195,7 +180,7 @@ def finished(out: Path, options: argparse.Namespace) -> dict[str, float] | None:
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options that decide a run's result."""
-    others = ("out", "quiet", "resume", "checkpoint_every", "seeds", "method")
+    others = ("out", "quiet", "resume", "checkpoint_every", "seeds", "method", "traceback")
     return {name: value for name, value in vars(options).items() if name not in others}
 
 
@@ -261,15 +246,22 @@ def half_width(scores: list[float]) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
+    look_for_packages(options.seeds)
+    if not options.resume:
+        names = [f"{name}-seed{seed}" for name in options.method for seed in range(options.seeds)]
+        check_out(options.out, names, settings(options))
     data = load_data(options.data, options.image_size)
     if options.no_mirror:
         data = replace(data, mirror=False)
+    print(data_lines(data, options.train_size), flush=True)
     results: dict[str, list[dict[str, float]]] = {method: [] for method in options.method}
     # Seeds outside, methods inside: a slow minute of the machine then slows all methods alike.
+    left, taken = options.seeds * len(results), []
     for seed in range(options.seeds):
         for method in results:
-            results[method].append(run(method, seed, data, options))
-            print(f"{method}, seed {seed}: {results[method][-1]}", flush=True)
+            results[method].append(result := run(method, seed, data, options))
+            left, taken = left - 1, [*taken, result["seconds"]]
+            print(run_line(f"{method}, seed {seed}", result, left, taken), flush=True)
     size = options.train_size or len(data.train_images)
     print(
         f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
@@ -277,6 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{described(options)}\n"
     )
     print(table(results))
+    if sentence := verdict(results):
+        print(f"\n{sentence}")
     print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")
     if "ola" in results:
         files = [options.out / f"ola-seed{seed}" / "policy.json" for seed in range(options.seeds)]
@@ -284,4 +278,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main))

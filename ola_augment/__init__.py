@@ -1,4 +1,4 @@
-"""Image augmentation that learns itself while the model trains."""
+"""Image augmentation that learns, while the model trains, which operations help."""
 
 from typing import TYPE_CHECKING, Any
 

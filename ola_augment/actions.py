@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.space import SearchSpace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Actions(NamedTuple):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class LogProbs(NamedTuple):

@@ -48,7 +48,7 @@ def logits(learner):
 
 
 def plain_loop(model, learner, batches, accumulate=1, epochs=1):
-    """Updates of so many batches each, augmented ones and plain ones in turns."""
+    """Updates of that many batches each, augmented ones and plain ones in turns."""
     optimizer = optimizer_of(model)
     current = learner.plain_first
     learner.micro_batches = accumulate // 2 if current else accumulate

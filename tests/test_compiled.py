@@ -67,7 +67,7 @@ def test_four_processes_on_a_cold_cache_compile_once_and_do_not_wait(tmp_path):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Not yet loaded ones, in the place of this process's."""
+    """Not yet loaded ones, instead of this process's."""
     fresh = CompiledKernels()
     monkeypatch.setattr(apply, "KERNELS", fresh)
     monkeypatch.setattr(compiled, "_LOOK_EVERY", 0.0)

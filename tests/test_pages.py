@@ -289,3 +289,46 @@ def test_huggingface(tmp_path, monkeypatch):
     }
     run("guides/huggingface", names, {"(224, 224)": "(32, 32)"})
     assert names["learner"].pairs == 1
+
+
+#: Not what an English reader would say, or says something else.
+UNCLEAR = (
+    "known by heart", "by heart", "place of use", "in the place of", "every so man", "so manyth",
+    "level with", "are known of", "held to ten", "whoever drew", "by its parts", "no matter",
+    "seldom equalize", "learns itself", "to and fro", "turned digits", "turned images", "will pay",
+    "turned by up to", "where the model will be used",
+)  # fmt: skip
+
+
+def test_the_pages_use_plain_words():
+    root = DOCS.parent
+    files = [
+        *root.glob("*.md"),
+        *DOCS.glob("*.md"),
+        *DOCS.glob("guides/*.md"),
+        *DOCS.glob("api/*.md"),
+    ]
+    files += [root / "Makefile", *root.glob("ola_augment/**/*.py"), *root.glob("examples/**/*.py")]
+    found = []
+    for file in files:
+        text = " ".join(file.read_text(encoding="utf-8").split()).lower()
+        found += [f"{file.relative_to(root)}: {words}" for words in UNCLEAR if words in text]
+    assert not found
+
+
+def test_findings_are_listed_with_the_line_that_they_explain():
+    root = DOCS.parent
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| (.*) \|$", (DOCS / "findings.md").read_text(), re.M)
+    scripts = sorted((root / "findings").glob("*.sh"))
+    assert sorted(name for name, _ in rows) == [script.stem for script in scripts]
+    for _, ours in rows:
+        *names, file = (
+            re.findall(r"`([\w./]+)`", ours)[:2] if "` in `" in ours else [ours.split("`")[1]]
+        )
+        assert all(name in (root / file).read_text() for name in names), ours
+    for script in scripts:
+        text = script.read_text()
+        assert "ola_augment" not in text, script
+        assert re.search(r"^# Seen with .*\d+\.\d+", text, re.M), script
+        assert re.search(r"pip install --quiet[^|]*==", text), script
+        assert "diff seen.txt" in text, script

@@ -208,7 +208,7 @@ def test_ranks_skip_together():
 
 
 def test_the_entropy_bonus_is_added():
-    """One step of SGD: the objective's gradient and so many times the entropy's."""
+    """One step of SGD: the objective's gradient and a multiple of the entropy's."""
     found = []
     for weight in (0.0, 0.5):
         policy = OLAPolicy("rand_augment", 2)

@@ -1,4 +1,4 @@
-"""Hugging Face: OLATrainer in the place of Trainer, images from `datasets.with_transform`.
+"""Hugging Face: OLATrainer instead of Trainer, images from `datasets.with_transform`.
 
 `torchrun --nproc-per-node 2 huggingface_trainer.py` trains on two processes.
 """

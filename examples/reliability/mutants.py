@@ -2,8 +2,8 @@
 
     python examples/reliability/mutants.py --each 10
 
-Draws so many mutants of each module below and runs, in a copy of the repository, those tests of the
-module that reach the changed line, or that start processes, which may; the quick ones first. Prints
+Draws that many mutants of each module below and runs, in a copy of the repository, its tests that
+reach the changed line, or that start processes, which may; the quick ones first. Prints
 the survivors, and exits with 1 if fewer than 90 % were noticed. Needs `os.fork`.
 """
 
@@ -62,7 +62,7 @@ OTHER = {
     ast.NotIn: ast.In,
 }  # fmt: skip
 QUIET = ("-q", "--no-header", "-p", "no:cacheprovider")
-#: In the place of a line that no test ran in its own process.
+#: Replaces a line that no test ran in its own process.
 _UNSEEN = 0
 #: Seconds of processor time after which a mutant counts as noticed: it runs for ever.
 LIMIT = 120

@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-)
 
+from ola_augment.extras import needs
 from ola_augment.integrations.pairs import Pairs, read_images, with_images
 from ola_augment.training.checkpoint import load_checkpoint, save_checkpoint
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.transforms import PolicyTransform
+
+with needs("huggingface"):
+    from safetensors import safe_open
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.utils import (
+        SAFE_WEIGHTS_INDEX_NAME,
+        SAFE_WEIGHTS_NAME,
+        WEIGHTS_INDEX_NAME,
+        WEIGHTS_NAME,
+    )
 
 __all__ = ["OLATrainer"]
 

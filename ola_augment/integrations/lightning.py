@@ -7,14 +7,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ola_augment.extras import needs
 from ola_augment.integrations.pairs import Pairs
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.policy_gradient import UpdateStats
 
 try:
     from lightning.pytorch import Callback
-except ModuleNotFoundError:  # the same under its older name
-    from pytorch_lightning import Callback
+except ModuleNotFoundError:
+    with needs("lightning"):  # the same under its older name
+        from pytorch_lightning import Callback
 
 __all__ = ["OLACallback"]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from torch import Tensor
 
+from ola_augment.extras import needs
 from ola_augment.training.reward import Reward, gradient_alignment_reward, takes_norms
+
+with needs("timm"):
+    from timm.data import Mixup
 
 __all__ = ["CreditedMixup"]
 

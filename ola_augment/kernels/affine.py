@@ -8,12 +8,15 @@ A matrix (a, b, c, d, e, f) leads from the result back to the source, as in
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Matrix = tuple[float, float, float, float, float, float]
 

@@ -1,20 +1,22 @@
 """Exact kernels for one image: Pillow itself, without compiling anything.
 
 Its filters are slow on large images, its histograms and tables on small ones; what stands here
-instead gives the same bits and is held to them by the tests.
+instead gives the same bits and is compared with them by the tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ola_augment.kernels.affine import Matrix
 from ola_augment.kernels.kind import Kind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Up to this many pixels Pillow's filters are faster than NumPy's sums, and its tables slower.
 _SMALL = 64 * 64

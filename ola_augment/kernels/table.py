@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ola_augment.kernels import levels
 from ola_augment.kernels.affine import Matrix, rotation
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.levels import LevelsKernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions
@@ -18,6 +17,9 @@ from ola_augment.kernels.pixel_format import PixelFormat, pixel_format
 from ola_augment.kernels.table import TABLE, Affine
 from ola_augment.operation import Operation
 from ola_augment.operations.program import Program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ola_augment.plots.colors import COLORS
+from ola_augment.plots.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,13 +32,11 @@ def split_usage(results: Sequence[dict[str, Any]], epochs: int) -> Figure:
         >>> run = {"net": "mlp", "method": "ola", "usage": [(0.6, 0.7), (0.1, 0.9)]}
         >>> figure = split_usage([{**run, "losses": [2.3, 0.9]}], epochs=1)
     """
-    from matplotlib.figure import Figure
-
     if not results:
         raise ValueError("results must hold at least one run, got none")
     nets = list(dict.fromkeys(run["net"] for run in results))
     methods = list(dict.fromkeys(run["method"] for run in results))
-    figure = Figure(figsize=(4 * len(nets), 6), layout="constrained")
+    figure = new_figure(figsize=(4 * len(nets), 6), layout="constrained")
     grid = figure.subplots(2, len(nets), squeeze=False, sharex=True)
     for column, net in enumerate(nets):
         usage_axes, loss_axes = grid[0, column], grid[1, column]

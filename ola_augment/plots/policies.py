@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.plots.colors import COLORS, DIVERGING
+from ola_augment.plots.figure import new_figure
 from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
 from ola_augment.summary import Favour, favour, magnitude_text
@@ -42,8 +43,6 @@ def policy_over_time(history: Sequence[Mapping[str, Any]], space: SearchSpace) -
         >>> policy = OLAPolicy()
         >>> figure = policy_over_time([{"epoch": 1, **policy_metrics(policy)}], policy.space)
     """
-    from matplotlib.figure import Figure
-
     if not history or "keep_probs" not in history[0]:
         raise ValueError("history must come from fit(..., learner=...), got no policy in it")
     names = [operation.name for operation in space.operations]
@@ -56,7 +55,7 @@ def policy_over_time(history: Sequence[Mapping[str, Any]], space: SearchSpace) -
     epochs = [record["epoch"] for record in history]
     last = history[-1][key]
     names.sort(key=lambda name: -last[name])
-    figure = Figure(figsize=(10, 0.26 * len(names) + 1.6), layout="constrained")
+    figure = new_figure(figsize=(10, 0.26 * len(names) + 1.6), layout="constrained")
     preferred, counts = figure.subplots(1, 2, width_ratios=(3, 2))
 
     half = (epochs[-1] - epochs[0]) / max(1, len(epochs) - 1) / 2 or 0.5
@@ -139,8 +138,6 @@ def policy_tables(
         >>> from ola_augment import OLAPolicy, UniformPolicy
         >>> figure = policy_tables({"uniform": UniformPolicy(), "learned": OLAPolicy()})
     """
-    from matplotlib.figure import Figure
-
     if isinstance(policies, Policy):
         policies = {"": policies}
     spaces = [policy.space for policy in policies.values()]
@@ -153,7 +150,7 @@ def policy_tables(
     order = torch.argsort(last, descending=True, stable=True).tolist()
 
     size = (2.4 * len(tables) + 5.2, 0.28 * len(order) + 1.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size, layout="constrained")
     ratios = [2.4] * len(tables) + [4]
     grid = figure.subplots(1, len(tables) + 1, sharey=True, width_ratios=ratios)
     for axes, (title, favoured) in zip(grid, favours.items(), strict=False):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions
+from ola_augment.plots.figure import new_figure
 from ola_augment.space import SearchSpace
 from ola_augment.summary import magnitude_text
 from ola_augment.transforms import PolicyTransform
@@ -49,8 +50,6 @@ def augmented_samples(
         >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         >>> figure = augmented_samples(UniformAugment(), images, labels=["cat", "dog"])
     """
-    from matplotlib.figure import Figure
-
     _check_labels(images, labels)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
@@ -64,7 +63,7 @@ def augmented_samples(
         drawn = actions.select(chosen)
         texts = describe(drawn, augment.space, *images.shape[-2:])
         columns.append((augment.replay(images, drawn), texts))
-    figure = Figure(figsize=(1.75 * (draws + 1), 2.1 * rows + 0.5), layout="constrained")
+    figure = new_figure(figsize=(1.75 * (draws + 1), 2.1 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, draws + 1, squeeze=False)
     originals = list(labels) if labels is not None else ["original"] * rows
     for row, axes_of_row in enumerate(grid):
@@ -100,8 +99,6 @@ def sample_strip(
         >>> images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
         >>> figure = sample_strip({"uniform": UniformAugment(), "learned": OLAAugment()}, images)
     """
-    from matplotlib.figure import Figure
-
     _check_labels(images, labels)
     if not augments:
         raise ValueError("augments must hold at least one transform, got none")
@@ -109,7 +106,7 @@ def sample_strip(
     for title, augment in augments.items():
         actions, _ = _draw_something(augment, len(images))
         rows.append((title, augment.replay(images, actions)))
-    figure = Figure(figsize=(1.15 * len(images) + 1.2, 1.2 * len(rows) + 0.25))
+    figure = new_figure(figsize=(1.15 * len(images) + 1.2, 1.2 * len(rows) + 0.25))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(rows), len(images), squeeze=False)
     for number, (axes_of_row, (title, pictures)) in enumerate(zip(grid, rows, strict=True)):

@@ -97,13 +97,13 @@ class OLALearner:
             backward first, step the optimizer when both are done. Or batches that are never
             trained on (held out): one is drawn for each pair, again from the start after the last.
         cosine: reward the cosine between the gradients, not their dot product.
-        learn_every: learn from every so manyth pair; the others cost nothing.
+        learn_every: learn from every N-th pair; the others cost nothing.
         micro_batches: steps that make one half of a pair, when gradients are accumulated; where
             their number varies, give ``last=`` to each step instead.
         smoothing: of held-out gradients, in [0, 1): g is their running mean over the pairs that
-            teach, of which the latest has the share ``1 - smoothing``. Steps with momentum swing
-            to and fro; what is left in the mean is what would help for longer than one step.
-        learn_pairs: learn only from the first so many pairs; None from all. Held-out batches may
+            teach, of which the latest has the share ``1 - smoothing``. Steps with momentum
+            oscillate; what is left in the mean is what would help for longer than one step.
+        learn_pairs: learn only from the first N pairs; None from all. Held-out batches may
             join the training after them. By default a policy of a given strength draws uniformly
             until then (``ValueUpdater(explore=True)``).
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain

@@ -84,4 +84,5 @@ def normalize(values: Tensor) -> Tensor:
     std = (sum_over_ranks((centered**2).sum()) / count).sqrt()
     size = (squares / count).sqrt()
     rounding = 4 * torch.finfo(values.dtype).eps * size
-    return (centered / torch.where(std > rounding, std, torch.inf)).to(values.dtype)
+    scaled: Tensor = centered / torch.where(std > rounding, std, torch.inf)
+    return scaled.to(values.dtype)

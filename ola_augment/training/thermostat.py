@@ -14,7 +14,7 @@ from ola_augment.training.ranks import mean_over_ranks, own_policy
 class Thermostat:
     """Raises a policy's strength while the model fits its plain training images, else lowers it.
 
-    A model that knows its training images by heart has room for more augmentation, one that cannot
+    A model that has memorised its training images has room for more augmentation, one that cannot
     even fit them for less; no first-order reward sees either. In the manner of the adaptive
     augmentation of StyleGAN2-ADA (Karras et al., 2020), with training accuracy as its heuristic.
 

@@ -67,7 +67,7 @@ def _t(mean: Tensor, std: Tensor) -> Tensor:
 
 
 class ValueUpdater:
-    """Learns by estimates of what an operation is worth, in the place of REINFORCE.
+    """Learns by estimates of what an operation is worth, instead of REINFORCE.
 
     Beyond the paper. Rewards are explained by the operations that an image got,
 
@@ -91,7 +91,7 @@ class ValueUpdater:
         limit: on t, positive: probabilities of operations differ by a factor of at most
             exp(2 scale limit), and so do those of an operation's magnitudes.
         explore: leave the logits as they are until :meth:`commit`. What is drawn by values is seen
-            more often and so learned by heart sooner, and then it is worth less: values of draws
+            more often and so memorised sooner, and then it is worth less: values of draws
             that do not depend on them can be compared.
         prior: examples' worth of belief that all are worth the same, positive.
         shrink: trust the t-values as far as they differ more than chance would have it. The largest

@@ -317,7 +317,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     @property
     def _hooks_are_ours(self) -> bool:
-        """Whether nobody has put anything else in the place of what :meth:`_augment_one` does."""
+        """Whether :meth:`_augment_one` does what it does here, not replaced by a subclass."""
         kind = type(self)
         return (
             kind.make_params is PolicyTransform.make_params

@@ -15,7 +15,7 @@ from ola_augment.transforms.inputs import Fills
 
 
 class OLAAugment(PolicyTransform):
-    """Augmentation that learns itself: the policy of Algorithm 2, uniform at the start.
+    """Learned augmentation: the policy of Algorithm 2, uniform at the start.
 
     Args:
         space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.

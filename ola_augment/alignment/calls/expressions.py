@@ -33,7 +33,7 @@ class Expression(Node):
 
     Args:
         function: the torch function that computed the tensor, or wrote it in place.
-        args: its arguments, nodes in the place of parameter-only tensors; constants copied, since
+        args: its arguments, nodes in place of parameter-only tensors; constants copied, since
             buffers are written into by later forward passes.
         kwargs: the same.
         output: index into the flattened outputs of ``function``.

@@ -42,7 +42,7 @@ def attention(
 
 
 def broadcast_tensors(*tensors: Tensor) -> list[Tensor]:
-    """Each on its own: one tensor's values are no matter to the others."""
+    """Each on its own: one tensor's values do not matter to the others."""
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
     return [tensor.expand(shape) for tensor in tensors]
 

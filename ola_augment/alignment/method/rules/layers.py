@@ -148,7 +148,7 @@ def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
         return found
 
     def norms(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor | None:
-        # A transposed convolution is one of delta, with x in the place of the output's gradient.
+        # A transposed convolution is one of delta, with x in place of the output's gradient.
         whole, part = (delta, input.to(delta.dtype))[:: 1 if transposed else -1]
         positions = part.shape[1] * part.shape[3:].numel()
         if part.dim() != spatial + 3 or not _gram_is_cheaper(positions, shape, groups):

@@ -28,7 +28,7 @@ def register_rule(
 
     The decorated generator takes the function's own arguments and yields, for each tensor argument
     w that may hold a parameter, ``(w, operator, inputs)``: ``operator(*inputs, g)`` is the
-    derivative of the function's output along g in the place of w, of the output's shape. For a
+    derivative of the function's output along g in place of w, of the output's shape. For a
     function that is linear in w it is the function itself with g as w (Lemmas 2 and 3 of the OLA
     paper): an output (B, T, O) = input (B, T, I) times w (O, I) has the derivative (B, T, O) =
     input times g, g being (O, I). The engine finds the dimension of the examples B by itself,

@@ -1,0 +1,188 @@
+"""Folders and zips of images, a folder for each class, as uint8 tensors."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets.folder import is_image_file
+
+# One image may ask for no more than this.
+_MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
+_ORIENTATION = 0x0112
+_PARTS = ("train", "test", "reference")
+
+
+def read_folder(
+    path: Path, size: int
+) -> tuple[dict[str, tuple[Tensor, Tensor]], tuple[str, ...], tuple[str, ...]]:
+    """Images and labels of each part, the classes, and what was done to the images.
+
+    Args:
+        path: a directory or a zip with train/CLASS/IMAGE, test/CLASS/IMAGE and, maybe,
+            reference/CLASS/IMAGE.
+        size: images are scaled and centre-cropped to this many pixels a side.
+
+    Raises:
+        ValueError: no images, a class that is not trained on, or an image that cannot be read.
+        FileNotFoundError: no such path.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no such directory or zip: {path}")
+    files, empty = _zip_files(path) if path.is_file() else _directory_files(path)
+    classes = sorted({name for part, name, *_ in files if part == "train"})
+    if not classes or not any(part == "test" for part, *_ in files):
+        raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
+    parts, found, bits = {}, Counter(), _grey_bits(files)
+    for part in _PARTS:
+        chosen = [file[1:] for file in files if file[0] == part]
+        if unknown := {name for name, *_ in chosen} - {*classes}:
+            raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
+        if chosen:
+            images = np.stack(
+                [_decode(entry, read, size, bits, found) for _, entry, read in chosen]
+            )
+            labels = torch.tensor([classes.index(name) for name, *_ in chosen])
+            parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    return parts, tuple(classes), _notes(found, size, bits, empty)
+
+
+#: What may be done to an image of a folder, and how it is told.
+_TOLD = {
+    "resized": "scaled and cropped to {size} x {size} (--image-size)",
+    "upright": "turned upright, as their orientation tag says",
+    "deep": "grey of {bits} bits, 0 .. {top}, scaled to 0 .. 255",
+    "grey": "grey, made colour",
+    "other": "with a palette, transparency or other colours, made RGB",
+}
+
+
+def _notes(found: Counter, size: int, bits: int, empty: list[str]) -> tuple[str, ...]:
+    count = found["images"]
+    told = [
+        f"{found[what]} of {count} images {text.format(size=size, bits=bits, top=2**bits - 1)}"
+        for what, text in _TOLD.items()
+        if found[what]
+    ]
+    return (*told, *(f"no images in {folder}: left out" for folder in empty))
+
+
+def _is_image(parts: tuple[str, ...]) -> bool:
+    """Whether a path is one; what macOS leaves beside each file is hidden, or in a folder apart."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return is_image_file(parts[-1]) and not hidden
+
+
+def _zip_files(path: Path) -> tuple[list, list[str]]:
+    archive = zipfile.ZipFile(path)
+    found, folders = [], set()
+    for entry in sorted(archive.namelist()):
+        parts = PurePosixPath(entry).parts
+        if len(parts) >= 3 and _is_image(parts):
+            found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
+        elif entry.endswith("/") and len(parts) >= 2 and parts[-2] in _PARTS:
+            folders.add(parts[-2:])
+    return found, _empty(folders, found)
+
+
+def _empty(folders: set, found: list) -> list[str]:
+    """Folders of classes that hold no image."""
+    return ["/".join(folder) for folder in sorted(folders - {file[:2] for file in found})]
+
+
+def _reader(archive: zipfile.ZipFile, entry: str):
+    def read() -> bytes:
+        with archive.open(entry) as file:  # what its header says of its size may not be so
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
+        return data
+
+    return read
+
+
+def _directory_files(path: Path) -> tuple[list, list[str]]:
+    found = []
+    folders = {entry.parts[-2:] for part in _PARTS for entry in path.glob(f"{part}/[!.]*/")}
+    for entry in sorted(path.glob("*/*/*")):
+        if _is_image(entry.parts[-3:]):
+            found.append((*entry.parts[-3:-1], str(entry), entry.read_bytes))
+    return found, _empty(folders, found)
+
+
+_UNREADABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def _decode(name: str, read, size: int, bits: int, found: Counter) -> np.ndarray:
+    def in_color(image: Image.Image) -> Image.Image:
+        found["images"] += 1
+        found["deep" if image.mode[0] in "IF" else _KINDS.get(image.mode, "other")] += 1
+        return _eight_bits(_upright(image, found), bits).convert("RGB")
+
+    picture = _opened(name, read, in_color)
+    if picture.size != (size, size):
+        found["resized"] += 1
+        scale = size / min(picture.size)
+        wide = [max(size, round(side * scale)) for side in picture.size]
+        left, top = (wide[0] - size) // 2, (wide[1] - size) // 2
+        picture = picture.resize(wide).crop((left, top, left + size, top + size))
+    return np.asarray(picture)
+
+
+_KINDS = {"RGB": "colour", "L": "grey", "1": "grey", "LA": "grey"}
+
+
+def _upright(image: Image.Image, found: Counter) -> Image.Image:
+    """Turned as the camera's tag says, which Pillow by itself, and ImageFolder, leave aside."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _UNREADABLE:  # a broken tag beside a good image
+        return image
+    if orientation not in range(2, 9):
+        return image
+    found["upright"] += 1
+    return ImageOps.exif_transpose(image)
+
+
+def _opened(name: str, read, use):
+    """What ``use`` makes of an image file."""
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            return use(image)
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def _grey_bits(files: list) -> int:
+    """How many bits the grey levels of a data set take: a PNG of 10 or 12 is stored in 16."""
+    return max(8, max(_opened(name, read, _top) for _, _, name, read in files).bit_length())
+
+
+def _top(image: Image.Image) -> int:
+    """The highest grey level of an image with more than 8 bits, 0 of another."""
+    if image.mode[0] not in "IF":
+        return 0
+    levels = np.asarray(image)
+    if image.mode[0] == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"mode {image.mode} with levels {levels.min()} .. {levels.max()}")
+    return int(levels.max())
+
+
+def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
+    """More bits of grey become eight; Pillow by itself would cut them off at 255."""
+    if image.mode[0] not in "IF":
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    return Image.fromarray((levels * 255 // (2**bits - 1)).astype(np.uint8))

@@ -1,0 +1,128 @@
+"""What ``train.py`` and ``demo.py`` tell a person: the data, what is left, errors, a verdict."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Runs = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+def command(main: Callable[[], None]) -> int:
+    """Run a script's main; a mistake in what was asked for is one line, not a traceback."""
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def look_for_packages(seeds: int) -> None:
+    """Import what pictures and intervals need before a run needs it."""
+    from ola_augment.extras import needs
+
+    with needs("demo"):
+        import matplotlib  # noqa: F401
+
+        if seeds > 1:
+            import scipy  # noqa: F401
+
+
+def data_lines(data: Any, given: int | None = None) -> str:
+    """Classes, counts and sizes of a data set, and what was done to its images."""
+    channels, height, width = data.train_images.shape[1:]
+    color = "grey" if channels == 1 else "colour"
+    train, size = len(data.train_images), f"{height} x {width} pixels, {color}"
+    parts = [f"{train} training" if given is None else f"{given} of {train} training"]
+    parts.append(f"{len(data.test_images)} test")
+    if data.reference is not None:
+        parts.append(f"{len(data.reference[0])} labelled images of the target domain")
+    lines = [f"{data.name}: {data.num_classes} classes, {', '.join(parts)}; {size}"]
+    counts = data.train_labels.bincount(minlength=data.num_classes).tolist()
+    if max(counts) > 2 * max(1, min(counts)):
+        lines.append(f"images a class differ: {min(counts)} to {max(counts)}")
+    return "\n".join([*lines, *data.notes])
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s or 3 min 20 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def run_line(name: str, result: Mapping[str, float], left: int, done: Sequence[float]) -> str:
+    """A run that has ended, how many are left, and for how long, given the seconds of each."""
+    text = f"{name}: {100 * result['accuracy']:.1f} % in {duration(result['seconds'])}"
+    if left:
+        text += f"; {left} left, about {duration(left * statistics.mean(done))}"
+    return text
+
+
+def check_out(out: Path, names: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds runs with other options, before anything is written.
+
+    Raises:
+        FileExistsError: it does; the message names an option that differs.
+    """
+    for name in names:
+        known = out / name / "options.json"
+        if not known.exists():
+            continue
+        there = json.loads(known.read_text())
+        asked = json.loads(json.dumps(settings))
+        other = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
+        if other:
+            raise FileExistsError(
+                f"{out / name} holds a run with another --{other[0].replace('_', '-')}: "
+                f"{there.get(other[0])!r} there, {asked.get(other[0])!r} now; choose another --out"
+            )
+
+
+def one_a_class(images: Any, labels: Any, most: int = 6) -> tuple[Any, list[int]]:
+    """The first image of each class, of ``most`` classes spread over all; and the classes."""
+    present = labels.unique().tolist()
+    step = max(1, len(present) // most)
+    chosen = present[::step][:most]
+    index = [int((labels == label).nonzero()[0]) for label in chosen]
+    return images[index], chosen
+
+
+def difference(runs: Runs, one: str, other: str) -> tuple[float, float]:
+    """Points by which a method is ahead of another, seed by seed, and half its 95 % interval."""
+    pairs = zip(runs[one], runs[other], strict=True)
+    points = [100 * (a["accuracy"] - b["accuracy"]) for a, b in pairs]
+    if len(points) < 2:
+        return statistics.mean(points), float("inf")
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
+    return statistics.mean(points), float(half)
+
+
+def verdict(runs: Runs) -> str:
+    """What the table says of ola, in one sentence; empty where there is nothing to compare."""
+    others = [name for name in runs if name != "ola"]
+    if "ola" not in runs or not others:
+        return ""
+
+    def accuracy(name: str) -> float:
+        return statistics.mean(run["accuracy"] for run in runs[name])
+
+    best = max(others, key=accuracy)
+    points, half = difference(runs, "ola", best)
+    if half == float("inf"):
+        ahead = f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+        return f"ola is {ahead} {best}, the best of the others; one seed proves nothing."
+    if points > half:
+        return f"ola is ahead of {best}, the next best, by {points:.1f} ± {half:.1f} points."
+    if points < -half:
+        what = "augment less." if best == "none" else f"take {best}."
+        return f"{best} is ahead of ola by {-points:.1f} ± {half:.1f} points: {what}"
+    return f"ola ties with {best}, the best of the others: {points:+.1f} ± {half:.1f} points."

@@ -1,0 +1,193 @@
+"""What `examples/train.py` says: of the data, of mistakes, of what is left, and in the end."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def write(folder, parts=("train", "test"), classes=("a", "b"), count=2):
+    for part in parts:
+        for level, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((20, 30, 3), 50 * level + i, np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+
+
+def test_the_data_are_described(tmp_path):
+    from data import load_data
+    from report import data_lines
+
+    write(tmp_path, ("train", "test", "reference"), count=3)
+    (tmp_path / "train" / "nothing").mkdir()
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    lying = np.zeros((16, 32, 3), np.uint8)
+    lying[:, 16:] = 255  # bright on the right: below, when it is turned
+    Image.fromarray(lying).save(tmp_path / "train" / "a" / "turned.png", exif=tags)
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(
+        tmp_path / "train" / "a" / "deep.png"
+    )
+    Image.new("L", (16, 16)).save(tmp_path / "train" / "a" / "grey.png")
+    data = load_data(f"imagefolder:{tmp_path}", 16)
+    text = data_lines(data, 5)
+    assert "2 classes, 5 of 9 training, 6 test, 6 labelled images of the target domain" in text
+    assert "16 x 16 pixels, colour" in text
+    for note in (
+        "19 of 21 images scaled and cropped to 16 x 16 (--image-size)",
+        "1 of 21 images turned upright, as their orientation tag says",
+        "1 of 21 images grey of 16 bits, 0 .. 65535, scaled to 0 .. 255",
+        "1 of 21 images grey, made colour",
+        "no images in train/nothing: left out",
+    ):
+        assert note in text.splitlines()
+    upright = data.train_images[5]
+    assert upright[:, :4].max() < 20
+    assert upright[:, -4:].min() > 235
+    assert data.classes == ("a", "b")
+
+
+def test_an_image_with_a_broken_tag_is_read_as_it_is(tmp_path):
+    from collections import Counter
+
+    from folders import _upright
+
+    class Broken:
+        def getexif(self):
+            raise SyntaxError("not a TIFF file")
+
+    image = Broken()
+    assert _upright(image, Counter()) is image
+
+
+def test_classes_of_very_different_size_are_said(tmp_path):
+    from data import load_data
+    from report import data_lines
+
+    data = load_data("digits")
+    assert data_lines(data).count("\n") == 0
+    few = (data.train_labels != 3) | (torch.arange(len(data.train_labels)) < 100)
+    data = dataclasses.replace(
+        data, train_images=data.train_images[few], train_labels=data.train_labels[few]
+    )
+    assert "images a class differ: " in data_lines(data)
+
+
+def test_help_names_all_data_and_defaults_without_importing_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", EXAMPLES / "train.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "| torch\n" not in done.stderr
+    for text in ("digits-noisy", "imagefolder:PATH", "(default: 32)", "(default: 100)"):
+        assert text in done.stdout
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    command = [sys.executable, EXAMPLES / "train.py", "--data", "imagefolder:nowhere"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == "train.py: error: no such directory or zip: nowhere"
+
+
+def test_options_know_what_there_is():
+    import options
+    import recipe
+    import shifts
+    import train
+
+    assert set(options.COMPARED) == set(train.METHODS)
+    assert set(options.SHIFTS) == set(shifts.SHIFTS)
+    assert set(options.CONTROLS) == set(recipe.CONTROLS)
+
+
+def test_another_runs_folder_is_not_overwritten(tmp_path):
+    import train
+
+    given = ["--train-size", "20", "--batch-size", "10", "--epochs", "1", "--method", "none"]
+    given += ["--quiet", "--out", str(tmp_path)]
+    train.main(given)
+    before = (tmp_path / "none-seed0" / "result.json").read_text()
+    with pytest.raises(FileExistsError, match=r"another --lr: 0\.05 there, 0\.1 now"):
+        train.main([*given, "--lr", "0.1"])
+    assert (tmp_path / "none-seed0" / "result.json").read_text() == before
+    train.main(given)  # the same command is the same run
+
+
+def test_packages_are_looked_for_before_training(tmp_path, monkeypatch):
+    import train
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install 'ola_augment"):
+        train.main(["--epochs", "1", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_is_said():
+    from report import duration, run_line
+
+    assert [duration(seconds) for seconds in (44.6, 60, 125)] == ["45 s", "1 min 0 s", "2 min 5 s"]
+    line = run_line("ola, seed 0", {"accuracy": 0.5, "seconds": 20.0}, 3, [20.0, 10.0])
+    assert line == "ola, seed 0: 50.0 % in 20 s; 3 left, about 45 s"
+
+
+def test_one_image_a_class():
+    from report import one_a_class
+
+    labels = torch.tensor([2, 0, 0, 1, 2, 5])
+    images, classes = one_a_class(torch.arange(6), labels)
+    assert (images.tolist(), classes) == ([1, 3, 0, 5], [0, 1, 2, 5])
+    images, classes = one_a_class(torch.arange(100), torch.arange(100), most=4)
+    assert classes == [0, 25, 50, 75]
+
+
+@pytest.mark.parametrize(
+    ("ola", "none", "text"),
+    [
+        ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], "ola is ahead of none, the next best, by 10.0"),
+        ([0.7, 0.71, 0.72], [0.9, 0.91, 0.92], "none is ahead of ola by 20.0 ± 0.0 points: "),
+        ([0.8, 0.9, 0.7], [0.9, 0.7, 0.8], "ola ties with none"),
+        ([0.8], [0.7], "ola is 10.0 points ahead of none, the best of the others; one seed proves"),
+    ],
+)  # fmt: skip
+def test_the_verdict(ola, none, text):
+    from report import verdict
+
+    runs = {"none": [{"accuracy": a} for a in none], "ola": [{"accuracy": a} for a in ola]}
+    assert verdict(runs).startswith(text)
+    assert verdict({"ola": runs["ola"]}) == ""
+
+
+def test_samples_and_lines_of_a_run(tmp_path, capsys):
+    import train
+
+    write(tmp_path / "images", count=8)
+    train.main(
+        ["--data", f"imagefolder:{tmp_path / 'images'}", "--epochs", "1", "--batch-size", "8",
+         "--method", "uniform", "none", "--quiet", "--out", str(tmp_path / "out")]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert printed.startswith("images: 2 classes, 16 training, 16 test; 32 x 32 pixels, colour\n")
+    assert "uniform, seed 0: " in printed
+    assert "; 1 left, about " in printed
+    assert (tmp_path / "out" / "uniform-seed0" / "samples.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "out/none-seed0/result.json").read_text())["seconds"] > 0
