@@ -82,6 +82,7 @@ def make_learner(
     held_out: tuple[Tensor, Tensor] | None,
     preprocess: Preprocess,
     options: argparse.Namespace,
+    target_domain: bool,
 ) -> OLALearner:
     pairs = options.epochs * len(batches) // 2
     reference: Any = options.reference
@@ -94,7 +95,9 @@ def make_learner(
         parts = -(-len(held_out[0]) // HELD_OUT_BATCH)
         reference = list(zip(*(part.tensor_split(parts) for part in held_out), strict=True))
     if is_recommended(options):
-        learner = OLALearner.recommended(model, augment, reference, pairs, loss)
+        learner = OLALearner.recommended(
+            model, augment, reference, pairs, loss, target_domain=target_domain
+        )
         if options.control:
             learner.updater.reward = CONTROLS[options.control]
         return learner

@@ -125,7 +125,9 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     learner, augment, whole = None, None, None
     if method == "ola":
         augment = make_augment(options.space, options, generator)
-        learner = make_learner(model, augment, batches, held_out, preprocess, options)
+        learner = make_learner(
+            model, augment, batches, held_out, preprocess, options, data.reference is not None
+        )
     else:
         augment = METHODS[method](options.space, generator)
         if augment is not None and not options.interleave:
@@ -158,7 +160,13 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         names = [data.classes[i] if data.classes else str(i) for i in classes]
         augmented_samples(augment, shown, labels=names).savefig(out / "samples.png", dpi=110)
     if learner is not None and learner.trial is not None:
-        result |= {"strength": learner.trial.chosen, "t": learner.trial.contrast().t}
+        evidence = learner.evidence()
+        result |= {
+            "strength": learner.trial.chosen,
+            "t": learner.trial.contrast().t,
+            "flat": learner.flat / max(1, learner.augmented),
+        }
+        write_atomically(out / "evidence.txt", f"{evidence}\n".encode())
     if method == "ola":
         save_policy(augment.policy, out / "policy.json")
         policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
@@ -274,7 +282,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")
     if "ola" in results:
         files = [options.out / f"ola-seed{seed}" / "policy.json" for seed in range(options.seeds)]
-        print("\n" + learned([load_policy(file) for file in files]))
+        known = [file.with_name("evidence.txt") for file in files]
+        for file in known:
+            if file.exists():
+                print(f"\n{file.parent.name}: {file.read_text().rstrip()}")
+        if not any(file.exists() for file in known):
+            print("\n" + learned([load_policy(file) for file in files]))
 
 
 if __name__ == "__main__":

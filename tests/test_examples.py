@@ -301,51 +301,54 @@ def test_yardstick(run, tmp_path):
     assert printed.count("| cosine, ") == 8
 
 
-def test_comparison_and_its_pictures(run, tmp_path, monkeypatch):
+def test_comparison_goes_on_where_it_was(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     beds = importlib.import_module("beds").BEDS
-    monkeypatch.setitem(beds, "rotated", dataclasses.replace(beds["rotated"], epochs=3))
-    runs = tmp_path / "runs"
-    methods = ("none", "randaugment", "trivialaugment", "uniform", "ola", "shuffled")
-    options = ("comparison.py", "--bed", "rotated", "--seeds", 2, "--out", runs)
-    printed = run(*options, "--method", *methods)
-    head, _, row = printed.splitlines()[-3:]
-    assert head.split(" | ")[1:] == [*methods, "strength", "time / uniform |"]
-    assert row.count(" ± ") == 6
-    assert run(*options, "--method", *methods).splitlines()[-1] == row  # nothing is run again
-    strengths = [f"strength-{strength}" for strength in (0, 0.5, 1, 2, 4)]
-    head, _, row = run(*options[:-3], 1, *options[-2:], "--method", *strengths).splitlines()[-3:]
-    assert head.split(" | ")[1:] == [*strengths[:-1], strengths[-1] + " |"]
-    run("results_figures.py", "--runs", runs, "--out", tmp_path)
-    for name in ("compared", "oracle_rotated", "target", "strength"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    monkeypatch.setitem(beds, "rotated", dataclasses.replace(beds["rotated"], epochs=100))
+    results = tmp_path / "results.jsonl"
+    options = ("comparison.py", "--bed", "rotated", "--results", results, "--time", 0.02, 0.02)
+    run(*options, "--seeds", 1, "--method", "none", "ola")
+    printed = run(*options, "--seeds", 2, "--method", "none", "uniform")
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    found = [(row["method"], row["seed"]) for row in rows]
+    assert found == [("none", 0), ("ola", 0), ("uniform", 0), ("none", 1), ("uniform", 1)]
+    assert rows[1]["epochs"] == 100
+    assert {"strength", "t", "flat", "most"} <= rows[1].keys()
+    head, _, row, mean = printed.splitlines()[-4:]
+    assert head == "| bed | none | uniform | ola |"
+    assert row.startswith("| rotated | ")
+    assert mean.startswith("| mean of the 1 target domains | ")
+    run("results_figures.py", "--results", results, "--out", tmp_path)
+    assert (tmp_path / "compared.png").stat().st_size > 5000
 
 
 def test_the_default_is_the_recommended_setting(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     train, recipe, data = (importlib.import_module(m) for m in ("train", "recipe", "data"))
-    options = train.parse_arguments(["--epochs", "30"])
+    epochs = ["--epochs", "180"]
+    options = train.parse_arguments(epochs)
     images = data.load_data("digits").subset(200, 0)
-    batches = recipe.make_batches(images, options, 0, learns=True)
-    pairs = 30 * len(batches) // 2
+    batches, held_out = recipe.make_batches(images, options, 0, learns=True)
+    pairs = 180 * len(batches) // 2
     made = [
         recipe.make_learner(
             torch.nn.Linear(1, 1),
             recipe.make_augment("wide_long", changed, torch.Generator()),
             batches,
+            held_out,
             data.Preprocess(images, 0),
             changed,
+            target_domain=True,
         )
-        for changed in (options, train.parse_arguments(["--epochs", "30", "--shuffle"]))
+        for changed in (options, train.parse_arguments([*epochs, "--control", "shuffled"]))
     ]
     told = OLALearner.recommended(torch.nn.Linear(1, 1), OLAAugment(strength=1), [(None,)], pairs)
     for learner in made:
         assert learner.reference == told.reference == "held out"
-        for name in ("learn_pairs", "learn_every", "micro_batches"):
+        for name in ("learn_pairs", "learn_every", "micro_batches", "rejoins"):
             assert getattr(learner, name) == getattr(told, name)
-        kept = ("up", "down", "raise_above", "lower_below", "most", "lower_after", "smoothing")
-        for name in kept:
-            assert getattr(learner.thermostat, name) == getattr(told.thermostat, name)
+        for name in ("first", "length", "windows", "strength", "most"):
+            assert getattr(learner.trial, name) == getattr(told.trial, name)
         assert learner.updater.explores
         assert learner.policy.strength == 1
     assert made[0].updater.reward is told.updater.reward

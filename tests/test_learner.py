@@ -727,15 +727,18 @@ def test_the_recommended_setting():
     assert learner.updater.shrink
     assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (600, 12, 1200)
     assert learner.rejoins
-    short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
+    with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*240 are enough"):
+        short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert (short.learn_pairs, short.learn_every) == (1, 1)
+    own = OLALearner.recommended(model, augment, [batch(99)], pairs=300, target_domain=False)
+    assert not own.learns
     for arguments, error, message in (
         ((augment, [batch(99)], 0), ValueError, "pairs must be"),
         ((augment, [batch(99)], 2.5), ValueError, "pairs must be"),
-        ((transform(), [batch(99)], 9), ValueError, "learns its strength"),
-        ((UniformAugment(), [batch(99)], 9), TypeError, "OLAPolicy"),
+        ((transform(), [batch(99)], 900), ValueError, "learns its strength"),
+        ((UniformAugment(), [batch(99)], 900), TypeError, "OLAPolicy"),
         ((augment.policy, [batch(99)], 9), TypeError, "PolicyTransform"),
-        ((augment, iter([batch(99)]), 9), ValueError, "iterator"),
+        ((augment, iter([batch(99)]), 900), ValueError, "iterator"),
     ):
         with pytest.raises(error, match=message):
             OLALearner.recommended(model, *arguments)

@@ -19,6 +19,7 @@ from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size
 from ola_augment.training.evidence import Evidence, gather
+from ola_augment.training.flat import spare_flat
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.ranks import own_policy, refuse_join, sum_over_ranks
@@ -26,7 +27,7 @@ from ola_augment.training.rejoin import Rejoin, Rejoined
 from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.trial import Trial
+from ola_augment.training.trial import SHORTEST_RUN, Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
@@ -34,6 +35,8 @@ from ola_augment.transforms import PolicyTransform
 _VERSION = 3
 #: Pairs that taught nothing, one after the other, before the learner says so.
 _IN_VAIN = 10
+#: Images before the share of flat ones is worth a word.
+_ENOUGH_TO_TELL = 200
 _ADVICE = {
     "not finite": "losses or alignments are NaN or Inf",
     "one example": "rewards tell the examples of a batch apart, and there is only one: make "
@@ -103,9 +106,9 @@ class OLALearner:
         smoothing: of held-out gradients, in [0, 1): g is their running mean over the pairs that
             teach, of which the latest has the share ``1 - smoothing``. Steps with momentum
             oscillate; what is left in the mean is what would help for longer than one step.
-        learn_pairs: learn only from the first N pairs; None from all. Held-out batches may
-            join the training after them. By default a policy of a given strength draws uniformly
-            until then (``ValueUpdater(explore=True)``).
+        learn_pairs: learn only from the first N pairs; None from all, 0 from none. Held-out
+            batches may join the training after them. By default a policy of a given strength
+            draws uniformly until then (``ValueUpdater(explore=True)``).
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
             block.
         rejoin: let held-out images join the training by :meth:`loader` (in :func:`fit` and the
@@ -122,6 +125,8 @@ class OLALearner:
     Attributes:
         policy: that learns.
         pairs: completed so far.
+        augmented: images that came to :meth:`augment`.
+        flat: of them, those of which augmentation left nothing to see.
         skipped: pairs that should have taught the policy something, and did not, by their cause:
             "not finite" (on some rank), "one example" (a reward tells the examples of a batch
             apart), "no second half", "no first half", "given up" (:meth:`drop`, or an error).
@@ -170,12 +175,12 @@ class OLALearner:
     ) -> None:
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
-        counts = {"learn_every": learn_every, "micro_batches": micro_batches}
+        counts = {"learn_every": (learn_every, 1), "micro_batches": (micro_batches, 1)}
         if learn_pairs is not None:
-            counts["learn_pairs"] = learn_pairs
-        for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+            counts["learn_pairs"] = (learn_pairs, 0)
+        for name, (value, least) in counts.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if isinstance(reference, str) and reference not in ("next", "current"):
             raise ValueError(
                 f'reference must be "next", "current" or held-out batches, got {reference!r}'
@@ -220,6 +225,9 @@ class OLALearner:
         self.micro_batches = micro_batches
         self.pairs = 0
         self.skipped: Counter[str] = Counter()
+        self.augmented = 0
+        self.flat = 0
+        self._told_flat = False
         self._in_vain = 0
         self._told = False
         self._lost = False  # the pair's first half was given up
@@ -237,6 +245,7 @@ class OLALearner:
         loss: BatchLoss | None = None,
         *,
         preprocess: Callable[[Tensor], Tensor] | None = None,
+        target_domain: bool = True,
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
@@ -256,6 +265,9 @@ class OLALearner:
                 a batch (inputs, targets), uint8 inputs scaled to [0, 1].
             preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the
                 training images get.
+            target_domain: whether held-out images are of another domain than the training images.
+                Where they are a part of the training images, operations are not told apart, since
+                what a few such images prefer is chance; only how much of all is to be used.
 
         Returns:
             The learner, to be used like any other.
@@ -279,14 +291,22 @@ class OLALearner:
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
         policy: Any = augment.policy  # checked by those who are given it
-        learn_pairs = -(-pairs // 5)
+        first = -(-pairs // 5)
+        trial = Trial(policy, first, pairs // 5)
+        if not trial.windows:
+            warnings.warn(
+                f"{pairs} pairs of steps are too few to try augmentation out ({SHORTEST_RUN} are "
+                "enough): there will be none; train for longer, or take UniformAugment",
+                stacklevel=2,
+            )
+        learn_pairs = first if target_domain else 0
         return cls(
             model,
             augment,
             reference=held_out,
-            learn_every=-(-learn_pairs // min(-(-pairs // 12), 500)),
+            learn_every=-(-first // min(-(-pairs // 12), 500)),
             learn_pairs=learn_pairs,
-            trial=Trial(policy, learn_pairs, pairs // 5),
+            trial=trial,
             rejoin=True,
             calibrate=True,
             updater=ValueUpdater(policy, decay=1.0, scale=1.5, explore=True, shrink=True),
@@ -381,7 +401,7 @@ class OLALearner:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
-        if self.settled:
+        if self.settled or (self.trial is not None and not self.trial.windows):
             return self._rejoin.mix(batch, train_size)
         if self.trial is None or self.pairs < self.trial.joins:
             return batch
@@ -447,6 +467,9 @@ class OLALearner:
     def augment(self, images: Tensor, *, clips: bool = True) -> Tensor:
         """Augment a batch for the augmented step, and remember what was drawn.
 
+        An image that would become flat (a standard deviation below 8 of 255 levels, where it had
+        more) stays as it is, and counts as one for which every operation was dropped.
+
         Args:
             images: (B, C, H, W), or clips (B, T, C, H, W); uint8 or floating in [0, 1].
             clips: whether five dimensions are clips, an example of the model each, whose frames
@@ -459,9 +482,28 @@ class OLALearner:
             TypeError, ValueError: what :meth:`PolicyTransform.augment` refuses.
         """
         self._try_out()
-        images, actions = self.transform.augment(images, clips=clips)
+        augmented, actions = self.transform.augment(images, clips=clips)
+        if len(actions.keep) == len(images):
+            augmented, actions, count = spare_flat(
+                images, augmented, actions, self.policy, self.transform.range_of(images)
+            )
+            self._warn_of_flat(count, len(images))
         self._drawn.append(actions)
-        return images
+        return augmented
+
+    def _warn_of_flat(self, count: int, size: int) -> None:
+        self.flat += count
+        self.augmented += size
+        rare = 10 * self.flat < self.augmented
+        if rare or self._told_flat or self.augmented < _ENOUGH_TO_TELL:
+            return
+        self._told_flat = True
+        warnings.warn(
+            f"augmentation made {100 * self.flat / self.augmented:.0f} % of the images flat (less "
+            "than 8 of 255 levels of standard deviation); they were left as they are: take a space "
+            "of smaller magnitudes, or images of more contrast",
+            stacklevel=3,
+        )
 
     def drop(self) -> None:
         """Forget the pair that is under way: its reward will not be given."""

@@ -20,6 +20,8 @@ _BLOCK = (False, True, True, False)
 _FEWEST, _MOST = 8, 12
 #: Pairs of steps that make a window at least.
 _SHORTEST = 6
+#: Pairs of a run of which a fifth is enough for a trial.
+SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
 #: Standard errors below 0 at which a trial of at least ``_FEWEST`` windows ends.
 _HOPELESS = -1.0
 
@@ -112,7 +114,7 @@ class Trial:
         self.windows = len(_BLOCK) * blocks if len(_BLOCK) * blocks >= _FEWEST else 0
         self.joins = first - first // 3
         self.last = first + self.windows * self.length
-        self.over = False
+        self.over = not self.windows and not first
         self._pair = -1  # that began last
         self._losses: list[float] = []  # before the first window, and at the end of each
         self._mean: dict[str, Tensor] = {}

@@ -492,6 +492,18 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         check_channels(self.space, pixels.colors)
         fill_per_channel(fill_of(self._fills, picture), pixels)
 
+    def range_of(self, images: Tensor) -> float:
+        """Between black and white of images: 255 for uint8, 1 for floats, or ``value_range``'s.
+
+        Args:
+            images: (..., C, H, W), of a dtype that the transform takes.
+
+        Returns:
+            White less black, in levels.
+        """
+        pixels = self._pixels(images)
+        return float(pixels.high - pixels.low)
+
     def _pixels(self, picture: Any) -> PixelFormat:
         """What a picture is, which passed its check."""
         _, channels, _, dtype, alpha = layout(picture)

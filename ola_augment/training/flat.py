@@ -1,0 +1,58 @@
+"""Images of which augmentation leaves nothing to see: they stay as they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ola_augment.actions import Actions
+from ola_augment.policy import Policy
+
+#: Standard deviation below which an image is flat: 8 of 255 grey levels.
+FLAT = 8 / 255
+#: Pixels that are looked at lie so far apart, so that this costs next to nothing at large sizes.
+_SAMPLED = 64
+
+
+def spare_flat(
+    before: Tensor, after: Tensor, actions: Actions, policy: Policy, top: float
+) -> tuple[Tensor, Actions, int]:
+    """Undo the augmentation of images that it made flat.
+
+    Args:
+        before: (B, ..., C, H, W) images.
+        after: the same, augmented.
+        actions: of the B examples.
+        policy: that drew them.
+        top: range of the levels: 255 for uint8, 1 for floats, or that of ``value_range``.
+
+    Returns:
+        The images with the flat ones as they were, the actions with nothing kept for these, and
+        how many there were.
+    """
+    if not len(before) or not actions.keep.any():
+        return after, actions, 0
+    least = FLAT * top
+    flat = (_spread(after) < least) & (_spread(before) >= least)
+    count = int(flat.sum())
+    if not count:
+        return after, actions, 0
+    after = torch.where(flat.view(-1, *(1,) * (after.dim() - 1)), before, after)
+    kept = actions.keep & ~flat.to(actions.keep.device)[:, None]
+    actions = actions._replace(
+        keep=kept,
+        magnitude_bins=torch.where(kept, actions.magnitude_bins, 0),
+        signs=torch.where(kept, actions.signs, 1),
+        centers=actions.centers * kept[..., None],
+    )
+    with torch.no_grad():
+        log_prob = policy.log_prob(actions).to(actions.log_prob)
+    return after, actions._replace(log_prob=log_prob), count
+
+
+def _spread(images: Tensor) -> Tensor:
+    """(B,), standard deviation of some of each image's values."""
+    height, width = images.shape[-2:]
+    rows, columns = max(1, height // _SAMPLED), max(1, width // _SAMPLED)
+    sampled = images[..., ::rows, ::columns].reshape(len(images), -1)
+    return sampled.float().std(dim=1, correction=0)

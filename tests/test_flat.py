@@ -1,0 +1,47 @@
+"""Images that augmentation would make flat stay as they were, and this is recorded."""
+
+import pytest
+import torch
+from torch import nn
+
+from ola_augment import OLAAugment, OLALearner, Operation, SearchSpace
+from ola_augment.training.flat import spare_flat
+
+DARK = SearchSpace((Operation("brightness", 0.0, 0.001), Operation("invert")), 2)
+
+
+def images(dtype, n=64):
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return levels if dtype == torch.uint8 else levels.to(dtype) / 255
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype):
+    augment = OLAAugment(DARK, strength=1.0, generator=torch.Generator().manual_seed(1))
+    before = images(dtype)
+    before[:5] = before[:5, :1, :1, :1]  # flat already
+    after, actions = augment.augment(before)
+    top = augment.range_of(before)
+    spared, kept, count = spare_flat(before, after, actions, augment.policy, top)
+    black = (actions.keep & (actions.ops == 0)).any(1)
+    black[:5] = False
+    assert 0 < count == int(black.sum())
+    assert torch.equal(spared[black], before[black])
+    assert torch.equal(spared[~black], after[~black])
+    assert not kept.keep[black].any()
+    assert torch.equal(augment.replay(before, kept), spared)
+    torch.testing.assert_close(kept.log_prob, augment.policy.log_prob(kept).detach())
+
+
+def test_a_learner_spares_them_and_says_so_once():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    augment = OLAAugment(DARK, strength=1.0, generator=torch.Generator().manual_seed(1))
+    learner = OLALearner(model, augment, reference=[(images(torch.float32), torch.zeros(64))])
+    with pytest.warns(UserWarning, match="% of the images flat"):
+        for _ in range(4):
+            out = learner.augment(images(torch.uint8))
+            assert (out.float().std(dim=(1, 2, 3)) > 8).all()
+    learner.augment(images(torch.uint8))
+    assert learner.augmented == 320
+    assert 60 < learner.flat < 220
