@@ -83,6 +83,7 @@ def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
         function()
     for _ in range(repeats):
         for name, function in timed.items():
+            function()  # in the memory that the one before has left
             start = time.thread_time()
             function()
             seconds[name].append(time.thread_time() - start)

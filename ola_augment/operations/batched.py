@@ -190,7 +190,7 @@ def _sort(program: Program, actions: Actions, device: torch.device) -> Slices:
     drawn = program.look_up(actions)
     # One kernel serves all affine operations but flips: the first of them stands for the rest.
     stand_in = np.arange(len(program.kinds))
-    flips = np.array([_mirrored(operation) is not None for operation in program.operations])
+    flips = np.array([_mirrored(operation) is not None for operation in program.operations], bool)
     affine = np.flatnonzero((program.kinds == Kind.AFFINE) & ~flips)
     stand_in[affine] = affine[:1]
     kernels = np.where(drawn.kinds == Kind.IDENTITY, -1, stand_in[actions.ops.numpy()])
