@@ -62,7 +62,7 @@ def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
             if waiting and sum(part.numel() for part in bucket) < _BUCKET:
                 continue
             total = sum_over_ranks(torch.cat([part.reshape(-1) for part in bucket]))
-            parts = total.split([part.numel() for part in bucket])
+            parts = torch.split(total, [part.numel() for part in bucket])
             found += [part.view(old.shape) for part, old in zip(parts, bucket, strict=True)]
             bucket = []
     return found
