@@ -79,7 +79,7 @@ def normalize(values: Tensor) -> Tensor:
     """
     exact = values.detach().double()
     sums = torch.stack((exact.new_tensor(float(len(exact))), exact.sum(), (exact**2).sum()))
-    count, total, squares = sum_over_ranks(sums)
+    count, total, squares = sum_over_ranks(sums).unbind()
     centered = exact - total / count
     std = (sum_over_ranks((centered**2).sum()) / count).sqrt()
     size = (squares / count).sqrt()
