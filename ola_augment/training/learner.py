@@ -249,7 +249,7 @@ class OLALearner:
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
-        For a fifth of the run operations are drawn uniformly, and valued by the cosine between
+        For a quarter of the run operations are drawn uniformly, and valued by the cosine between
         the gradients of the examples that got them and that of held-out images; a twelfth of all
         pairs teach, at most 500. Then a :class:`Trial` of up to a fifth of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
@@ -284,14 +284,14 @@ class OLALearner:
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
             >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
-            (800, 3, 12)
+            (1000, 3, 12)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
         policy: Any = augment.policy  # checked by those who are given it
-        first = -(-pairs // 5)
+        first = -(-pairs // 4)
         trial = Trial(policy, first, pairs // 5)
         if not trial.windows:
             warnings.warn(
