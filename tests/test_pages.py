@@ -114,11 +114,11 @@ def test_reference_and_strength():
     names = run("guides/reference_and_strength", reader() | {"held_out": [(None,)], "pairs": 4000})
     learner, augment = names["learner"], OLAAugment(strength=1)
     told = OLALearner.recommended(learner._model, augment, [(None,)], 4000)
-    for name in ("learn_pairs", "learn_every"):
+    for name in ("learn_pairs", "learn_every", "rejoins"):
         assert getattr(learner, name) == getattr(told, name)
-    assert learner.updater.explores
-    assert told.updater.explores
-    assert vars(learner.thermostat) | {"policy": None} == vars(told.thermostat) | {"policy": None}
+    for name in ("explores", "shrink", "scale", "decay"):
+        assert getattr(learner.updater, name) == getattr(told.updater, name)
+    assert vars(learner.trial) | {"policy": None} == vars(told.trial) | {"policy": None}
 
 
 def test_workers():

@@ -376,7 +376,7 @@ class OLALearner:
             >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
             >>> held_out = [(torch.ones(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
             >>> augment = OLAAugment(strength=1).freeze()  # settled from the start
-            >>> learner = OLALearner.recommended(model, augment, held_out, pairs=10)
+            >>> learner = OLALearner.recommended(model, augment, held_out, pairs=1000)
             >>> batches = [(torch.zeros(8, 3, 8, 8), torch.ones(8, dtype=torch.long))] * 2
             >>> [targets.tolist() for _, targets in learner.loader(batches)]
             [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
