@@ -1,5 +1,6 @@
 """The code on the pages runs as it is printed, on small stand-ins for what the reader brings."""
 
+import contextlib
 import copy
 import functools
 import re
@@ -184,6 +185,18 @@ def test_tutorial(tmp_path, monkeypatch):
         assert (tmp_path / file).stat().st_size > 100, file
 
 
+class Accelerator:
+    """As accelerate's, with every batch an update."""
+
+    sync_gradients = True
+
+    def accumulate(self, model):
+        return contextlib.nullcontext()
+
+    def backward(self, loss):
+        loss.backward()
+
+
 def test_ddp(tmp_path):
     from torch import distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -196,8 +209,12 @@ def test_ddp(tmp_path):
             "DistributedDataParallel": DistributedDataParallel,
             "OLAAugment": OLAAugment,
             "OLALearner": OLALearner,
+            "accelerator": Accelerator(),
+            "pairs": 4000,
         }
-        run("guides/ddp", names | {"network": names["model"]})
+        names |= {"network": names["model"], "loader": [(names["images"], names["targets"])] * 4}
+        names |= {"held_out": names["loader"]}
+        assert run("guides/ddp", names)["learner"].pairs == 2
     finally:
         dist.destroy_process_group()
 
@@ -253,6 +270,7 @@ def test_lightning():
     )
     loader = DataLoader(reader()["dataset"], batch_size=2)
     names = {"LitModel": LitModel, "Trainer": trainer, "loader": loader}
+    names |= {"images": reader()["images"], "labels": reader()["targets"]}
     run("guides/lightning", names)
     assert names["learner"].pairs == 1
 
@@ -286,6 +304,8 @@ def test_huggingface(tmp_path, monkeypatch):
         "dataset": datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 4}),
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
+        "images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
     }
     run("guides/huggingface", names, {"(224, 224)": "(32, 32)"})
     assert names["learner"].pairs == 1
