@@ -23,6 +23,8 @@ COPIES = {
 }
 BATCHES = list(loader(16))
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*pairs of steps are too few")
+
 
 def recommended(model):
     augment = OLAAugment("rand_augment", strength=1.0)
