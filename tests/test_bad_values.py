@@ -185,7 +185,7 @@ def test_a_policy_of_your_own_cannot_draw_anything_else():
         (IMAGES[:3], "actions hold 4 examples, the batch has 3"),
         (torch.cat([IMAGES, IMAGES]), "actions hold 4 examples, the batch has 8"),
         (IMAGES.short(), r"value_range=\(low, high\)"),
-        (IMAGES.long(), "uint8, uint16, int16 or floating"),
+        (IMAGES.long(), "uint8, uint16, int16 with a value_range"),
         (IMAGES * 1.0, r"\[0, 1\]"),
         (torch.full((4, 3, 8, 8), math.nan), "NaN or infinite in 100 %"),
         (IMAGES.numpy(), "must be a tensor"),

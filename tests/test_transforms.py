@@ -245,7 +245,11 @@ def test_own_kernel_and_its_mistakes():
     ("images", "error", "message"),
     [
         (torch.zeros(3, 8, 8, dtype=torch.int16), TypeError, "int16 images have no black"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError, "uint8, uint16, int16 or floating"),
+        (
+            torch.zeros(3, 8, 8, dtype=torch.int64),
+            TypeError,
+            "uint8, uint16, int16 with a value_range",
+        ),
         (torch.full((3, 8, 8), 200.0), ValueError, "divided by 255"),
         (torch.full((3, 8, 8), -0.6), ValueError, r"\[0, 1\]"),
         (torch.full((3, 8, 8), math.nan), ValueError, "NaN or infinite in 100 %"),
