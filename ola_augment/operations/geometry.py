@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
@@ -18,6 +18,9 @@ from ola_augment.kernels.kind import Kind
 from ola_augment.operations.checks import check_size
 from ola_augment.operations.program import Drawn, program
 from ola_augment.space import SearchSpace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def apply_geometry_to_masks(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
@@ -18,12 +17,15 @@ from ola_augment.kernels.pixel_format import PixelFormat
 from ola_augment.operations.batched import computed_in, run_with_magnitudes
 from ola_augment.operations.program import Program
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    _Array = NDArray[Any]
+
 #: At least half a millisecond of work for each thread: starting one takes a tenth of that.
 _VALUES_PER_THREAD = 2**18
 #: Added to 16-bit levels below 0, which are stored as what has no sign.
 _BIAS = 2**15
-
-_Array = NDArray[Any]
 
 
 def apply_looped(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ola_augment.kernels.pixel_format import DTYPES
 from ola_augment.operations.checks import other_dtype
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def way_out(mode: str) -> str:
