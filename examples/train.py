@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -160,10 +161,10 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         names = [data.classes[i] if data.classes else str(i) for i in classes]
         augmented_samples(augment, shown, labels=names).savefig(out / "samples.png", dpi=110)
     if learner is not None and learner.trial is not None:
-        evidence = learner.evidence()
+        evidence, t = learner.evidence(), learner.trial.contrast().t
         result |= {
             "strength": learner.trial.chosen,
-            "t": learner.trial.contrast().t,
+            "t": None if math.isnan(t) else t,
             "flat": learner.flat / max(1, learner.augmented),
         }
         write_atomically(out / "evidence.txt", f"{evidence}\n".encode())

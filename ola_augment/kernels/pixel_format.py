@@ -99,7 +99,8 @@ def pixel_format(
     if ends is None:
         raise TypeError(
             f"{_name(dtype)} images have no black and white of their own: pass "
-            "value_range=(low, high), such as (-1000, 2000) for CT"
+            "value_range=(low, high), such as (-1000, 2000) for CT; levels of 0 .. 255 become "
+            "images.to(torch.uint8), of an array image.astype(np.uint8)"
         )
     if not dtype.is_floating_point:
         held = torch.iinfo(dtype)
