@@ -2,7 +2,7 @@
 
     python examples/many_bands.py
 
-Paste it and put your own arrays in the place of the two functions that make data. Nothing else
+Paste it and replace the two functions that make data by your own arrays. Nothing else
 depends on the kind of image but ``value_range=``, which says what is black and what is white.
 """
 

@@ -14,7 +14,8 @@ from options import ENOUGH_PAIRS, is_recommended
 from torch import Tensor, nn
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner, Thermostat, ValueUpdater
-from ola_augment.training import Reward, Trial, cosine_reward
+from ola_augment.training import Trial, cosine_reward
+from ola_augment.training.reward import Reward
 
 #: Held-out images whose gradient one pair takes; the reference is a mean over pairs.
 HELD_OUT_BATCH = 32

@@ -20,6 +20,8 @@ from PIL import Image
 
 from ola_augment import OLAAugment, OLALearner, OLAPolicy, load_policy
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*pairs of steps are too few")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 matplotlib.use("agg")
 
@@ -98,7 +100,8 @@ def test_train_on_digits_writes_what_it_says(run, tmp_path):
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
         assert (out / "samples.png").exists() == (method != "none")
     policy = load_policy(tmp_path / "ola-seed1" / "policy.json")
-    assert policy.keep_logits.abs().max() > 0
+    assert policy.strength == 0  # too few steps to try augmentation out
+    assert "too few steps" in (tmp_path / "ola-seed1" / "evidence.txt").read_text()
     assert (tmp_path / "ola-seed1" / "policy.png").stat().st_size > 10_000
 
 

@@ -37,7 +37,8 @@ def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype):
 def test_a_learner_spares_them_and_says_so_once():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     augment = OLAAugment(DARK, strength=1.0, generator=torch.Generator().manual_seed(1))
-    learner = OLALearner(model, augment, reference=[(images(torch.float32), torch.zeros(64))])
+    held_out = [(images(torch.float32), torch.zeros(64, dtype=torch.long))]
+    learner = OLALearner.recommended(model, augment, held_out, pairs=1000)
     for _ in range(3):  # too few to tell
         assert (learner.augment(images(torch.uint8)).float().std(dim=(1, 2, 3)) > 8).all()
     with pytest.warns(UserWarning, match="% of the images flat"):

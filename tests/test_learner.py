@@ -188,7 +188,7 @@ def test_learning_ends_after_learn_pairs_and_costs_nothing_then():
     assert not loop.learner.learns
     assert loop.learner.pairs == 8
     with pytest.raises(ValueError, match="learn_pairs"):
-        Loop(learn_pairs=0)
+        Loop(learn_pairs=-1)
 
 
 def test_held_out_batches_leave_buffers_and_gradients():

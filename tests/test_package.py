@@ -118,8 +118,9 @@ def test_a_missing_extra_is_named(module, missing, extra, monkeypatch):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    ours = (module, f"ola_augment.integrations.{missing}")
     for name in [*sys.modules]:
-        if name.split(".")[0] == missing or name.startswith(module):
+        if name.split(".")[0] == missing or name.startswith(ours):
             monkeypatch.delitem(sys.modules, name)
 
     def use():

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ola_augment import OLAAugment, OLALearner
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*pairs of steps are too few")
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
     str(path.relative_to(DOCS))[:-3]
@@ -143,6 +145,44 @@ def test_extending():
 
 def test_operations():
     run("operations", {})
+
+
+def test_which_images():
+    names = run("which_images", {})
+    assert names["augmented"].dtype == torch.int16
+
+
+def test_influence():
+    from ola_augment import GradientAlignment
+
+    torch.manual_seed(0)
+    model, F = nn.Linear(5, 4), nn.functional
+    train_x, train_y = torch.randn(6, 5), torch.randint(0, 4, (6,))
+    test_x, test_y = torch.randn(3, 5), torch.randint(0, 4, (3,))
+    checkpoints = [copy.deepcopy(model.state_dict()), nn.Linear(5, 4).state_dict()]
+    expected = 0
+    for state, lr in zip(checkpoints, (0.1, 0.2), strict=True):
+        rows = []
+        for x, y in ((test_x, test_y), (train_x, train_y)):
+            delta = F.linear(x, state["weight"], state["bias"]).softmax(1) - F.one_hot(y, 4)
+            with_bias = torch.cat((x, torch.ones(len(x), 1)), dim=1)
+            rows.append(torch.einsum("bi,bj->bij", delta, with_bias).flatten(1))
+        expected = expected + lr * rows[0] @ rows[1].T
+    names = {
+        "torch": torch,
+        "F": F,
+        "GradientAlignment": GradientAlignment,
+        "model": model,
+        "checkpoints": checkpoints,
+        "learning_rates": [0.1, 0.2],
+        "train_x": train_x,
+        "train_y": train_y,
+        "test_x": test_x,
+        "test_y": test_y,
+    }
+    run("guides/influence", names)
+    torch.testing.assert_close(names["scores"], expected, rtol=1e-2, atol=1e-3)
+    assert names["features"].shape == (6, 16)
 
 
 def test_testing():

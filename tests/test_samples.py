@@ -219,26 +219,43 @@ def test_lists_of_images_of_one_mode_or_of_several_sizes_stay_lists():
     augment()([image, grey.convert("RGB")])
 
 
+def test_sixteen_bits_beside_colour_are_told_to_scale_their_levels():
+    image = Image.new("RGB", (3, 1))
+    deep = Image.fromarray(np.array([[0, 30000, 65535]], "uint16"))
+    with pytest.raises(ValueError, match="16 bits after ") as caught:
+        augment()([image, deep])
+    scaled = eval(str(caught.value).split("16 bits after ")[1], {"image": deep})
+    assert np.asarray(scaled)[0].tolist() == [[0] * 3, [116] * 3, [255] * 3]
+    augment()([image, scaled])
+
+
 @pytest.mark.parametrize(
     "mode", ["1", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La", "I", "F"]
 )
 def test_other_pil_modes_are_refused_and_the_advice_works(mode):
     picture = Image.new(mode, (4, 4))
-    with pytest.raises(ValueError, match=f"mode L or RGB, got {mode}; ") as caught:
+    with pytest.raises(ValueError, match=f"mode L, RGB, LA, RGBA, I;16, got {mode}; ") as caught:
         augment()(picture)
     message = str(caught.value)
-    advice = message.split("; ", 1)[1].split(" makes one")[0]
+    advice = message.split(f"got {mode}; ")[1].split(" makes one")[0]
+    label_map = message.split("is wrapped in ")[-1]
+    if mode in ("1", "P", "PA", "I", "F"):
+        code = {"tv_tensors": tv_tensors, "image": picture}
+        mask = augment()(Image.new("RGB", (4, 4)), eval(label_map, code))[1]
+        assert isinstance(mask, tv_tensors.Mask)
+        assert mask.shape[-2:] == (4, 4)
+    else:
+        assert "tv_tensors.Mask" not in message
     if mode in "IF":
         picture = Image.fromarray(np.full((4, 4), 500, "int32" if mode == "I" else "float32"))
         code = "np.asarray(image, 'float32')[..., None] / top"
         assert code in message
-        assert "tv_tensors.Mask(image)" in message
         scaled = eval(code, {"np": np, "image": picture, "top": 1000})
         assert (always(Operation("identity"))(scaled) == 0.5).all()
         return
-    assert ("tv_tensors.Mask(image)" in message) == (mode in ("1", "P", "PA"))
     made = eval(advice, {"image": picture, "ImageCms": ImageCms})
-    assert augment()(made).mode == "RGB"
+    kept = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # with their alpha
+    assert augment()(made).mode == made.mode == kept.get(mode, "RGB")
 
 
 # ------------------------------------------------------------------- what a picture carries along

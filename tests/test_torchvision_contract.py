@@ -21,7 +21,6 @@ REFUSED = {
     "`interpolation=BICUBIC` on PIL images",
     "`torch.jit.script` compiles it",
     "int16, int32 and int64 tensors",
-    "PIL images of mode RGBA",
 }
 
 

@@ -236,7 +236,16 @@ def test_every_transform_comes_back(transform, tmp_path):
 
 def test_the_file_of_a_policy_alone_makes_a_transform(tmp_path):
     save_policy(OLAPolicy("rand_augment"), tmp_path / "policy.json")
-    assert OLAAugment.load(tmp_path / "policy.json").fill == 0
+    loaded, made = OLAAugment.load(tmp_path / "policy.json"), OLAAugment("rand_augment")
+    assert loaded.fill is None
+    assert repr(loaded) == repr(made)
+
+
+@pytest.mark.parametrize("fill", [[1, 2], [1, 2, 3, 4, 5], 0, None])
+def test_a_fill_for_any_number_of_channels_comes_back(tmp_path, fill):
+    OLAAugment(SPACE, fill=fill).save(tmp_path / "policy.json")
+    loaded = OLAAugment.load(tmp_path / "policy.json").fill
+    assert loaded == (tuple(fill) if isinstance(fill, list) else fill)
 
 
 def test_a_fill_by_type_comes_back(tmp_path):
@@ -253,9 +262,9 @@ def test_a_fill_by_type_comes_back(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [[], "x", {"fill": "1"}, {"fill": [1, 2]}, {"fill": float("nan")}, {"interpolation": 3},
-     {"interpolation": "bicubic"}, {"fill": {"Own": 3}}, {"interpolation": []},
-     {"fill": [True, 1, 1]}],
+    [[], "x", {"fill": "1"}, {"fill": []}, {"fill": [1, "2"]}, {"fill": float("nan")},
+     {"interpolation": 3}, {"interpolation": "bicubic"},
+     {"fill": {"Own": 3}}, {"interpolation": []}, {"fill": [True, 1, 1]}],
 )  # fmt: skip
 def test_damaged_settings_of_a_transform_are_refused(tmp_path, settings):
     path = tmp_path / "policy.json"
@@ -426,7 +435,7 @@ def test_a_policy_of_given_strength_is_shown_by_what_it_draws(capsys):
     with torch.no_grad():
         augment.policy.keep_logits.copy_(torch.tensor([0.0, 9.0, -9.0, -9.0, -9.0]))
     lines = augment.policy.summary().splitlines()
-    assert lines[1] == "applied to an image on average: 1.50; drawn: 4"
+    assert lines[1] == "applied to an image on average: 1.10; drawn: 4"  # an operation once
     assert lines[2].startswith("rotate: drawn 0.67, mean ±")
     history = run(augment, progress=True)
     assert "draws rotate 0." in capsys.readouterr().err

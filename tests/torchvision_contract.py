@@ -375,7 +375,9 @@ def other_integers(make: Make) -> None:
 def other_modes(make: Make) -> None:
     """PIL images of mode RGBA."""
     for seed in range(10):
-        seeded(make(), tvf.to_pil_image(pixels()).convert("RGBA"), seed=seed)
+        picture = tvf.to_pil_image(pixels()).convert("RGBA")
+        out = seeded(make(), picture, seed=seed)
+        assert (out.mode, out.size) == (picture.mode, picture.size)
 
 
 def fails(function: Callable[[Make], None], make: Make) -> bool:

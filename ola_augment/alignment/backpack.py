@@ -75,9 +75,9 @@ class BackPACKAlignment(FirstOrderBackpropExtension):  # type: ignore[misc]
         >>> extension = BackPACKAlignment(model)
         >>> with backpack(extension):
         ...     inputs = torch.randn(5, 4, requires_grad=True)  # or torch warns of BackPACK's hooks
-        ...     F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
+        ...     nn.functional.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
         >>> model.zero_grad()
-        >>> F.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
+        >>> nn.functional.cross_entropy(model(inputs), torch.arange(5) % 3).backward()
         >>> extension.align().shape
         torch.Size([5])
 

@@ -325,7 +325,8 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             1.0
         """
         num_ops, keep, _, _, ops = self._tables()
-        return num_ops.exp() @ (self._open(keep, ops) @ keep.exp()).cumsum(0)
+        applied = self._open(keep, ops) @ keep.double().exp()  # of each slot
+        return (num_ops.double().exp() @ applied.cumsum(0)).to(keep.dtype)
 
     def entropy(self) -> Tensor:
         """Entropy of the distribution, differentiable in the logits.
@@ -337,12 +338,13 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
         choice = self._log_choices(num_ops) if ops is None else counts * _entropy(ops)
-        slots = choice + (self._open(keep, ops) @ slot).cumsum(0)
+        slots = choice + (self._open(keep, ops).to(slot.dtype) @ slot).cumsum(0)
         return _entropy(num_ops) + num_ops.exp() @ slots
 
     def _open(self, keep: Tensor, ops: Tensor | None) -> Tensor:
-        """(S, A), probability that a slot draws an operation and is free to keep it."""
-        drawn = torch.full_like(keep, 1 / len(keep)) if ops is None else ops.exp()
+        """(S, A) float64, probability that a slot draws an operation and is free to keep it."""
+        keep = keep.double()
+        drawn = torch.full_like(keep, 1 / len(keep)) if ops is None else ops.double().exp()
         slots = torch.arange(self.max_ops, device=keep.device)[:, None]
         return drawn * (1 - drawn * keep.exp() * self.once) ** slots
 

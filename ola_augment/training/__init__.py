@@ -8,7 +8,6 @@ from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.metrics import accuracy, policy_metrics, scale_to_float
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.reward import (
-    Reward,
     cosine_reward,
     gradient_alignment_reward,
     next_step_loss_reward,
@@ -30,7 +29,6 @@ __all__ = [
     "NSLRUpdater",
     "OLALearner",
     "OperationEvidence",
-    "Reward",
     "SplitActions",
     "SplitBatchSampler",
     "SplitPolicy",

@@ -21,6 +21,10 @@ class OperationEvidence(NamedTuple):
         value: what it is worth beyond the mean of all, in standard deviations of a reward.
         t: the value in its standard errors.
         differs: whether that is more than chance, with all operations looked at.
+
+    Example:
+        >>> OperationEvidence("rotate", value=0.3, t=4.1, differs=True).name
+        'rotate'
     """
 
     name: str
@@ -42,6 +46,11 @@ class Evidence(NamedTuple):
         std: its standard error.
         windows: of the trial that ran.
         strength: operations an image from now on; None before it is chosen.
+
+    Example:
+        >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
+        >>> Evidence(240, 30720, 1000, (rotate,), 0.2, 0.1, 12, 3.0).verdict
+        'augmentation helps here: strength 3.0'
     """
 
     pairs: int

@@ -467,8 +467,9 @@ class OLALearner:
     def augment(self, images: Tensor, *, clips: bool = True) -> Tensor:
         """Augment a batch for the augmented step, and remember what was drawn.
 
-        An image that would become flat (a standard deviation below 8 of 255 levels, where it had
-        more) stays as it is, and counts as one for which every operation was dropped.
+        With a trial, as in the recommended setting, an image that would become flat (a standard
+        deviation below 8 of 255 levels, where it had more) stays as it is, and counts as one for
+        which every operation was dropped.
 
         Args:
             images: (B, C, H, W), or clips (B, T, C, H, W); uint8 or floating in [0, 1].
@@ -483,7 +484,7 @@ class OLALearner:
         """
         self._try_out()
         augmented, actions = self.transform.augment(images, clips=clips)
-        if len(actions.keep) == len(images):
+        if self.trial is not None and len(actions.keep) == len(images):
             augmented, actions, count = spare_flat(
                 images, augmented, actions, self.policy, self.transform.range_of(images)
             )

@@ -85,6 +85,11 @@ class Trial:
     Raises:
         TypeError: another kind of policy.
         ValueError: a policy without ``strength``, or a number out of range.
+
+    Example:
+        >>> trial = Trial(OLAPolicy(strength=1), first=100, pairs=240)
+        >>> trial.joins, trial.last, trial.over
+        (67, 340, False)
     """
 
     def __init__(
@@ -211,6 +216,9 @@ class Trial:
         Args:
             state: of a trial of as many pairs.
             model: that is trained.
+
+        Returns:
+            A function without arguments; until it is called nothing changes.
 
         Raises:
             ValueError: the state is damaged, or of another model.

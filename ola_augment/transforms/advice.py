@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Modes whose alpha another mode keeps.
+_WITH_ALPHA = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+
+
 def way_out(mode: str) -> str:
     """What to do with a PIL image of a mode that is refused."""
     label_map = "a label map beside its image is wrapped in tv_tensors.Mask(image)"
@@ -27,8 +31,7 @@ def way_out(mode: str) -> str:
             "ImageCms.profileToProfile(image, ImageCms.createProfile('LAB'), "
             "ImageCms.createProfile('sRGB'), outputMode='RGB') makes one"
         )
-    first = "image.convert('LA')" if mode == "La" else "image"
-    made = f"{first}.convert('RGB') makes one"
+    made = f"image.convert({_WITH_ALPHA.get(mode, 'RGB')!r}) makes one"
     return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
 
 

@@ -95,6 +95,10 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
             ``interpolation`` it cannot be changed afterwards.
         generator: a CPU generator to draw with; None uses torch's global one. In a DataLoader
             worker it is replaced by one seeded with it and the worker's own seed.
+        value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
+            0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
+        grey_weights: one weight per channel of the grey image that color and contrast blend with;
+            None is Pillow's for 3 channels, otherwise the mean.
 
     Attributes:
         policy: the :class:`Policy`.
@@ -213,7 +217,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         Args:
             images: (B, C, H, W) or (C, H, W), or several dimensions; uint8 or floating in [0, 1].
             actions: as many as there are images, or clips, from the same search space.
-            clips: as of :meth:`augment`.
+            clips: whether five and more dimensions of a plain tensor are clips (..., T, C, H, W),
+                whose frames share a draw, or images.
 
         Returns:
             A new tensor of the type, shape and dtype of ``images``.
@@ -266,7 +271,7 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
         """Collate samples as :meth:`collate` does, and augment nothing: for evaluation.
 
         Args:
-            samples: as for :meth:`collate`.
+            samples: an image each, or a tuple, list, named tuple or dictionary with one or more.
 
         Returns:
             A batch like a sample.

@@ -40,10 +40,13 @@ def refuse_label_maps(pictures: Sequence[Any]) -> None:
     found = [(layout(picture), isinstance(picture, PIL.Image.Image)) for picture in pictures]
     coloured = {shown.size for shown, _ in found if shown.channels > 1}
     if any(pil and shown.channels == 1 and shown.size in coloured for shown, pil in found):
+        deep = any(getattr(picture, "mode", None) == "I;16" for picture in pictures)
+        code = "image.point(lambda level: level / 257).convert('RGB')"  # convert alone clips at 255
+        scaled = f", those of 16 bits after {code}" if deep else ""
         raise ValueError(
             "the images of a list get a draw each, and this list holds a grey PIL image beside a "
             "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
-            "and images of several modes after image.convert('RGB')"
+            f"and images of several modes after image.convert('RGB'){scaled}"
         )
 
 
@@ -75,8 +78,8 @@ def refuse_unseen_image(flat_sample: list[Any], chosen: list[bool]) -> None:
             elif not channels_first(entry.shape):
                 code += ".movedim(-1, -3)"
             raise TypeError(
-                "an array in a sample is taken for its image if it is uint8 (H, W, C), got "
-                f"{entry.dtype} {entry.shape}; pass tv_tensors.Image({code})"
+                "an array in a sample is taken for its image if it is uint8 or uint16 (H, W, C), "
+                f"got {entry.dtype} {entry.shape}; pass tv_tensors.Image({code})"
             )
         if not isinstance(entry, Tensor) and isinstance(getattr(entry, "data", None), Tensor):
             clip = entry.data.ndim > 3

@@ -36,7 +36,7 @@ class Nodes:
         return None if known is None else known[1]
 
     def _read(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of a call, nodes in the place of their tensors."""
+        """The arguments of a call, with nodes instead of tensors."""
         nodes: tuple[Any, Any] = map_tensors(lambda t: self.node(t) or t, (args, kwargs))
         return nodes
 

@@ -1,7 +1,7 @@
 """What makes a forward pass another path: calls, settings, rows moved between examples, gates.
 
 A look-up moves rows. Where the layout of what it looks rows up in is known, only what it moves
-*between* the examples is part of the path: other positions of the same example are no matter.
+*between* the examples is part of the path: other positions of the same example do not count.
 """
 
 from __future__ import annotations

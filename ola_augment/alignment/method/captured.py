@@ -55,7 +55,7 @@ class Captured:
             gradients: parameter name -> tensor of its shape, g; parameters that are not named count
                 as zero. By default the parameters' ``.grad``: read them before gradient clipping.
                 None for a capture that was given its reference gradient. Several references at
-                once: parameter name -> (R, *shape) for all that are named.
+                once: parameter name -> ``(R, *shape)`` for all that are named.
 
         Returns:
             (B,) alignments, float32 (float64 for double precision models), in the order of the

@@ -29,7 +29,7 @@ from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Arguments of a run, each way to change them in turn.
 Ways = Callable[[], Iterator[Any]]
-#: In the place of a call, for what the model returns.
+#: Stands for a call, for what the model returns.
 _OUTPUT = -1
 #: Paths and decisions that are remembered for one signature.
 _MOST_DECISIONS = 20_000

@@ -66,8 +66,9 @@ class AugmentationKernel:
         with torch.no_grad(), _generators(images.device):
             magnitudes = torch.tensor(trials, device="cpu").repeat(_IMAGES)[:_IMAGES]
             self._magnitude = magnitudes[:1]
+            self._check_name(images)
             self.check_channels(channels)
-            self._check_parameter(images, trials)
+            self._check_effect(images, trials)
             self.way = way or self._find_way(images, magnitudes)
 
     def __call__(
@@ -169,7 +170,7 @@ class AugmentationKernel:
         result: Tensor = self.augmentation(images, params=params)
         return result
 
-    def _check_parameter(self, images: Tensor, trials: tuple[float, ...]) -> None:
+    def _check_name(self, images: Tensor) -> None:
         if self.parameter is None:
             return
         kind = type(self.augmentation).__name__
@@ -181,6 +182,11 @@ class AugmentationKernel:
                 f"{self.parameter!r}; for other arguments pass a function of the magnitude that "
                 "returns an augmentation"
             )
+
+    def _check_effect(self, images: Tensor, trials: tuple[float, ...]) -> None:
+        if self.parameter is None:
+            return
+        kind = type(self.augmentation).__name__
         same = torch.ones(_IMAGES, device="cpu")
         results = [self._run(images, m * same, [0] * _IMAGES, Way.FIXED) for m in trials]
         if len(set(trials)) > 1 and all(torch.equal(results[0], result) for result in results):
