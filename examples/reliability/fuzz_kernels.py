@@ -315,7 +315,7 @@ def indices_are_checked() -> bool:
             image, image.copy(), field, field > 0, field, field.astype(np.int8),
             np.zeros((1, 1, 2), np.float32), np.zeros(1, np.int64), np.zeros((1, 2, 2, 6)),
             np.zeros((1, 2, 2, 6), np.int64), np.zeros((1, 2, 256), np.uint8),
-            np.zeros(1, np.uint8), False,
+            np.zeros(1, np.uint8), False, 1, np.zeros(0),
         )  # fmt: skip
     except IndexError:
         return True
