@@ -79,7 +79,8 @@ class PolicyTransform(FixedAttributes, v2.Transform):  # type: ignore[misc]
     The images of a list get a draw each; those of a tuple or a dictionary belong together and
     share one.
 
-    Images are uint8, or floating in [0, 1], with 1 or 3 channels. uint8 on the CPU gives Pillow's
+    Images are uint8, uint16 or floating in [0, 1] (or ``value_range``), of any number of channels.
+    uint8 on the CPU gives Pillow's
     result; a float image k/255 gives that of the uint8 image k within the bounds in the docs. What
     resizing leaves outside of [0, 1] is accepted, and what no operation changes comes back bit for
     bit; floats that lie outside by more than 0.035 on average are another scale and are refused.
