@@ -154,7 +154,10 @@ def test_the_loop_of_the_readme_runs_when_it_is_pasted(tmp_path, monkeypatch):
     for block in blocks:
         names = {}
         exec(compile(block, "README.md", "exec"), names)
-        assert names["augment"].policy.keep_logits.abs().max() > 0  # it has learned
+        learner = names["learner"]  # random images: what it finds may be nothing
+        assert learner.settled
+        assert learner.evidence().pairs >= 20
+        assert learner.evidence().strength is not None
 
 
 @pytest.mark.skipif(not HTML.exists(), reason="the documentation is not built (make docs)")
