@@ -88,7 +88,7 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
         v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     ),
     "uniform": lambda space, generator: UniformAugment(space, generator=generator),
-    # Any operation alike, that many an image: what OLA's thermostat chooses from.
+    # Any operation alike, that many an image: what OLA's strength is compared with.
     **{
         f"strength-{number}": lambda space, generator, number=number: OLAAugment(
             space, strength=number, generator=generator

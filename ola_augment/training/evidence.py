@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 from typing import NamedTuple
 
-from ola_augment.training.trial import Trial
+from ola_augment.training.trial import Contrast, Trial
 from ola_augment.training.values import ValueUpdater
 
 #: Probability that, were all operations alike, some operation would seem to differ.
@@ -110,14 +110,14 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int) -> Evidenc
     limit = NormalDist().inv_cdf(1 - _CHANCE / (2 * len(names)))
     rows = zip(names, values.operation.tolist(), values.operation_t.tolist(), strict=True)
     found = [OperationEvidence(name, value, t, abs(t) > limit) for name, value, t in rows]
-    contrast = (math.nan, math.nan, 0) if trial is None else trial.contrast()
+    contrast = Contrast(math.nan, math.nan, 0) if trial is None else trial.contrast()
     return Evidence(
         pairs=updater.steps,
         examples=updater.examples,
         held_out=held_out,
         operations=tuple(sorted(found, key=lambda operation: -operation.t)),
-        effect=contrast[0],
-        std=contrast[1],
-        windows=contrast[2],
+        effect=contrast.effect,
+        std=contrast.std,
+        windows=contrast.windows,
         strength=None if trial is None or not trial.over else trial.chosen,
     )

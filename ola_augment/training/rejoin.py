@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -137,7 +136,7 @@ def train_size(loader: Iterable[Any]) -> int:
     first = next(iter(loader), None) if known else None
     if first is not None:
         return len(loader) * len(_leaves(first, "the training")[0][0])  # type: ignore[arg-type]
-    return sum(len(_leaves(batch, "the training")[0][0]) for batch in itertools.chain(loader))
+    return sum(len(_leaves(batch, "the training")[0][0]) for batch in loader)
 
 
 def _leaves(batch: Any, whose: str) -> tuple[list[Tensor], Any]:
