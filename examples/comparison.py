@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--time",
         nargs=2,
         type=float,
-        default=(1.2, 1.1),
+        default=(1.15, 1.08),
         help="of a run of OLA, over none and over the other methods",
     )
     add("--cifar", dest="cifar10", help="folder or zip of CIFAR-10 images, instead of a download")

@@ -93,7 +93,10 @@ def make_learner(
 
     if reference == "held-out":
         assert held_out is not None
-        parts = -(-len(held_out[0]) // HELD_OUT_BATCH)
+        # A folder's images lie class by class; each batch is to have some of all.
+        order = torch.randperm(len(held_out[0]), generator=torch.Generator().manual_seed(0))
+        held_out = held_out[0][order], held_out[1][order]
+        parts = -(-len(order) // HELD_OUT_BATCH)
         reference = list(zip(*(part.tensor_split(parts) for part in held_out), strict=True))
     if is_recommended(options):
         learner = OLALearner.recommended(

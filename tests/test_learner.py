@@ -722,14 +722,14 @@ def test_a_policy_that_was_frozen_while_it_explored_stays_as_it_is():
 def test_the_recommended_setting():
     model, augment = network(), OLAAugment("rand_augment", strength=1.0)
     learner = OLALearner.recommended(model, augment, [batch(99)], pairs=3000)
-    assert (learner.learn_pairs, learner.learn_every) == (750, 3)
+    assert (learner.learn_pairs, learner.learn_every) == (750, 4)
     assert learner.updater.explores
     assert learner.updater.shrink
     assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (750, 12, 1350)
     assert learner.rejoins
     with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*240 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
-    assert (short.learn_pairs, short.learn_every) == (1, 1)
+    assert short.learn_pairs == 0
     own = OLALearner.recommended(model, augment, [batch(99)], pairs=300, target_domain=False)
     assert not own.learns
     for arguments, error, message in (

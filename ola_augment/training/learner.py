@@ -250,7 +250,7 @@ class OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
         For a quarter of the run operations are drawn uniformly, and valued by the cosine between
-        the gradients of the examples that got them and that of held-out images; a twelfth of all
+        the gradients of the examples that got them and that of held-out images; a sixteenth of all
         pairs teach, at most 500. Then a :class:`Trial` of up to a fifth of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
         be used for the rest; where it does not help, none is. :meth:`evidence` says what was found.
@@ -284,7 +284,7 @@ class OLALearner:
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
             >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
-            (1000, 3, 12)
+            (1000, 4, 12)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
@@ -299,12 +299,12 @@ class OLALearner:
                 "enough): there will be none; train for longer, or take UniformAugment",
                 stacklevel=2,
             )
-        learn_pairs = first if target_domain else 0
+        learn_pairs = first if target_domain and trial.windows else 0
         return cls(
             model,
             augment,
             reference=held_out,
-            learn_every=-(-first // min(-(-pairs // 12), 500)),
+            learn_every=-(-first // min(-(-pairs // 16), 500)),
             learn_pairs=learn_pairs,
             trial=trial,
             rejoin=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -9,13 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ola_augment.streams import rank_here
+
+#: Held-out examples that are shuffled together; so many are kept in memory.
+_SHUFFLED = 512
+
 
 class Rejoin:
     """Replaces some examples of each training batch by held-out ones.
 
     Of a batch of B examples B H / (H + N) become held-out ones, for H held-out and N training
     images: so many there would be if both were one data set. Batches keep their size, and an epoch
-    its number of batches.
+    its number of batches. Held-out examples come in a random order, whatever that of their batches:
+    images that lie sorted by class would fill each training batch with one class.
 
     Args:
         batches: a list or loader of held-out batches that look like those of the training.
@@ -24,7 +31,7 @@ class Rejoin:
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
         self._stream: Iterator[list[Tensor]] = iter(())
-        self._left: list[Tensor] = []  # of the held-out batch that is being used
+        self._left: list[Tensor] = []  # of the block that is being used
         self._size = 0
         self._owed = 0.0
         self._taken = 0
@@ -32,6 +39,20 @@ class Rejoin:
     def __getstate__(self) -> dict[str, Any]:
         # An iterator stays with its process; a copy begins anew.
         return {**self.__dict__, "_stream": iter(()), "_left": []}
+
+    def _shuffled(self) -> Iterator[list[Tensor]]:
+        """One pass over the held-out examples, shuffled in blocks."""
+        seed = 1_000_003 * rank_here() + self._taken // self._size
+        generator = torch.Generator().manual_seed(seed)
+        block: list[list[Tensor]] = []
+        for batch in itertools.chain(self._batches, [None]):
+            if batch is not None:
+                block.append(_leaves(batch, "held-out images")[0])
+            if block and (batch is None or sum(len(parts[0]) for parts in block) >= _SHUFFLED):
+                joined = [torch.cat(parts) for parts in zip(*block, strict=True)]
+                order = torch.randperm(len(joined[0]), generator=generator)
+                yield [part[order.to(part.device)] for part in joined]
+                block = []
 
     def check(self, batch: Any) -> None:
         """Refuse training batches that held-out ones could not join.
@@ -60,8 +81,7 @@ class Rejoin:
             A batch of the same structure and shapes.
         """
         own, spec = _leaves(batch, "the training")
-        if not self._size:
-            self._size = sum(len(_leaves(b, "held-out images")[0][0]) for b in self._batches)
+        self._size = self._size or self._count()
         size = len(own[0])
         self._owed += size * self._size / (self._size + train_size)
         count = min(int(self._owed), size)
@@ -69,12 +89,14 @@ class Rejoin:
         if not count:
             return batch
         held = self._take(count)
-        self._taken = (self._taken + count) % self._size
         mixed = [
             torch.cat((part[: size - count], other.to(part.device)))
             for part, other in zip(own, held, strict=True)
         ]
         return tree_unflatten(mixed, spec)
+
+    def _count(self) -> int:
+        return sum(len(_leaves(batch, "held-out images")[0][0]) for batch in self._batches)
 
     def _take(self, count: int) -> list[Tensor]:
         parts = []
@@ -82,10 +104,11 @@ class Rejoin:
             if not self._left or not len(self._left[0]):
                 self._left = next(self._stream, [])
                 if not self._left:
-                    self._stream = (_leaves(b, "held-out images")[0] for b in self._batches)
+                    self._stream = self._shuffled()
                     continue
             parts.append([part[:count] for part in self._left])
             self._left = [part[count:] for part in self._left]
+            self._taken += len(parts[-1][0])
             count -= len(parts[-1][0])
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -96,9 +119,12 @@ class Rejoin:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a run was, if held-out batches come in the same order again."""
         self._stream, self._left = iter(()), []
-        self._owed, self._taken = float(state["owed"]), int(state["taken"])
-        if self._taken:
-            self._take(self._taken)
+        self._owed, taken = float(state["owed"]), int(state["taken"])
+        self._size = self._size or self._count()
+        within = taken % self._size
+        self._taken = taken - within
+        if within:
+            self._take(within)
 
 
 class Rejoined:
