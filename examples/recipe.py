@@ -111,7 +111,7 @@ def make_learner(
     if options.strength == "steered":
         thermostat = Thermostat(augment.policy, lower_after=pairs // 4)
     elif options.strength == "tried":
-        trial = Trial(augment.policy, learned, pairs // 5)
+        trial = Trial(augment.policy, learned, pairs // 2)
     if options.control:
         updater = ValueUpdater(augment.policy, explore=True, reward=CONTROLS[options.control])
     elif options.strength == "learned":

@@ -725,7 +725,7 @@ def test_the_recommended_setting():
     assert (learner.learn_pairs, learner.learn_every) == (750, 4)
     assert learner.updater.explores
     assert learner.updater.shrink
-    assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (750, 12, 1350)
+    assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (750, 16, 2158)
     assert learner.rejoins
     with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*240 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)

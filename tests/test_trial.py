@@ -34,10 +34,11 @@ def run(trial, losses, first=0):
 
 def test_windows_with_and_without_come_in_turns_and_then_the_strength_is_chosen():
     policy = OLAPolicy(strength=1.0)
-    trial = Trial(policy, 5, 120)
-    assert (trial.length, trial.windows, trial.last) == (10, 12, 125)
+    trial = Trial(policy, 5, 160)
+    assert (trial.length, trial.windows, trial.last) == (10, 16, 165)
     kinds = "ABBAABBAABBA"
-    # each window with augmentation takes 0.3 off the loss, each without it 0.1, but for noise
+    # each window with augmentation takes 0.3 off the loss, each without it 0.1, but for noise:
+    # clear after twelve
     noise = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 0.01
     falls = [0.3 if kind == "B" else 0.1 for kind in kinds]
     losses = (5 - np.cumsum([0, *(np.array(falls) + noise.numpy())])).tolist()
@@ -60,15 +61,27 @@ def test_windows_with_and_without_come_in_turns_and_then_the_strength_is_chosen(
 
 def test_what_harms_is_given_up_before_its_time():
     policy = OLAPolicy(strength=1.0)
-    trial = Trial(policy, 0, 120)
+    trial = Trial(policy, 0, 160)
     falls = [0.1 if kind == "B" else 0.3 for kind in "ABBAABBAABBA"]
     losses = 5 - np.cumsum([0, *(np.array(falls) + 0.01 * np.sin(np.arange(12)))])
     strengths = run(trial, losses.tolist())
     assert trial.over
     assert trial.contrast().windows == 8
-    assert strengths[80:] == [0.0] * 41
+    assert strengths[80:] == [0.0] * 81
     trial.begin_pair(200, True, network(), None)  # nothing is measured any more
     assert policy.strength == 0.0
+
+
+@pytest.mark.parametrize(("lead", "windows"), [(-2.0, 8), (-0.25, 12), (0.5, 16), (1.0, 16)])
+def test_the_less_is_to_be_seen_the_sooner_it_ends(lead, windows):
+    trial = Trial(OLAPolicy(strength=1.0), 0, 160)
+    noise = np.array([-1, 3, -3, 1] * 4) / 30  # of which a block's mean, trend and contrast are free
+    kinds = np.array([kind == "B" for kind in "ABBA" * 4])
+    run(trial, (5 - np.cumsum([0, *(0.2 + noise + 0.03 * lead * kinds)])).tolist())
+    contrast = trial.contrast()
+    assert contrast.windows == windows
+    assert windows == 16 or contrast.t < (windows - 8) / 4 - 1
+    assert trial.policy.strength == pytest.approx(max(0.0, 2 * contrast.t - 1))
 
 
 @pytest.mark.parametrize("pairs", [0, 1, 47])
@@ -85,7 +98,7 @@ def test_where_there_is_no_time_there_is_no_augmentation(pairs):
 
 def test_the_loss_is_measured_with_the_mean_weights_of_half_a_window_and_leaves_no_trace():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.5)).train()
-    trial = Trial(OLAPolicy(strength=1.0), 0, 120)
+    trial = Trial(OLAPolicy(strength=1.0), 0, 160)
     seen = []
 
     def loss(model):
@@ -111,13 +124,13 @@ def test_the_state_of_a_trial_goes_on_bit_by_bit():
                 model.weight.add_(0.1 * pair)
             trial.begin_pair(pair, False, model, lambda model: model.weight.sum().item())
 
-    model, trial = network(), Trial(OLAPolicy(strength=1.0), 2, 120)
+    model, trial = network(), Trial(OLAPolicy(strength=1.0), 2, 160)
     begin(trial, model, range(100))
-    other, again = copy.deepcopy(model), Trial(OLAPolicy(strength=1.0), 2, 120)
+    other, again = copy.deepcopy(model), Trial(OLAPolicy(strength=1.0), 2, 160)
     state = copy.deepcopy(trial.state_dict())
     again.checked(state, other)()
-    begin(trial, model, range(100, 130))
-    begin(again, other, range(100, 130))
+    begin(trial, model, range(100, 170))
+    begin(again, other, range(100, 170))
     assert trial.over
     assert trial.contrast() == again.contrast()
     for bad in (None, {}, state | {"losses": [1]}, state | {"mean": {"weight": torch.ones(2)}}):

@@ -27,7 +27,7 @@ from ola_augment.training.rejoin import Rejoin, Rejoined
 from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.trial import SHORTEST_RUN, Trial
+from ola_augment.training.trial import SHARE, SHORTEST_RUN, Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
@@ -251,7 +251,7 @@ class OLALearner:
 
         For a quarter of the run operations are drawn uniformly, and valued by the cosine between
         the gradients of the examples that got them and that of held-out images; a sixteenth of all
-        pairs teach, at most 500. Then a :class:`Trial` of up to a fifth of the run finds out
+        pairs teach, at most 500. Then a :class:`Trial` of a quarter to a half of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
         be used for the rest; where it does not help, none is. :meth:`evidence` says what was found.
 
@@ -284,7 +284,7 @@ class OLALearner:
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
             >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
-            (1000, 4, 12)
+            (1000, 4, 16)
         """
         if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
@@ -292,7 +292,7 @@ class OLALearner:
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
         policy: Any = augment.policy  # checked by those who are given it
         first = -(-pairs // 4)
-        trial = Trial(policy, first, pairs // 5)
+        trial = Trial(policy, first, int(pairs * SHARE))
         if not trial.windows:
             warnings.warn(
                 f"{pairs} pairs of steps are too few to try augmentation out ({SHORTEST_RUN} are "

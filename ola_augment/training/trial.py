@@ -15,15 +15,22 @@ from ola_augment.policy import OLAPolicy, check_strength
 
 #: Without augmentation, with it, with it, without it: a trend over a block takes no side.
 _BLOCK = (False, True, True, False)
-#: Fewer windows give no standard error worth the name; more are shorter, and short windows favour
+#: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
-_FEWEST, _MOST = 8, 12
+_FEWEST, _MOST = 8, 16
 #: Pairs of steps that make a window at least.
 _SHORTEST = 6
-#: Pairs of a run of which a fifth is enough for a trial.
+#: Share of a run that a trial may last.
+SHARE = 0.47
+#: Pairs of a run that is long enough for a trial.
 SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
-#: Standard errors below 0 at which a trial of at least ``_FEWEST`` windows ends.
-_HOPELESS = -1.0
+#: Standard errors above 0 at which a trial has seen enough, and the windows that takes at least.
+_CLEAR, _SURE = 3.0, 12
+
+
+def _hopeless(windows: int) -> float:
+    """Standard errors below which it is not worth going on: -1 at first, later 0."""
+    return (windows - _FEWEST) / 4 - 1
 
 
 class Contrast(NamedTuple):
@@ -65,8 +72,9 @@ class Trial:
 
         strength = 2 (t - 1/2), in [0, ``most``].
 
-    Where there was nothing to see, or too little time, there is no augmentation. A trial that
-    looks hopeless ends before its time.
+    Where there was nothing to see, or too little time, there is no augmentation. After each A B B A
+    from the second on the trial ends before its time if t is above 3, or so low that it is not
+    worth going on: below -1 after eight windows, below 0 after twelve.
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
@@ -148,9 +156,9 @@ class Trial:
             with _weights(model, self._mean), _without_dropout(model):
                 self._losses.append(loss(model))
             self._mean, self._count = {}, 0
-            hopeless = len(self._losses) > _FEWEST and self.contrast().t < _HOPELESS
-            if done >= self.windows or hopeless:
-                self._choose()
+            if done >= self.windows or (done % len(_BLOCK) == 0 and self._decided()):
+                self.over = True
+                self.policy.strength = self.chosen
                 return
         elif within > self.length // 2:
             self._take(model)
@@ -181,9 +189,9 @@ class Trial:
         t = self.contrast().t
         return 0.0 if math.isnan(t) else min(max(2 * t - 1, 0.0), self.most)
 
-    def _choose(self) -> None:
-        self.over = True
-        self.policy.strength = self.chosen
+    def _decided(self) -> bool:
+        t, windows = self.contrast().t, len(self._losses) - 1
+        return t < _hopeless(windows) or (t > _CLEAR and windows >= _SURE)
 
     def _take(self, model: nn.Module) -> None:
         """Let today's weights into the mean."""
