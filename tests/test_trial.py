@@ -72,7 +72,7 @@ def test_what_harms_is_given_up_before_its_time():
     assert policy.strength == 0.0
 
 
-@pytest.mark.parametrize(("lead", "windows"), [(-2.0, 8), (-0.25, 12), (0.5, 16), (1.0, 16)])
+@pytest.mark.parametrize(("lead", "windows"), [(-4.0, 8), (-0.25, 12), (0.5, 16), (1.0, 16)])
 def test_the_less_is_to_be_seen_the_sooner_it_ends(lead, windows):
     trial = Trial(OLAPolicy(strength=1.0), 0, 160)
     noise = np.array([-1, 3, -3, 1] * 4) / 30  # of which a block's mean, trend and contrast are free
