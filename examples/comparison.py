@@ -6,9 +6,10 @@
 
 The comparison methods are in their usual form: they augment every batch, and train from the start
 on the images that OLA holds out for a while. Each gets as many steps as OLA has time for, by
-``COST``: what a run of OLA costs over one of the same steps without augmentation, and over one with
-UniformAugment, side by side alone. ``ola-...`` are controls: rewards of other examples (shuffled), operations that stay
-alike while their strength is tried (uniform), and learned ones at strength 1 untried (fixed).
+``COST``: what a run of OLA costs over one of the same steps without augmentation, and over one
+with UniformAugment, side by side alone. ``ola-...`` are controls: rewards of other examples
+(shuffled), operations that stay alike while their strength is tried (uniform), and learned ones at
+strength 1 untried (fixed).
 
 A line is added to ``--results`` after each run, and a run that is there is not repeated: the
 command goes on where it was stopped. Seeds outside, so that whatever there is can be compared.
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 import train
-from beds import BEDS, SHIFTED
+from beds import BEDS, COST, SHIFTED
 
 from ola_augment import load_policy
 
@@ -37,9 +38,6 @@ CONTROLS = {
     "ola-fixed": ("--strength", "1"),
 }
 METHODS = (*COMPARED, "ola", *CONTROLS)
-#: Over none and over the other methods: where operations are learned, where they stay alike, and
-#: where a run is too short for anything.
-COST = {"target": (1.15, 1.08), "own": (1.05, 1.0), "short": (1.0, 1.0)}
 #: Beds whose target domain is another one than that of the training images.
 TARGET = ("rotated", "dark", "photographs-60", "photographs-240", *SHIFTED)
 

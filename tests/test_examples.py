@@ -306,10 +306,12 @@ def test_yardstick(run, tmp_path):
 
 def test_comparison_goes_on_where_it_was(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    beds = importlib.import_module("beds").BEDS
-    monkeypatch.setitem(beds, "rotated", dataclasses.replace(beds["rotated"], epochs=100))
+    beds = importlib.import_module("beds")
+    bed = dataclasses.replace(beds.BEDS["rotated"], epochs=100)
+    monkeypatch.setitem(beds.BEDS, "rotated", bed)
+    monkeypatch.setitem(beds.COST, "target", (0.02, 0.02))
     results = tmp_path / "results.jsonl"
-    options = ("comparison.py", "--bed", "rotated", "--results", results, "--time", 0.02, 0.02)
+    options = ("comparison.py", "--bed", "rotated", "--results", results)
     run(*options, "--seeds", 1, "--method", "none", "ola")
     printed = run(*options, "--seeds", 2, "--method", "none", "uniform")
     rows = [json.loads(line) for line in results.read_text().splitlines()]

@@ -75,7 +75,7 @@ def test_what_harms_is_given_up_before_its_time():
 @pytest.mark.parametrize(("lead", "windows"), [(-4.0, 8), (-0.25, 12), (0.5, 16), (1.0, 16)])
 def test_the_less_is_to_be_seen_the_sooner_it_ends(lead, windows):
     trial = Trial(OLAPolicy(strength=1.0), 0, 160)
-    noise = np.array([-1, 3, -3, 1] * 4) / 30  # of which a block's mean, trend and contrast are free
+    noise = np.array([-1, 3, -3, 1] * 4) / 30  # no mean, trend or contrast of a block is in it
     kinds = np.array([kind == "B" for kind in "ABBA" * 4])
     run(trial, (5 - np.cumsum([0, *(0.2 + noise + 0.03 * lead * kinds)])).tolist())
     contrast = trial.contrast()
