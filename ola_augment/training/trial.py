@@ -72,9 +72,9 @@ class Trial:
 
         strength = 2 (t - 1/2), in [0, ``most``].
 
-    Where there was nothing to see, or too little time, there is no augmentation. After each A B B A
-    from the second on the trial ends before its time if t is above 3, or so low that it is not
-    worth going on: below -1 after eight windows, below 0 after twelve.
+    Where there was nothing to see, or too little time, there is no augmentation. A trial ends
+    before its time where it is not worth going on (t below -1 after eight windows, below 0 after
+    twelve), and where enough was seen (t above 3 after twelve).
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
