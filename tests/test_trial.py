@@ -36,25 +36,26 @@ def test_windows_with_and_without_come_in_turns_and_then_the_strength_is_chosen(
     policy = OLAPolicy(strength=1.0)
     trial = Trial(policy, 5, 160)
     assert (trial.length, trial.windows, trial.last) == (10, 16, 165)
-    kinds = "ABBAABBAABBA"
+    kinds = "ABBAABBA"
     # each window with augmentation takes 0.3 off the loss, each without it 0.1, but for noise:
-    # clear after twelve
-    noise = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 0.01
+    # clear after eight
+    noise = torch.randn(8, generator=torch.Generator().manual_seed(0)) * 0.01
     falls = [0.3 if kind == "B" else 0.1 for kind in kinds]
     losses = (5 - np.cumsum([0, *(np.array(falls) + noise.numpy())])).tolist()
     strengths = run(trial, losses)
     assert strengths[:5] == [0.0] * 5  # pairs that teach nothing
-    assert strengths[5:125] == [2.0 if kind == "B" else 0.0 for kind in kinds for _ in range(10)]
+    assert strengths[5:85] == [2.0 if kind == "B" else 0.0 for kind in kinds for _ in range(10)]
+    assert strengths[85:] == [pytest.approx(trial.chosen)] * 81
     assert trial.over
     assert policy.strength == trial.chosen == 4.0
     contrast = trial.contrast()
-    assert contrast.windows == 12
+    assert contrast.windows == 8
     assert contrast.effect == pytest.approx(0.2, abs=3 * contrast.std)
     # numpy's least squares
-    design = np.stack([np.ones(12), np.arange(12), [kind == "B" for kind in kinds]], axis=1)
+    design = np.stack([np.ones(8), np.arange(8), [kind == "B" for kind in kinds]], axis=1)
     taken = -np.diff(losses)
     weights, residual, *_ = np.linalg.lstsq(design, taken, rcond=None)
-    std = math.sqrt(residual[0] / 9 * np.linalg.inv(design.T @ design)[2, 2])
+    std = math.sqrt(residual[0] / 5 * np.linalg.inv(design.T @ design)[2, 2])
     assert contrast.effect == pytest.approx(weights[2])
     assert contrast.std == pytest.approx(std)
 
@@ -72,15 +73,27 @@ def test_what_harms_is_given_up_before_its_time():
     assert policy.strength == 0.0
 
 
-@pytest.mark.parametrize(("lead", "windows"), [(-4.0, 8), (-0.25, 12), (0.5, 16), (1.0, 16)])
-def test_the_less_is_to_be_seen_the_sooner_it_ends(lead, windows):
+def test_where_augmentation_is_expected_to_help_most_windows_are_with_it():
+    trial = Trial(OLAPolicy(strength=1.0), 0, 160, strength=3.0, expected=True)
+    kinds = np.array([kind == "B" for kind in "BABBBBAB"])
+    falls = np.linspace(0.4, 0.1, 8) + 0.2 * kinds  # a trend takes no side
+    noise = 0.01 * np.sin(np.arange(8))
+    strengths = run(trial, (9 - np.cumsum([0, *(falls + noise)])).tolist())
+    assert strengths[:80:10] == [3.0 if kind else 0.0 for kind in kinds]
+    assert trial.contrast().windows == 8
+    assert trial.contrast().effect == pytest.approx(0.2, abs=0.02)
+    assert trial.policy.strength == 4.0
+
+
+@pytest.mark.parametrize(("lead", "windows"), [(-1.0, 8), (1.0, 12), (2.0, 16), (4.0, 12)])
+def test_the_clearer_it_is_the_sooner_it_ends(lead, windows):
     trial = Trial(OLAPolicy(strength=1.0), 0, 160)
     noise = np.array([-1, 3, -3, 1] * 4) / 30  # no mean, trend or contrast of a block is in it
     kinds = np.array([kind == "B" for kind in "ABBA" * 4])
     run(trial, (5 - np.cumsum([0, *(0.2 + noise + 0.03 * lead * kinds)])).tolist())
     contrast = trial.contrast()
     assert contrast.windows == windows
-    assert windows == 16 or contrast.t < (windows - 8) / 4 - 1
+    assert windows == 16 or contrast.t < (windows - 8) / 4 or contrast.t > 2
     assert trial.policy.strength == pytest.approx(max(0.0, 2 * contrast.t - 1))
 
 

@@ -292,7 +292,13 @@ class OLALearner:
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
         policy: Any = augment.policy  # checked by those who are given it
         first = -(-pairs // 4)
-        trial = Trial(policy, first, int(pairs * SHARE))
+        trial = Trial(
+            policy,
+            first,
+            int(pairs * SHARE),
+            strength=3.0 if target_domain else 2.0,
+            expected=target_domain,
+        )
         if not trial.windows:
             warnings.warn(
                 f"{pairs} pairs of steps are too few to try augmentation out ({SHORTEST_RUN} are "
@@ -309,7 +315,7 @@ class OLALearner:
             trial=trial,
             rejoin=True,
             calibrate=True,
-            updater=ValueUpdater(policy, decay=1.0, scale=1.5, explore=True, shrink=True),
+            updater=ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True),
             loss=held_out_loss(loss, preprocess),
         )
 

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from ola_augment.policy import OLAPolicy, check_strength
 
-#: Without augmentation, with it, with it, without it: a trend over a block takes no side.
-_BLOCK = (False, True, True, False)
+#: Windows with augmentation and without it: a trend takes no side.
+_TURNS = (False, True, True, False)
+#: Where augmentation is expected to help, most are with it.
+_MOSTLY = (True, False, True, True, True, True, False, True)
+#: Windows after which a trial may end.
+_BLOCK = 4
 #: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
 _FEWEST, _MOST = 8, 16
@@ -24,13 +28,13 @@ _SHORTEST = 6
 SHARE = 0.47
 #: Pairs of a run that is long enough for a trial.
 SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
-#: Standard errors above 0 at which a trial has seen enough, and the windows that takes at least.
-_CLEAR, _SURE = 3.0, 12
+#: Standard errors above 0 at which a trial has seen enough.
+_CLEAR = 2.0
 
 
 def _hopeless(windows: int) -> float:
-    """Standard errors below which it is not worth going on: -1 at first, later 0."""
-    return (windows - _FEWEST) / 4 - 1
+    """Standard errors below which it is not worth going on: 0 at first, later 1."""
+    return (windows - _FEWEST) / 4
 
 
 class Contrast(NamedTuple):
@@ -60,7 +64,8 @@ class Trial:
     """Tries out a policy in the middle of a run, and sets its strength by what came of it.
 
     The pairs from ``first`` on fall into windows, without augmentation (strength 0) and with it
-    (``strength``) in turns, A B B A. At the end of each the loss on held-out images is measured
+    (``strength``) in turns, A B B A; three of four with it where it is ``expected`` to help, since
+    a model that needs it needs time for it. At the end of each the loss on held-out images is measured
 
     * with the mean of the weights over the second half of the window: what the weights would come
       to if the learning rate fell, rather than where the last step threw them,
@@ -73,8 +78,8 @@ class Trial:
         strength = 2 (t - 1/2), in [0, ``most``].
 
     Where there was nothing to see, or too little time, there is no augmentation. A trial ends
-    before its time where it is not worth going on (t below -1 after eight windows, below 0 after
-    twelve), and where enough was seen (t above 3 after twelve).
+    before its time, after eight or twelve windows, where enough was seen (t above 2) and where it
+    is not worth going on (t below 0, or 1 after twelve).
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
@@ -83,6 +88,7 @@ class Trial:
         pairs: that it may last, 0 or more.
         strength: that is tried, above 0, at most ``policy.max_ops``.
         most: largest strength to choose, 0 .. ``policy.max_ops``; None is the policy's ``max_ops``.
+        expected: whether augmentation is expected to help, as for a target domain that differs.
 
     Attributes:
         joins: pair from which held-out images that it does not look at may be trained on: some
@@ -108,6 +114,7 @@ class Trial:
         *,
         strength: float = 2.0,
         most: float | None = None,
+        expected: bool = False,
     ) -> None:
         check_strength(policy)
         if first < 0 or pairs < 0:
@@ -120,11 +127,12 @@ class Trial:
                 f"{policy.max_ops}; got {strength} and {most}"
             )
         self.policy = policy
+        self._kinds = _MOSTLY if expected else _TURNS
         self.explored = float(policy.strength or 0.0)
         self.first = first
         self.length = max(_SHORTEST, pairs // _MOST)
-        blocks = min(pairs // self.length, _MOST) // len(_BLOCK)
-        self.windows = len(_BLOCK) * blocks if len(_BLOCK) * blocks >= _FEWEST else 0
+        blocks = min(pairs // self.length, _MOST) // _BLOCK
+        self.windows = _BLOCK * blocks if _BLOCK * blocks >= _FEWEST else 0
         self.joins = first - first // 3
         self.last = first + self.windows * self.length
         self.over = not self.windows and not first
@@ -156,13 +164,13 @@ class Trial:
             with _weights(model, self._mean), _without_dropout(model):
                 self._losses.append(loss(model))
             self._mean, self._count = {}, 0
-            if done >= self.windows or (done % len(_BLOCK) == 0 and self._decided()):
+            if done >= self.windows or (done % _BLOCK == 0 and self._decided()):
                 self.over = True
                 self.policy.strength = self.chosen
                 return
         elif within > self.length // 2:
             self._take(model)
-        self.policy.strength = self.strength if _BLOCK[done % len(_BLOCK)] else 0.0
+        self.policy.strength = self.strength if self._kinds[done % len(self._kinds)] else 0.0
 
     def contrast(self) -> Contrast:
         """What was measured so far.
@@ -174,7 +182,7 @@ class Trial:
         windows = len(taken)
         if windows < _FEWEST:
             return Contrast(math.nan, math.nan, windows)
-        kinds = itertools.islice(itertools.cycle(_BLOCK), windows)
+        kinds = itertools.islice(itertools.cycle(self._kinds), windows)
         kind = torch.tensor(list(kinds), dtype=torch.float64, device="cpu")
         time = torch.arange(windows, dtype=torch.float64, device="cpu")
         design = torch.stack((torch.ones_like(time), time - time.mean(), kind), dim=1)
@@ -191,7 +199,7 @@ class Trial:
 
     def _decided(self) -> bool:
         t, windows = self.contrast().t, len(self._losses) - 1
-        return t < _hopeless(windows) or (t > _CLEAR and windows >= _SURE)
+        return t < _hopeless(windows) or t > _CLEAR
 
     def _take(self, model: nn.Module) -> None:
         """Let today's weights into the mean."""
