@@ -65,7 +65,7 @@ class Trial:
 
     The pairs from ``first`` on fall into windows, without augmentation (strength 0) and with it
     (``strength``) in turns, A B B A; three of four with it where it is ``expected`` to help, since
-    a model that needs it needs time for it. At the end of each the loss on held-out images is measured
+    a model that needs it needs time for it. At the end of each the held-out loss is measured
 
     * with the mean of the weights over the second half of the window: what the weights would come
       to if the learning rate fell, rather than where the last step threw them,
