@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import pytest
 import torch
 from images import crops
@@ -15,7 +16,8 @@ from pillow_reference import draw, pillow_apply
 from ola_augment import SearchSpace
 from ola_augment.kernels import compiled
 from ola_augment.kernels.compiled import CompiledKernels, cache_directory
-from ola_augment.operations import apply, apply_actions
+from ola_augment.kernels.loops import batch
+from ola_augment.operations import apply_actions, executors
 
 pytestmark = pytest.mark.skipif(compiled.fcntl is None, reason="compiled in the process itself")
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.skipif(compiled.fcntl is None, reason="compiled in the 
 SCRIPT = """
 import os, sys, time, torch
 from ola_augment import TrivialAugment
-from ola_augment.kernels.compiled import KERNELS
+from ola_augment.kernels.compiled import BYTES
 
 def first_calls():
     images = torch.arange(16 * 3 * 32 * 32).view(16, 3, 32, 32).to(torch.uint8)
@@ -32,7 +34,7 @@ def first_calls():
     first, actions = augment.augment(images)
     augment(images[0])
     seconds, numba = time.process_time() - start, "numba" in sys.modules
-    while KERNELS.ready() is None:
+    while BYTES.ready() is None:
         time.sleep(0.05)
     same = torch.equal(augment.replay(images, actions), first)
     os.write(1, f"{int(seconds < 2)} {int(numba)} {int(same)}\\n".encode())  # at once
@@ -60,7 +62,7 @@ def test_four_processes_on_a_cold_cache_compile_once_and_do_not_wait(tmp_path):
     cold = first_calls(4, tmp_path)
     assert cold.stdout.splitlines() == ["1 0 1"] * 4
     assert cold.stderr.count("compiling the kernels") == len(cold.stderr.splitlines()) == 1
-    assert len(list(tmp_path.rglob("exact.run_batch*.nbc"))) == 1
+    assert len(list(tmp_path.rglob("batch.run_batch*.nbc"))) == 1
     warm = first_calls(1, tmp_path)
     assert (warm.stdout.split(), warm.stderr) == (["1", "1", "1"], "")
 
@@ -69,7 +71,7 @@ def test_four_processes_on_a_cold_cache_compile_once_and_do_not_wait(tmp_path):
 def kernels(monkeypatch):
     """Not yet loaded ones, instead of this process's."""
     fresh = CompiledKernels()
-    monkeypatch.setattr(apply, "KERNELS", fresh)
+    monkeypatch.setattr(executors, "BYTES", fresh)
     monkeypatch.setattr(compiled, "_LOOK_EVERY", 0.0)
     return fresh
 
@@ -82,6 +84,20 @@ def augmented_as_by_pillow():
         torch.equal(apply_actions(images, space, actions), pillow_apply(images, space, actions))
         for images, actions in ((images, draw(space, len(images), 3)) for images in batches)
     )
+
+
+def test_nothing_is_compiled_in_a_process_that_loads():
+    run = compiled.BYTES.wait()
+    compiled.LEVELS.wait()
+    assert augmented_as_by_pillow()
+    images = crops(4, 70, 65)
+    actions = draw(SearchSpace.wide_long(), 4, 3)
+    for given in (images / 255, (images.int() * 257).to(torch.uint16), images[:1]):
+        apply_actions(given, SearchSpace.wide_long(), actions.select(slice(len(given))))
+    assert len(run.signatures) == sum(map(len, batch.SIGNATURES.values()))
+    fill = np.zeros(3, np.float64)  # of another type than the images
+    with pytest.raises(TypeError):
+        run(images.numpy(), images.numpy(), *(None,) * 6, fill, *(None,) * 5)
 
 
 def test_without_any_directory_others_serve_for_good(kernels, monkeypatch, caplog):

@@ -334,12 +334,12 @@ def test_a_process_that_a_rank_started_draws_for_that_rank(monkeypatch):
     """Spawned DataLoader workers know nothing of the process group."""
     import pickle
 
-    from ola_augment.transforms import base
+    from ola_augment.transforms import drawing
 
     augment = OLAAugment()
-    monkeypatch.setattr(base, "rank_here", lambda: 3)
+    monkeypatch.setattr(drawing, "rank_here", lambda: 3)
     stored = pickle.dumps(augment)
-    monkeypatch.setattr(base, "get_spawning_popen", lambda: object())
+    monkeypatch.setattr(drawing, "get_spawning_popen", lambda: object())
     spawned = pickle.dumps(augment)
     monkeypatch.undo()
     images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8)

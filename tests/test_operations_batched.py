@@ -3,6 +3,7 @@
 import kornia
 import pytest
 import torch
+from batched_kernels import apply_batched
 from images import assorted, crops, patterns
 from pillow_reference import draw, one_operation
 from test_operations_exact import GEOMETRIC, MODES, SPACES, every_draw, single
@@ -12,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ola_augment.actions import Actions
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
 from ola_augment.space import Operation, SearchSpace
 

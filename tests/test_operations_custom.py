@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from batched_kernels import apply_batched
 from images import crops
 from pillow_reference import PILLOW, affine, draw, one_operation, pillow_apply, slot_of
 from torch import Tensor
@@ -12,7 +13,6 @@ from torchvision.transforms import InterpolationMode
 
 from ola_augment import PolicyTransform, UniformPolicy
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
 from ola_augment.space import Operation, SearchSpace
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from batched_kernels import apply_batched
 from pillow_reference import draw, one_operation, pillow_apply, slot_of
 
 from ola_augment import Operation
 from ola_augment.kernels.affine import affine_nearest, fixed_point
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
 from ola_augment.space import SearchSpace
 

@@ -13,13 +13,14 @@ from test_operations_exact import GEOMETRIC, MODES, every_draw, single
 from torch import Tensor
 
 from ola_augment import Operation, SearchSpace
-from ola_augment.kernels.compiled import KERNELS, RANGED
+from ola_augment.kernels.compiled import BYTES, LEVELS
 from ola_augment.kernels.pixel_format import pixel_format
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
-from ola_augment.operations.batched import apply_batched
-from ola_augment.operations.looped import apply_looped
+from ola_augment.operations.executors import batched as torch_kernels
+from ola_augment.operations.executors import compiled
 from ola_augment.operations.program import program
+from ola_augment.operations.steps import Rendering
 
 SPACE = SearchSpace.wide_long()
 NAMES = [operation.name for operation in SPACE.operations]
@@ -30,8 +31,8 @@ JOINT = ("color", "contrast")
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled():
-    KERNELS.wait()
-    RANGED.wait()
+    BYTES.wait()
+    LEVELS.wait()
 
 
 def bands(channels: int, height: int = 16, width: int = 16, seed: int = 0) -> Tensor:
@@ -47,10 +48,10 @@ def three_ways(images: Tensor, space, actions, bilinear=False, fill=0, **range_a
     """Through the compiled loop, the batched kernels, and one image at a time: the same."""
     mode = MODES[1] if bilinear else MODES[0]
     pixels = pixel_format(images.dtype, images.shape[1], **range_and_grey)
-    table, filled = program(space, *images.shape[2:]), (fill,) * images.shape[1]
-    run = (KERNELS if pixels.of_bytes else RANGED).wait()
-    looped = apply_looped(run, images, table, actions, filled, bilinear, pixels)
-    batched = apply_batched(images, table, actions, filled, bilinear, pixels)
+    rendering = Rendering((fill,) * images.shape[1], bilinear, pixels)
+    steps = program(space, *images.shape[2:]).steps(actions)
+    looped = compiled.run(images, steps, rendering)
+    batched = torch_kernels.run(images, steps, rendering)
     given = {"interpolation": mode, "fill": fill, **range_and_grey}
     alone = [
         apply_actions(images[i : i + 1], space, actions.select([i]), **given)

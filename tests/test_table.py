@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batched_kernels import apply_batched
 from images import assorted
 from PIL import ImageFilter
 from pillow_reference import PILLOW, affine, draw, pillow_apply
@@ -17,7 +18,6 @@ from ola_augment.kernels import levels
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.table import TABLE, Affine, LookUp, Row, tabulate
 from ola_augment.operations import apply_actions, apply_geometry_to_masks
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -8,8 +8,8 @@
 Every method gets the same images in the form it likes best (uint8 tensors, PIL images or float
 tensors), prepared before the clock starts. Times are medians of repeats in which the methods take
 turns. The CPU run exits with 1 if a ratio of the one-thread table is below its threshold, or one
-image a call (``per_image.py``), floats and 16 bits (``depths.py``), a loader or the first call
-(``startup.py``) is past its limit.
+image a call (``per_image.py``), a row beside albumentations (``peers.py``), floats and 16 bits
+(``depths.py``), a loader or the first call (``startup.py``) is past its limit.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ola_augment.operations import compile_kernels
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from depths import measure_depths
+from peers import measure_peers
 from per_image import measure_calls, measure_collate, measure_loader
 from pillow_reference import pillow_chains, to_pil
 from startup import measure_first_call
@@ -247,6 +248,7 @@ def main() -> None:
     missed += measure_calls(crops, options.repeats) + measure_collate(crops, options.repeats)
     if options.data:
         missed += measure_loader(options.data, options.repeats)
+    missed += measure_peers(options.repeats)
     missed += measure_depths(options.repeats)
     missed += measure_first_call()
     if missed:

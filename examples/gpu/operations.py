@@ -10,10 +10,10 @@ from rows import check, pictures
 from torch import Tensor
 
 from ola_augment import Actions, SearchSpace
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.program import program
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from batched_kernels import apply_batched
 from pillow_reference import draw, one_operation, pillow_apply
 
 SPACES = (SearchSpace.rand_augment(), SearchSpace.wide_long())

@@ -63,6 +63,15 @@ def scales(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
     return stretched
 
 
+def shifts(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which matrices (..., 6) lead from pixel to pixel: translations, flips, quarter turns."""
+    linear, start = matrices[..., [0, 1, 3, 4]], matrices[..., [2, 5]]
+    straight = (linear[..., 1:3] == 0).all(-1) & (np.abs(linear[..., [0, 3]]) == 1).all(-1)
+    turned = (linear[..., [0, 3]] == 0).all(-1) & (np.abs(linear[..., 1:3]) == 1).all(-1)
+    whole: NDArray[np.bool_] = (straight | turned) & (start % 1 == 0).all(-1)
+    return whole
+
+
 def reaches_far(matrices: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
     """Which matrices (..., 6) lead a corner to where Pillow leaves fixed point: 32768 and beyond.
 
@@ -71,9 +80,7 @@ def reaches_far(matrices: NDArray[np.float64], height: int, width: int) -> NDArr
     corners = np.array([(0, 0, 1), (width, height, 1), (0, height, 1), (width, 0, 1)])
     rows = matrices.reshape(*matrices.shape[:-1], 2, 3)
     reached = np.abs(rows @ corners.T.astype(np.float64)).max((-1, -2)) >= 2**15
-    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
-    whole = (b == 0) & (d == 0) & (np.abs(a) == 1) & (np.abs(e) == 1) & (c % 1 == 0) & (f % 1 == 0)
-    far: NDArray[np.bool_] = reached & ~whole
+    far: NDArray[np.bool_] = reached & ~shifts(matrices)
     return far
 
 

@@ -1,6 +1,6 @@
 """How the compiled kernels get compiled: once, in another process, while others serve.
 
-A process asks :data:`KERNELS` or :data:`RANGED` for them with every batch. If they lie on disk it
+A process asks :data:`BYTES` or :data:`LEVELS` for them with every batch. If they lie on disk it
 loads them; if not, whoever gets the lock starts this file as a program that compiles them there. It
 imports numba and the files of kernels alone, so nothing here may import torch or other parts of the
 package at the top.
@@ -39,15 +39,15 @@ _log = logging.getLogger("ola_augment")
 
 
 class CompiledKernels:
-    """The compiled ``run_batch`` of a file, as soon as this process has one.
+    """The compiled ``run_batch`` for some images, as soon as this process has one.
 
     Args:
-        file: name of the module in this folder.
+        name: of its signatures in ``loops/batch.py``.
         images: what it is for, for messages.
     """
 
-    def __init__(self, file: str = "exact", images: str = "uint8") -> None:
-        self._file, self._images = file, images
+    def __init__(self, name: str = "bytes", images: str = "uint8") -> None:
+        self._name, self._images = name, images
         self._run: RunBatch | None = None
         self._next_look = 0.0
         self._starts = 0
@@ -79,7 +79,7 @@ class CompiledKernels:
 
     def _look(self) -> None:
         directory = cache_directory()
-        if _is_compiled(directory, self._file):
+        if _is_compiled(directory, self._name):
             self._load(directory)
             return
         self._next_look = time.monotonic() + _LOOK_EVERY
@@ -106,7 +106,7 @@ class CompiledKernels:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another process compiles
-            if _is_compiled(directory, self._file):
+            if _is_compiled(directory, self._name):
                 return
             self._starts += 1
             _log.warning(
@@ -116,7 +116,7 @@ class CompiledKernels:
             )
             # The lock goes over to the process and ends with it.
             self._compiling = subprocess.Popen(
-                [sys.executable, __file__, str(directory), self._file],
+                [sys.executable, __file__, str(directory), self._name],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ class CompiledKernels:
             )
 
     def _load(self, directory: Path | None) -> None:
-        self._run = load(directory, self._file)
+        self._run = load(directory, self._name)
         self._used[0] = 1
 
     def load_for_forks(self) -> None:
@@ -139,21 +139,24 @@ class CompiledKernels:
         self._lock = threading.Lock()
 
 
-def load(directory: Path | None, file: str = "exact") -> RunBatch:
-    """Load the ``run_batch`` of a file from a directory, or compile it into that."""
+def load(directory: Path | None, name: str = "bytes") -> RunBatch:
+    """Load the ``run_batch`` for some images from a directory, or compile it into that."""
     numba = import_module("numba")
     given = numba.config.CACHE_DIR
     if directory is not None:
         numba.config.CACHE_DIR = str(directory)
     try:
-        module = import_module(f"ola_augment.kernels.{file}")
+        module = import_module("ola_augment.kernels.loops.batch")
     finally:
         numba.config.CACHE_DIR = given
     if not numba.config.DISABLE_JIT:
-        for signature in module.SIGNATURES:
+        module.run_batch.disable_compile(False)
+        for signature in module.SIGNATURES[name]:
             module.run_batch.compile(signature)
+        # Arguments of other types are an error, and no reason to compile here.
+        module.run_batch.disable_compile()
         if directory is not None:
-            (directory / f"compiled {file}").touch()
+            (directory / f"compiled {name}").touch()
     run: RunBatch = module.run_batch
     return run
 
@@ -192,21 +195,20 @@ def _writable(root: Path, name: str) -> Path | None:
     return directory
 
 
-def _is_compiled(directory: Path | None, file: str) -> bool:
-    return directory is not None and (directory / f"compiled {file}").exists()
+def _is_compiled(directory: Path | None, name: str) -> bool:
+    return directory is not None and (directory / f"compiled {name}").exists()
 
 
 def _digest() -> str:
     parts = [platform.python_version(), sys.implementation.cache_tag or "", _cpu()]
     parts += [metadata.version("numba"), metadata.version("llvmlite"), str(_FOLDER)]
     parts += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_")]
-    sources = b"".join((_FOLDER / f"{file}.py").read_bytes() for file in _FILES)
+    files = [_FOLDER / "kind.py", *sorted((_FOLDER / "loops").glob("*.py"))]
+    sources = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256("\n".join(parts).encode() + sources).hexdigest()[:16]
 
 
 _FOLDER = Path(__file__).parent
-#: What is compiled, and what that imports.
-_FILES = ("exact", "ranged", "kind")
 
 
 def _cpu() -> str:
@@ -227,22 +229,22 @@ def _locked(directory: Path | None) -> Iterator[None]:
         yield
 
 
-KERNELS = CompiledKernels()
-RANGED = CompiledKernels("ranged", "uint16 and float")
+BYTES = CompiledKernels()
+LEVELS = CompiledKernels("levels", "uint16 and float")
 if hasattr(os, "register_at_fork"):
-    for _kernels in (KERNELS, RANGED):
+    for _kernels in (BYTES, LEVELS):
         os.register_at_fork(before=_kernels.load_for_forks, after_in_child=_kernels.renew_lock)
 
 
-def _compile(directory: str, file: str) -> None:
+def _compile(directory: str, name: str) -> None:
     """The program: compile into a directory, with the package around the kernels left out."""
     os.nice(5)
-    for name, path in (("ola_augment", _FOLDER.parent), ("ola_augment.kernels", _FOLDER)):
-        package: Any = types.ModuleType(name)
+    for package_name, path in (("ola_augment", _FOLDER.parent), ("ola_augment.kernels", _FOLDER)):
+        package: Any = types.ModuleType(package_name)
         package.__path__ = [str(path)]
-        sys.modules[name] = package
+        sys.modules[package_name] = package
     sys.path.pop(0)  # this folder, whose files are no top-level modules
-    load(Path(directory), file)
+    load(Path(directory), name)
 
 
 if __name__ == "__main__":

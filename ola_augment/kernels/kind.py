@@ -17,8 +17,8 @@ class Kind(IntEnum):
     AFFINE = 8
     CUTOUT = 9
     BATCHED = 10  # no compiled kernel: the batched one, or a user's own
-    # What a TABLE is where there is more than one byte of levels.
     SOLARIZE = 11
     POSTERIZE = 12
     BRIGHTNESS = 13
     INVERT = 14
+    SHIFT = 15  # an AFFINE one that leads from pixel to pixel: nothing to interpolate

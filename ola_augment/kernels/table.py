@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class LookUp:
     """Runs exactly as magnitude -> (256,), the new value of each level before truncation.
 
-    ``ranged``: which compiled kernel does the same where there is more than one byte of levels.
+    ``kind``: which compiled kernel does the same without a table, at any depth.
     """
 
     values: Callable[[float], NDArray[np.generic]]
-    ranged: Kind = Kind.BATCHED
+    kind: Kind = Kind.TABLE
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,9 @@ class Row:
     @property
     def kind(self) -> Kind:
         """Which exact kernel runs it."""
-        if isinstance(self.exact, Kind):
-            return self.exact
-        return Kind.TABLE if isinstance(self.exact, LookUp) else Kind.AFFINE
-
-    @property
-    def ranged(self) -> Kind:
-        """Which compiled kernel runs it on more than a byte of levels."""
-        return self.exact.ranged if isinstance(self.exact, LookUp) else self.kind
+        if isinstance(self.exact, Affine):
+            return Kind.AFFINE
+        return self.exact.kind if isinstance(self.exact, LookUp) else self.exact
 
     @property
     def geometric(self) -> bool:
@@ -112,7 +107,7 @@ class Row:
         return self.kind == Kind.AFFINE
 
 
-_NEED_A_FUNCTION = (Kind.TABLE, Kind.AFFINE)
+_NEED_A_FUNCTION = (Kind.TABLE, Kind.AFFINE, Kind.SHIFT)
 _DETERMINED = (Kind.AFFINE, Kind.IDENTITY, Kind.CUTOUT)
 
 

@@ -1,4 +1,4 @@
-"""Actions and images in, images out: which kernels run where."""
+"""Actions and images in, images out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.kernels.compiled import KERNELS, RANGED, RunBatch
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.compiled import BYTES, LEVELS
 from ola_augment.kernels.pixel_format import (
-    PixelFormat,
     ValueRange,
     as_grey_weights,
     as_value_range,
     pixel_format,
 )
-from ola_augment.operations.batched import apply_batched
 from ola_augment.operations.checks import (
     Fill,
     as_fill,
@@ -29,13 +26,10 @@ from ola_augment.operations.checks import (
     fill_per_channel,
     is_bilinear,
 )
-from ola_augment.operations.looped import apply_looped, has_memory
-from ola_augment.operations.program import program
-from ola_augment.operations.single import Step, program_of_one, run_on_tensor, steps_of
+from ola_augment.operations.executors import choose
+from ola_augment.operations.program import Slots, program, program_of_one, steps_of_one
+from ola_augment.operations.steps import Rendering, Steps
 from ola_augment.space import SearchSpace
-
-#: Without compiled kernels fewer images than these, or larger ones, go one by one through Pillow.
-_FEW, _LARGE = 16, 64 * 64
 
 
 def apply_actions(
@@ -102,8 +96,8 @@ def compile_kernels() -> None:
     disk: in ``NUMBA_CACHE_DIR``, the user's cache or among the temporary files. Call it where
     images of machines are built, and before measuring.
     """
-    KERNELS.wait()
-    RANGED.wait()
+    BYTES.wait()
+    LEVELS.wait()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -126,18 +120,14 @@ def _check_and_run(
     if images.device.type == "cpu" and bool(actions.keep.any()):
         check_scale([images], pixels)
     values = fill_per_channel(as_fill(fill, ends), pixels)
-    result: Tensor = run_actions(images, space, actions, values, is_bilinear(interpolation), pixels)
+    rendering = Rendering(values, is_bilinear(interpolation), pixels)
+    result: Tensor = run_actions(images, space, actions, rendering)
     return result
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def run_actions(
-    images: Tensor,
-    space: SearchSpace,
-    actions: Actions,
-    fill: tuple[float, ...],
-    bilinear: bool,
-    pixels: PixelFormat,
+    images: Tensor, space: SearchSpace, actions: Actions, rendering: Rendering
 ) -> Tensor:
     """:func:`apply_actions` without its checks, for what was checked or drawn here.
 
@@ -145,66 +135,35 @@ def run_actions(
         images: (B, C, H, W).
         space: that the actions were drawn from.
         actions: of B examples.
-        fill: one value per channel.
-        bilinear: interpolate bilinearly instead of taking the nearest pixel.
-        pixels: what the images are.
+        rendering: how they are applied.
 
     Returns:
         A new tensor of the shape, dtype and device of ``images``.
     """
-    height, width = images.shape[2:]
-    whole = pixels.of_pillow and images.device.type == "cpu"
-    alone = len(images) == 1
-    few = 0 < len(images) < _FEW or (len(images) > 0 and height * width > _LARGE)
-    run_batch = None if whole and alone else _loop(images, pixels)
+    size = tuple(images.shape[2:])
+    if len(images) == 1:
+        steps = program_of_one(steps_of_one(space, slots_of(actions), *size), *size)
+    else:
+        steps = program(space, *size).steps(actions)
+    return run_steps(images, steps, rendering)
+
+
+def run_steps(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
+    """Apply steps to images (B, C, H, W) by the executor for them, in their memory layout."""
     with _without_autocast(images.device.type):
-        if whole and few and not run_batch:
-            pairs = zip(images, steps_of(actions), strict=True)
-            parts = [run_on_tensor(image, space, steps, fill, bilinear) for image, steps in pairs]
-            return _laid_out_as(images, torch.stack(parts))
-        if alone:
-            # Tables for every bin of a space cost more than the operations of one image do.
-            table, actions = program_of_one(space, actions, height, width)
-        else:
-            table = program(space, height, width)
-        if run_batch and not (images.is_floating_point() and Kind.BATCHED in table.kinds):
-            result = apply_looped(run_batch, images, table, actions, fill, bilinear, pixels)
-        else:  # a kernel of the user may be differentiated
-            result = apply_batched(images, table, actions, fill, bilinear, pixels)
-    return _laid_out_as(images, result)
+        result = choose(images, steps, rendering).run(images, steps, rendering)
+    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return result
+    return result.contiguous(memory_format=torch.channels_last)
+
+
+def slots_of(actions: Actions) -> Slots:
+    """The slots of the first example in plain numbers."""
+    fields = (field[0].tolist() for field in actions[1:6])
+    return [(op, kept, k, sign, (y, x)) for op, kept, k, sign, (y, x) in zip(*fields, strict=True)]
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
     """Entering and leaving costs more than a small image does: only where there is some."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
-
-
-def run_one(
-    image: Tensor,
-    space: SearchSpace,
-    steps: list[Step],
-    fill: tuple[float, ...],
-    bilinear: bool,
-) -> Tensor:
-    """:func:`run_actions` for one image (C, H, W) uint8 of 1 or 3 channels on the CPU."""
-    result = run_on_tensor(image, space, steps, fill, bilinear)
-    return result if image.is_contiguous() else _laid_out_as(image[None], result[None])[0]
-
-
-def _loop(images: Tensor, pixels: PixelFormat) -> RunBatch | None:
-    """The compiled loop for these images; None if there is none, not yet, or no gradient of it."""
-    if images.device.type != "cpu":
-        return None
-    if pixels.of_bytes:
-        return KERNELS.ready()
-    tracked = images.requires_grad and torch.is_grad_enabled()
-    if pixels.dtype == torch.float64 or tracked or not has_memory(images):
-        return None
-    return RANGED.ready()
-
-
-def _laid_out_as(images: Tensor, result: Tensor) -> Tensor:
-    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
-        return result
-    return result.contiguous(memory_format=torch.channels_last)

@@ -48,12 +48,20 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     if images.dtype not in DTYPES:
         raise TypeError(other_dtype(images.dtype))
-    if images.ndim < 3 or images.shape[-3] < 1:
+    check_shape(tuple(images.shape))
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse another shape than (..., C, H, W) with at least one channel and pixel.
+
+    Raises:
+        ValueError: as said.
+    """
+    if len(shape) < 3 or shape[-3] < 1:
         raise ValueError(
-            "images must have shape (..., C, H, W) with 1 or more channels, got "
-            f"{tuple(images.shape)}"
+            f"images must have shape (..., C, H, W) with 1 or more channels, got {shape}"
         )
-    check_size(*images.shape[-2:])
+    check_size(*shape[-2:])
 
 
 def other_dtype(dtype: torch.dtype, *, array: bool = False) -> str:

@@ -16,7 +16,8 @@ from ola_augment.actions import Actions, check_actions
 from ola_augment.kernels.affine import affine_nearest
 from ola_augment.kernels.kind import Kind
 from ola_augment.operations.checks import check_size
-from ola_augment.operations.program import Drawn, program
+from ola_augment.operations.program import program
+from ola_augment.operations.steps import Steps
 from ola_augment.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -77,20 +78,23 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float 
         ValueError: the actions hold a user's own kernel without a ``matrix``.
     """
     height, width = masks.shape[-2:]
-    drawn = _drawn_geometry(space, actions, height, width)
+    steps = _steps_of_matrices(space, actions, height, width)
     # An image of every pixel's own index, moved: it says where each pixel comes from.
     index = torch.arange(height * width, device=masks.device).view(1, 1, height, width)
     index = index.repeat(len(masks), 1, 1, 1)
     outside = torch.full((1, 1, 1), -1, device=masks.device)
-    for s in range(drawn.kinds.shape[1]):
-        moved = torch.from_numpy(np.flatnonzero(drawn.kinds[:, s] == Kind.AFFINE))
+    table, moves = steps.program, _moves(steps)
+    any_far = table.far.any()
+    for s in range(moves.shape[1]):
+        moved = np.flatnonzero(moves[:, s])
         if len(moved):
-            rows = (drawn.fixed, drawn.parameters, drawn.far)
-            chosen = (torch.from_numpy(row[moved.numpy(), s]).to(masks.device) for row in rows)
-            fixed, matrices, far = chosen
-            moved = moved.to(masks.device)
-            any_far = far if drawn.far.any() else None
-            index[moved] = affine_nearest(index[moved], fixed, outside, matrices, any_far)
+            rows = steps.rows[moved, s]
+            chosen = (table.fixed[rows], table.parameters[rows], table.far[rows])
+            fixed, matrices, far = (torch.from_numpy(row).to(masks.device) for row in chosen)
+            here = torch.from_numpy(moved).to(masks.device)
+            index[here] = affine_nearest(
+                index[here], fixed, outside, matrices, far if any_far else None
+            )
     index = index.flatten(2)
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
@@ -150,11 +154,12 @@ def forward_matrices(
     Raises:
         ValueError: the actions hold a user's own kernel without a ``matrix``.
     """
-    drawn = _drawn_geometry(space, actions, height, width)
+    steps = _steps_of_matrices(space, actions, height, width)
+    moves = _moves(steps)
     identity = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
-    matrices = np.where(drawn.kinds[..., None] == Kind.AFFINE, drawn.parameters, identity)
-    bottom = np.broadcast_to([0.0, 0.0, 1.0], (*drawn.kinds.shape, 1, 3))
-    homogeneous = np.concatenate([matrices.reshape(*drawn.kinds.shape, 2, 3), bottom], -2)
+    matrices = np.where(moves[..., None], steps.program.parameters[steps.rows], identity)
+    bottom = np.broadcast_to([0.0, 0.0, 1.0], (*moves.shape, 1, 3))
+    homogeneous = np.concatenate([matrices.reshape(*moves.shape, 2, 3), bottom], -2)
     # Matrices lead from the result back to the source; points go the other way.
     forward = np.linalg.inv(homogeneous)
     composed = np.broadcast_to(np.eye(3), (len(forward), 3, 3))
@@ -163,8 +168,8 @@ def forward_matrices(
     return np.ascontiguousarray(composed[:, :2])
 
 
-def _drawn_geometry(space: SearchSpace, actions: Actions, height: int, width: int) -> Drawn:
-    drawn = program(_matrices_alone(space), height, width).look_up(actions)
+def _steps_of_matrices(space: SearchSpace, actions: Actions, height: int, width: int) -> Steps:
+    steps = program(_matrices_alone(space), height, width).steps(actions)
     applied = np.unique(actions.ops.numpy()[actions.keep.numpy()])
     own = [space.operations[op] for op in applied]
     unknown = [operation.name for operation in own if operation.kernel and not operation.matrix]
@@ -174,7 +179,12 @@ def _drawn_geometry(space: SearchSpace, actions: Actions, height: int, width: in
             f"{', '.join(unknown)}; masks, boxes and points follow it if you pass "
             "Operation(..., matrix=...)"
         )
-    return drawn
+    return steps
+
+
+def _moves(steps: Steps) -> NDArray[np.bool_]:
+    """(B, S), which steps move pixels."""
+    return np.isin(steps.kinds, (Kind.AFFINE, Kind.SHIFT))
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,8 @@
-"""What every (operation, magnitude bin, sign) of a space means to the kernels, as arrays."""
+"""What was drawn becomes steps: rows of a tabulated search space, or of one image alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -10,92 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.actions import Actions
-from ola_augment.kernels.affine import fixed_point, reaches_far, scales
+from ola_augment.kernels.affine import fixed_point, reaches_far, scales, shifts
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.table import TABLE, Affine, LookUp
-from ola_augment.operation import Operation
+from ola_augment.operation import Operation, inside
+from ola_augment.operations.steps import Program, Step, Steps
 from ola_augment.space import SearchSpace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """The rows of a :class:`Program` that were drawn for B examples in S slots.
-
-    Attributes:
-        kinds: (B, S) int64, ``Kind.IDENTITY`` where nothing is applied.
-        parameters: (B, S, 6) float64, as in the program.
-        fixed: (B, S, 6) int64, as in the program; for ``CUTOUT`` the first and last + 1 of the
-            rows, then of the columns, that are blackened.
-        far: (B, S) bool, as in the program.
-    """
-
-    kinds: NDArray[np.int64]
-    parameters: NDArray[np.float64]
-    fixed: NDArray[np.int64]
-    far: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """Operations for images of one size, ready for the kernels.
-
-    Attributes:
-        operations: those of a search space, or of the slots of one example.
-        height: of the images.
-        width: of the images.
-        kinds: (A,) int64, the :class:`Kind` of each operation on bytes.
-        ranged: (A,) int64, on more than a byte of levels.
-        parameters: (A, bins, 2, 6) float64, the last but one for sign +1 and -1: the matrix of an
-            ``AFFINE`` operation; otherwise the magnitude, then zeros.
-        fixed: (A, bins, 2, 6) int64, for ``AFFINE`` operations: the source of the pixel in column
-            x and row y is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16.
-        tables: (A, bins, 256) uint8, the new values of a ``TABLE`` operation.
-        neutral: (A, bins, 2) bool, where an operation changes nothing.
-        scales: whether some matrix stretches rows and columns.
-        far: (A, bins, 2) bool, which matrices reach where Pillow leaves fixed point.
-    """
-
-    operations: tuple[Operation, ...]
-    height: int
-    width: int
-    kinds: NDArray[np.int64]
-    ranged: NDArray[np.int64]
-    parameters: NDArray[np.float64]
-    fixed: NDArray[np.int64]
-    tables: NDArray[np.uint8]
-    neutral: NDArray[np.bool_]
-    scales: bool
-    far: NDArray[np.bool_]
-
-    def look_up(self, actions: Actions) -> Drawn:
-        """Kinds and parameters of what was drawn for each example and slot."""
-        ops, bins = actions.ops.numpy(), actions.magnitude_bins.numpy()
-        negative = (actions.signs.numpy() < 0).astype(np.int64)
-        applied = actions.keep.numpy() & ~self.neutral[ops, bins, negative]
-        kinds = np.where(applied, self.kinds[ops], Kind.IDENTITY)
-        at = (ops, bins, negative)
-        drawn = Drawn(kinds, self.parameters[at], self.fixed[at], self.far[at])
-        cutout = kinds == Kind.CUTOUT
-        drawn.fixed[cutout, :4] = self._boxes(drawn.parameters[cutout, 0], actions, cutout)
-        return drawn
-
-    def _boxes(
-        self, sides: NDArray[np.float64], actions: Actions, where: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        """First and last + 1 of the rows and columns of cutouts, (n, 4), not yet clipped."""
-        side = sides.astype(np.int64)
-        sizes = np.array([self.height, self.width], np.float64)
-        first = np.floor(actions.centers.numpy()[where] * sizes).astype(np.int64)
-        first -= side[:, None] // 2
-        last = first + side[:, None]
-        return np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], -1)
-
-
-_UNMOVED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def kind_of(operation: Operation) -> Kind:
@@ -103,12 +26,6 @@ def kind_of(operation: Operation) -> Kind:
     if operation.kernel is not None:
         return Kind.BATCHED
     return Kind.AFFINE if operation.matrix is not None else TABLE[operation.name].kind
-
-
-def ranged_kind_of(operation: Operation) -> Kind:
-    """Which compiled kernel runs an operation on more than a byte of levels."""
-    kind = kind_of(operation)
-    return TABLE[operation.name].ranged if kind == Kind.TABLE else kind
 
 
 @lru_cache(maxsize=64)
@@ -121,48 +38,127 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
         TypeError: a user's own ``matrix`` that returned no tensor.
     """
     magnitudes = space.magnitudes(height, width).numpy()
-    return tabulated(space.operations, magnitudes, height, width)
-
-
-def tabulated(
-    operations: tuple[Operation, ...], magnitudes: NDArray[np.float64], height: int, width: int
-) -> Program:
-    """What :func:`program` makes of a space, of any operations and magnitudes (A, bins).
-
-    Raises:
-        ValueError, TypeError: as there.
-    """
     count, bins = magnitudes.shape
-    parameters = np.zeros((count, bins, 2, 6))
-    fixed = np.zeros((count, bins, 2, 6), np.int64)
-    tables = np.zeros((count, bins, 256), np.uint8)
-    neutral, far = np.zeros((2, count, bins, 2), bool)
-    kinds = np.array([kind_of(operation) for operation in operations], np.int64)
-    ranged = np.array([ranged_kind_of(operation) for operation in operations], np.int64)
-    for a, operation in enumerate(operations):
+    kinds = np.zeros((count, bins, 2), np.int64)
+    parameters, fixed = np.zeros((count, bins, 2, 6)), np.zeros((count, bins, 2, 6), np.int64)
+    far, tables = np.zeros((count, bins, 2), bool), list[bytes]()
+    for a, operation in enumerate(space.operations):
         # Only drawn signs count: an operation that is not signed ignores them.
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
-        parameters[a, :, :, 0] = signed
-        if kinds[a] == Kind.AFFINE:
+        kinds[a], parameters[a, :, :, 0] = kind_of(operation), signed
+        if kind_of(operation) == Kind.AFFINE:
             parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
-            fixed[a] = fixed_point(parameters[a])
-            neutral[a] = (parameters[a] == _UNMOVED).all(-1)
-            far[a] = reaches_far(parameters[a], height, width)
+            kinds[a], fixed[a], far[a] = _geometry(parameters[a], height, width)
         elif operation.kernel is None:
-            neutral[a] = signed == TABLE[operation.name].neutral
-        if kinds[a] == Kind.TABLE:
-            rows = [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
-            tables[a] = np.frombuffer(b"".join(rows), np.uint8).reshape(bins, 256)
-    stretched = bool(scales(parameters[kinds == Kind.AFFINE]).any())
+            kinds[a][signed == TABLE[operation.name].neutral] = Kind.IDENTITY
+        if kind_of(operation) == Kind.TABLE:
+            fixed[a, :, :, 0] = len(tables) + np.arange(bins)[:, None]
+            tables += [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
     return Program(
-        *(operations, height, width, kinds, ranged, parameters, fixed, tables, neutral),
-        *(stretched, far),
+        *(space.operations, height, width, np.repeat(np.arange(count), 2 * bins)),
+        *(kinds.ravel(), parameters.reshape(-1, 6), fixed.reshape(-1, 6), far.ravel()),
+        *(_stacked(tables), bool(scales(parameters[kinds == Kind.AFFINE]).any())),
     )
+
+
+def steps_of_one(space: SearchSpace, slots: Slots, height: int, width: int) -> list[Step]:
+    """What was drawn for one image, in plain numbers, without what changes nothing.
+
+    Tables for every bin of a space would cost more than the operations of one image do.
+
+    Args:
+        space: that it was drawn from.
+        slots: operation, whether it is kept, bin, sign and centre of each.
+        height: of the image.
+        width: of the image.
+
+    Raises:
+        ValueError, TypeError: as of :func:`program`.
+    """
+    _check_reach(space, height, width)
+    steps = []
+    for op, kept, k, sign, center in slots:
+        if not kept:
+            continue
+        operation = space.operations[op]
+        m = operation.magnitude(k, space.num_magnitude_bins, height, width)
+        if operation.signed:
+            m *= sign
+        kind = kind_of(operation)
+        if kind == Kind.AFFINE:
+            step = _geometric_step(operation, m, height, width)
+            steps.append(step._replace(center=center))
+        elif kind == Kind.BATCHED or m != TABLE[operation.name].neutral:
+            steps.append(Step(operation, kind, (m, *_ZEROS[1:]), _ZEROS, False, center))
+    return [step for step in steps if step.kind != Kind.IDENTITY]
+
+
+def program_of_one(listed: list[Step], height: int, width: int) -> Steps:
+    """The steps of one image for what runs batches: a program of these rows alone."""
+    tables = [
+        look_up_table(step.operation.name, step.parameters[0])
+        for step in listed
+        if step.kind == Kind.TABLE
+    ]
+    n, used = len(listed), iter(range(len(listed)))
+    fixed = [(next(used), *_ZEROS[1:]) if s.kind == Kind.TABLE else s.fixed for s in listed]
+    parameters = np.array([step.parameters for step in listed], np.float64).reshape(n, 6)
+    kinds = np.array([step.kind for step in listed], np.int64)
+    program = Program(
+        *(tuple(step.operation for step in listed), height, width, np.arange(n), kinds),
+        *(parameters, np.array(fixed, np.int64).reshape(n, 6)),
+        *(np.array([step.far for step in listed], bool), _stacked(tables)),
+        bool(scales(parameters[kinds == Kind.AFFINE]).any()),
+    )
+    centers = np.array([step.center for step in listed], np.float32).reshape(1, n, 2)
+    return Steps(program, np.arange(n)[None], centers)
+
+
+#: Operation, whether it is kept, bin, sign -1 or +1, and centre (y, x), of each slot of an image.
+Slots = Iterable[tuple[int, bool, int, int, tuple[float, float]]]
+
+_UNMOVED, _ZEROS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (0,) * 6
+
+
+def _stacked(tables: list[bytes]) -> NDArray[np.uint8]:
+    # One that may be written to: the loop is compiled for no other.
+    joined = bytearray(b"".join(tables) or bytes(256))
+    return np.frombuffer(joined, np.uint8).reshape(-1, 256)
+
+
+def _geometry(
+    rows: NDArray[np.float64], height: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Kinds, fixed-point matrices, and which reach far, of matrices (..., 6)."""
+    kinds = np.where(shifts(rows), Kind.SHIFT, Kind.AFFINE)
+    kinds = np.where((rows == _UNMOVED).all(-1), Kind.IDENTITY, kinds)
+    return kinds, fixed_point(rows), reaches_far(rows, height, width)
+
+
+@lru_cache(maxsize=4096)
+def _geometric_step(operation: Operation, magnitude: float, height: int, width: int) -> Step:
+    rows = matrices(operation, np.array([magnitude]), height, width)
+    (kind,), (fixed,), (far,) = _geometry(rows, height, width)
+    parameters = tuple(rows[0].tolist())
+    return Step(operation, Kind(kind), parameters, tuple(fixed.tolist()), bool(far), (0.0, 0.0))
+
+
+@lru_cache(maxsize=4096)
+def _check_reach(space: SearchSpace, height: int, width: int) -> None:
+    """Refuse a size at which some magnitude leaves what its operation accepts."""
+    last = space.num_magnitude_bins - 1
+    for operation in space.operations:
+        domain = operation.domain
+        if operation.side is None or domain is None:
+            continue
+        ends = tuple(operation.magnitude(k, last + 1, height, width) for k in (0, last))
+        if not inside(domain, (ends[0], ends[1]), operation.signed):
+            space.magnitudes(height, width)  # says which, and why
 
 
 @lru_cache(maxsize=4096)
 def look_up_table(name: str, magnitude: float) -> bytes:
-    """256 new values of a built-in operation of kind ``TABLE``."""
+    """256 new values of a built-in operation that has a table."""
     return cast(LookUp, TABLE[name].exact).values(magnitude).astype(np.uint8).tobytes()
 
 

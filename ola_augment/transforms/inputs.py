@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from ola_augment.kernels import pillow
 from ola_augment.kernels.pixel_format import DTYPES, ValueRange
-from ola_augment.operations.checks import Fill, as_fill, check_images, check_size
+from ola_augment.operations.checks import Fill, as_fill, check_images, check_shape, check_size
 from ola_augment.transforms.advice import check_array, way_out
 
 Fills = Fill | dict[type | str, Fill]
@@ -90,9 +90,14 @@ def _is_image_array(entry: Any) -> bool:
 
 
 def is_one_for_pillow(sample: Any) -> bool:
-    """Whether a sample is one grey or RGB image: PIL's, or a uint8 tensor (C, H, W) on the CPU."""
+    """Whether a sample is one grey or RGB image of bytes on the CPU.
+
+    PIL's, an array (H, W, C) or a tensor (C, H, W).
+    """
     if isinstance(sample, PIL.Image.Image):
         return sample.mode in ("L", "RGB")
+    if isinstance(sample, np.ndarray):
+        return sample.ndim == 3 and sample.shape[2] in (1, 3) and sample.dtype == np.uint8
     return (
         isinstance(sample, Tensor)
         and sample.ndim == 3
@@ -143,10 +148,12 @@ def check_picture(picture: Any) -> None:
         return
     if isinstance(picture, np.ndarray):
         check_array(picture)
+        *batch, height, width, channels = picture.shape
+        check_shape((*batch, channels, height, width))
+        return
     if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
         raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
-    array_or_tensor = isinstance(picture, (np.ndarray, Tensor))
-    check_images(to_tensor(picture) if array_or_tensor else picture)
+    check_images(to_tensor(picture) if isinstance(picture, Tensor) else picture)
 
 
 def to_tensor(picture: Any) -> Tensor:
@@ -159,6 +166,25 @@ def to_tensor(picture: Any) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():  # which would make the subclass of it again
         plain: Tensor = picture.as_subclass(Tensor)
     return plain
+
+
+def as_image(picture: Any) -> PIL.Image.Image:
+    """One grey or RGB picture of bytes as PIL's."""
+    if isinstance(picture, PIL.Image.Image):
+        return picture
+    if isinstance(picture, np.ndarray):
+        return PIL.Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    return pillow.from_array(to_tensor(picture).numpy())
+
+
+def from_image(image: PIL.Image.Image, like: Any) -> Any:
+    """Undo :func:`as_image`: the kind of picture that ``like`` is, which can be written to."""
+    if isinstance(like, PIL.Image.Image):
+        return image
+    if isinstance(like, np.ndarray):
+        array = np.array(image)
+        return array[..., None] if array.ndim == 2 else array
+    return restore(torch.from_numpy(pillow.to_array(image)), like)
 
 
 def restore(images: Tensor, like: Any) -> Any:

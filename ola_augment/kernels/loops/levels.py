@@ -1,8 +1,8 @@
-"""Compiled kernels for uint16 and float32 on the CPU, whatever the range of their levels.
+"""Kernels that change levels of uint16 and float32, whatever their range.
 
-One loop over a batch as in ``exact.py``, whose kernels move the pixels. Whole levels are counted
-from the low end of the range, computed in double precision and truncated where Pillow truncates;
-floating ones are computed in single precision and rounded nowhere.
+Whole levels are counted from the low end of the range, computed in double precision and truncated
+where Pillow truncates; floating ones are computed in single precision and rounded nowhere.
+``levels`` is as in ``batch.py``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ola_augment.kernels.exact import _affine_nearest, _copy, _copy_border, _cutout
 from ola_augment.kernels.kind import Kind
-
-_SIGNATURE = (
-    "void({0}[:,:,:,::1], {0}[:,:,:,::1], int64[:,::1], boolean[:,::1], int64[:,::1], "
-    "int8[:,::1], float32[:,:,::1], int64[::1], float64[:,:,:,::1], int64[:,:,:,::1], "
-    "boolean[:,:,::1], {1}[::1], {0}[::1], boolean, int64, float64[::1], boolean)"
-)
-#: The signatures of ``run_batch``: images, and the precision that they are computed in.
-SIGNATURES = [_SIGNATURE.format(*types) for types in (("uint16", "float64"), ("float32",) * 2)]
+from ola_augment.kernels.loops.moves import copy, copy_border
 
 #: Floats are equalized in so many levels: as many as leave a bin four pixels.
 _FEW_BINS, _BINS, _PIXELS = 256, 1024, 4096
@@ -93,7 +85,7 @@ def _auto_contrast(source, result, levels, whole):  # type: ignore[no-untyped-de
     for i in range(source.size):
         lowest, highest = min(lowest, source[i]), max(highest, source[i])
     if highest == lowest:
-        _copy(source, result)
+        copy(source, result)
         return
     low, high, first = levels[0], levels[1], lowest * levels[4]
     white = high - low
@@ -114,7 +106,7 @@ def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
     low, white, size = levels[0], levels[1] - levels[0], source.size
     bins = int(white) + 1 if whole else _BINS if size >= _PIXELS else _FEW_BINS
     if size < bins:  # no step
-        _copy(source, result)
+        copy(source, result)
         return
     black, top, half = levels[5], _as(levels, bins - 1), _as(levels, 0 if whole else 0.5)
     scale = top / white
@@ -129,7 +121,7 @@ def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
         last -= 1
     step = (size - counts[last]) // (bins - 1)
     if step == 0:
-        _copy(source, result)
+        copy(source, result)
         return
     # Truncated, the double quotient of whole numbers below 2^53 is the whole quotient.
     table, below, share = np.empty(bins, source.dtype), np.int64(step // 2), 1.0 / scale
@@ -212,7 +204,7 @@ def _grey(source, grey, levels, weights, whole):  # type: ignore[no-untyped-def]
 def _color(source, result, factor, levels, weights, whole):  # type: ignore[no-untyped-def]
     low, black, white = levels[0], levels[5], levels[1] - levels[0]
     if len(source) == 1:
-        _copy(source[0], result[0])
+        copy(source[0], result[0])
         return
     grey = np.empty(source.shape[1], levels.dtype)
     _grey(source, grey, levels, weights, whole)
@@ -236,7 +228,7 @@ def _sharpness(source, result, width, factor, levels, whole):  # type: ignore[no
         smooth = np.floor(smooth + np.float32(0.5)) if whole else smooth
         level = _blend(smooth - low, b[i + 1] - low, factor, black, white, whole)
         out[i] = low + level
-    _copy_border(source, result, width, 1)
+    copy_border(source, result, width, 1)
 
 
 @njit(cache=True, nogil=True)
@@ -252,46 +244,11 @@ def _blur(source, result, width, whole):  # type: ignore[no-untyped-def]
         total += np.float32(d[i]) + np.float32(b[i + 4]) + np.float32(c[i + 4])
         mean = (total + np.float32(d[i + 4])) * sixteenth
         out[i] = np.floor(mean + half) if whole else mean
-    _copy_border(source, result, width, 2)
+    copy_border(source, result, width, 2)
 
 
 @njit(cache=True, nogil=True)
-def _affine_bilinear(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
-    """``ImagingGenericTransform`` on modes "I" and "F": neighbours are clamped at the edge."""
-    channels, height, width = source.shape
-    one, bias, size = levels[4], levels[6], height * width
-    flat, out = source.ravel(), result.ravel()
-    near, far = np.empty((2, width), np.int32), np.empty((2, width), np.int32)
-    shift = np.empty((2, width), levels.dtype)
-    inside = np.empty(width, np.bool_)
-    for y in range(height):
-        for x in range(width):
-            u = m[0] * (x + 0.5) + m[1] * (y + 0.5) + m[2]
-            v = m[3] * (x + 0.5) + m[4] * (y + 0.5) + m[5]
-            inside[x] = (u >= 0.0) & (u < width) & (v >= 0.0) & (v < height)
-            u, v = _limited(u, 0.0, float(width)), _limited(v, 0.0, float(height))
-            left, top = np.floor(u - 0.5), np.floor(v - 0.5)
-            shift[0, x], shift[1, x] = (u - 0.5) - left, (v - 0.5) - top
-            x0, x1 = max(int(left), 0), min(int(left) + 1, width - 1)
-            y0, y1 = max(int(top), 0), min(int(top) + 1, height - 1)
-            near[0, x], near[1, x] = y0 * width + x0, y0 * width + x1
-            far[0, x], far[1, x] = y1 * width + x0, y1 * width + x1
-        for c in range(channels):
-            plane, line = flat[c * size : (c + 1) * size], out[c * size + y * width :]
-            for x in range(width):
-                a = plane[np.uint64(near[0, x])] * one
-                b = plane[np.uint64(far[0, x])] * one
-                d, e = shift[0, x], shift[1, x]
-                upper = (a - bias) + (plane[np.uint64(near[1, x])] - a) * d
-                lower = (b - bias) + (plane[np.uint64(far[1, x])] - b) * d
-                value = upper + (lower - upper) * e
-                # Levels below 0, which are stored with a bias, are truncated toward 0 as well.
-                value = bias + (np.trunc(value) if bias > 0 else value)
-                line[x] = value if inside[x] else one * fill[c]
-
-
-@njit(cache=True, nogil=True)
-def _run_color(  # type: ignore[no-untyped-def]
+def run_levels(  # type: ignore[no-untyped-def]
     kind, source, result, width, magnitude, levels, weights, whole
 ):
     """An operation that moves no pixels on the colours (C, H W) of an image."""
@@ -319,73 +276,3 @@ def _run_color(  # type: ignore[no-untyped-def]
             _invert(source[c], result[c], levels)
         else:
             _toward(source[c], result[c], mean, factor, levels, whole)
-
-
-@njit(cache=True, nogil=True)
-def run_batch(  # type: ignore[no-untyped-def]
-    images, result, ops, keep, bins, signs, centers,
-    kinds, parameters, fixed, neutral, levels, fill, bilinear, colors, weights, whole,
-):  # fmt: skip
-    """Apply the kept slots of every image from left to right.
-
-    ``Kind.IDENTITY`` and ``Kind.BATCHED`` leave the image as it is.
-
-    Args:
-        images: (B, C, H, W) uint16 or float32, contiguous, as all of these.
-        result: (B, C, H, W) of the same type; written to.
-        ops: (B, S) int64, as the next four a field of ``Actions``.
-        keep: (B, S) bool.
-        bins: (B, S) int64.
-        signs: (B, S) int8.
-        centers: (B, S, 2) float32.
-        kinds: (A,) int64, none of them ``Kind.TABLE``, as the next three a field of ``Program``.
-        parameters: (A, bins, 2, 6) float64.
-        fixed: (A, bins, 2, 6) int64.
-        neutral: (A, bins, 2) bool.
-        levels: (7,) float64 for uint16, otherwise float32: the range, the least and the most that
-            may be stored, 1, 0, and what was added to levels to store those below 0.
-        fill: (C,) of the type of the images.
-        bilinear: interpolate bilinearly instead of taking the nearest pixel.
-        colors: how many channels colours change; an alpha channel comes after them.
-        weights: (colors,) of the grey image; empty: Pillow's for three, otherwise the mean.
-        whole: whether levels are integers.
-    """
-    scratch = np.empty(result.shape[1:], result.dtype)
-    slots = np.empty(ops.shape[1], np.int64)
-    channels, _, width = images.shape[1:]
-    black = np.empty(1, result.dtype)
-    black[0] = levels[0]
-    for i in range(len(images)):
-        active = 0
-        for s in range(ops.shape[1]):
-            kind = kinds[ops[i, s]]
-            if not keep[i, s] or kind in (Kind.IDENTITY, Kind.BATCHED):
-                continue
-            if not neutral[ops[i, s], bins[i, s], int(signs[i, s] < 0)]:
-                slots[active] = s
-                active += 1
-        if active == 0:
-            _copy(images[i].ravel(), result[i].ravel())
-            continue
-        source = images[i]
-        for j in range(active):
-            s = slots[j]
-            op, k, sign = ops[i, s], bins[i, s], int(signs[i, s] < 0)
-            target = scratch if (active - j) % 2 == 0 else result[i]
-            kind, row = kinds[op], parameters[op, k, sign]
-            if kind == Kind.AFFINE and bilinear:
-                _affine_bilinear(source, target, row, fill, levels)
-            elif kind == Kind.AFFINE:
-                _affine_nearest(
-                    source.ravel(), target.ravel(), source.shape, row, fixed[op, k, sign], fill
-                )
-            elif kind == Kind.CUTOUT:
-                _cutout(source, target, row[0], centers[i, s], black[0])
-            else:
-                flat, flat_target = source.reshape(channels, -1), target.reshape(channels, -1)
-                for c in range(colors, channels):
-                    _copy(flat[c], flat_target[c])
-                _run_color(
-                    kind, flat[:colors], flat_target[:colors], width, row[0], levels, weights, whole
-                )
-            source = target

@@ -1,0 +1,131 @@
+"""The loop over a batch: every image goes through its steps, back and forth between two buffers.
+
+Every kernel reads one image (C, H, W) and writes another, so that a chain of operations goes back
+and forth between the result and one scratch image and copies nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.loops.bilinear import affine_bytes, affine_levels
+from ola_augment.kernels.loops.byte_levels import run_bytes
+from ola_augment.kernels.loops.levels import run_levels
+from ola_augment.kernels.loops.moves import affine_nearest, copy, cutout
+
+_SIGNATURE = (
+    "void({0}[:,:,:,::1], {0}[:,:,:,::1], int64[:,::1], float32[:,:,::1], int64[::1], "
+    "float64[:,::1], int64[:,::1], uint8[:,::1], {0}[::1], boolean, int64, float64[::1], "
+    "{1}[::1], boolean)"
+)
+#: By name the signatures of ``run_batch``: of images, and of the precision they are computed in.
+SIGNATURES = {
+    "bytes": [_SIGNATURE.format("uint8", "float32")],
+    "levels": [_SIGNATURE.format("uint16", "float64"), _SIGNATURE.format("float32", "float32")],
+}
+
+
+def _interpolate(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
+    kernel = affine_bytes if source.dtype == np.uint8 else affine_levels
+    kernel(source, result, m, fill, levels)
+
+
+@overload(_interpolate)
+def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
+    kernel = affine_bytes if source.dtype == types.uint8 else affine_levels
+    return lambda source, result, m, fill, levels: kernel(source, result, m, fill, levels)
+
+
+def _change(  # type: ignore[no-untyped-def]
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
+):
+    if source.dtype == np.uint8:
+        run_bytes(kind, source, result, width, magnitude, weights, table, counts)
+    else:
+        run_levels(kind, source, result, width, magnitude, levels, weights, whole)
+
+
+@overload(_change)
+def _change_compiled(  # type: ignore[no-untyped-def]
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
+):
+    def of_bytes(  # type: ignore[no-untyped-def]
+        kind, source, result, width, magnitude, weights, levels, whole, table, counts
+    ):
+        run_bytes(kind, source, result, width, magnitude, weights, table, counts)
+
+    def of_levels(  # type: ignore[no-untyped-def]
+        kind, source, result, width, magnitude, weights, levels, whole, table, counts
+    ):
+        run_levels(kind, source, result, width, magnitude, levels, weights, whole)
+
+    return of_bytes if source.dtype == types.uint8 else of_levels
+
+
+@njit(cache=True, nogil=True)
+def run_batch(  # type: ignore[no-untyped-def]
+    images, result, rows, centers, kinds, parameters, fixed, tables,
+    fill, bilinear, colors, weights, levels, whole,
+):  # fmt: skip
+    """Apply the steps of every image from left to right.
+
+    ``Kind.IDENTITY`` and ``Kind.BATCHED`` leave the image as it is.
+
+    Args:
+        images: (B, C, H, W) uint8, uint16 or float32, contiguous, as all of these.
+        result: (B, C, H, W) of the same type; written to.
+        rows: (B, S) int64, of the next four; -1 where there is no step.
+        centers: (B, S, 2) float32, of cutouts.
+        kinds: (R,) int64, of a ``Program``; ``Kind.TABLE`` for bytes alone.
+        parameters: (R, 6) float64.
+        fixed: (R, 6) int64.
+        tables: (R / 2, 256) uint8, one for both signs.
+        fill: (C,) of the type of the images.
+        bilinear: interpolate bilinearly instead of taking the nearest pixel.
+        colors: how many channels colours change; an alpha channel comes after them.
+        weights: (colors,) float64 of the grey image; empty: Pillow's for three, else the mean.
+        levels: (7,) float64 for uint16, otherwise float32: the range, the least and the most that
+            may be stored, 1, 0, and what was added to levels to store those below 0; not of bytes.
+        whole: whether levels are integers.
+    """
+    scratch = np.empty(result.shape[1:], result.dtype)
+    table, counts = np.empty(256, np.uint8), np.empty(1024, np.int32)
+    steps = np.empty(rows.shape[1], np.int64)
+    channels, _, width = images.shape[1:]
+    black = np.empty(1, result.dtype)
+    black[0] = levels[0]
+    for i in range(len(images)):
+        active = 0
+        for s in range(rows.shape[1]):
+            if rows[i, s] >= 0 and kinds[rows[i, s]] not in (Kind.IDENTITY, Kind.BATCHED):
+                steps[active] = s
+                active += 1
+        source = images[i]
+        if active == 0:
+            copy(source.ravel(), result[i].ravel())
+        for j in range(active):
+            s = steps[j]
+            row = rows[i, s]
+            kind, parameter = kinds[row], parameters[row]
+            # The last step writes the result, the one before it the scratch image, ...
+            target = scratch if (active - j) % 2 == 0 else result[i]
+            if kind == Kind.AFFINE and bilinear:
+                _interpolate(source, target, parameter, fill, levels)  # type: ignore[no-untyped-call]
+            elif kind == Kind.AFFINE or kind == Kind.SHIFT:
+                affine_nearest(source, target, parameter, fixed[row], fill)
+            elif kind == Kind.CUTOUT:
+                cutout(source, target, parameter[0], centers[i, s], black[0])
+            else:
+                flat, flat_target = source.reshape(channels, -1), target.reshape(channels, -1)
+                for c in range(colors, channels):
+                    copy(flat[c], flat_target[c])
+                if kind == Kind.TABLE:
+                    table[:] = tables[row // 2]
+                _change(  # type: ignore[no-untyped-call]
+                    kind, flat[:colors], flat_target[:colors], width, parameter[0],
+                    weights, levels, whole, table, counts,
+                )  # fmt: skip
+            source = target

@@ -1,0 +1,130 @@
+"""Batches on the CPU through the compiled loop, in the types that it is compiled for."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ola_augment.kernels.compiled import BYTES, LEVELS
+from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.pixel_format import PixelFormat
+from ola_augment.operations.executors.own import computed_in, run_with_magnitudes
+from ola_augment.operations.steps import Rendering, Steps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    _Array = NDArray[Any]
+
+#: At least half a millisecond of work for each thread: starting one takes a tenth of that.
+_VALUES_PER_THREAD = 2**18
+#: Added to 16-bit levels below 0, which are stored as what has no sign.
+_BIAS = 2**15
+
+
+def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
+    """Apply steps to images on the CPU; bytes are equal to Pillow's bit for bit.
+
+    With more than one torch thread a large batch is divided among as many Python threads, which the
+    kernels let run at once. Operations without a compiled kernel follow slot by slot.
+
+    Args:
+        images: (B, C, H, W) on the CPU, in any memory layout; not written to.
+        steps: of each image.
+        rendering: how they are applied.
+
+    Returns:
+        (B, C, H, W) of the dtype of ``images``, contiguous.
+    """
+    pixels, program = rendering.pixels, steps.program
+    constants = _constants(rendering)
+    source = _array(images, pixels)
+    kinds = program.kinds if pixels.of_bytes else program.levels_kinds
+    if not (program.has_batched if pixels.of_bytes else program.has_batched_levels):
+        return _restored(_loop(source, kinds, steps, constants), pixels)
+    result = images
+    for s in range(steps.rows.shape[1]):
+        slot = Steps(program, steps.rows[:, s : s + 1], steps.centers[:, s : s + 1])
+        result = _restored(_loop(source, kinds, slot, constants), pixels)
+        rows = steps.rows[:, s]
+        own = (rows >= 0) & (kinds[rows] == Kind.BATCHED)
+        of = np.where(own, program.of[rows], -1)
+        for op in np.unique(of[own]):
+            chosen = np.flatnonzero(of == op)
+            part = torch.from_numpy(result.numpy()[chosen]).to(computed_in(result.dtype))
+            magnitudes = torch.from_numpy(program.parameters[rows[chosen], 0])
+            centers = torch.from_numpy(steps.centers[chosen, s])
+            operation = program.operations[op]
+            part = run_with_magnitudes(operation, part, magnitudes, centers, pixels)
+            result.numpy()[chosen] = part.to(result.dtype).numpy()
+        source = _array(result, pixels)
+    return result
+
+
+def _loop(
+    source: _Array, kinds: NDArray[np.int64], steps: Steps, constants: tuple[Any, ...]
+) -> _Array:
+    kernels = BYTES if source.dtype == np.uint8 else LEVELS
+    run_batch = kernels.ready() or kernels.wait()
+    result, program = np.empty_like(source), steps.program
+    rows, centers = np.ascontiguousarray(steps.rows), np.ascontiguousarray(steps.centers)
+    arrays = (source, result, rows, centers)
+    table = (kinds, program.parameters, program.fixed, program.tables)
+    parts = max(1, min(torch.get_num_threads(), source.size // _VALUES_PER_THREAD))
+    size = max(1, -(-len(source) // parts))
+
+    def run(start: int) -> None:
+        run_batch(*(array[start : start + size] for array in arrays), *table, *constants)
+
+    if parts == 1:
+        run(0)
+    else:
+        with ThreadPoolExecutor(parts - 1) as pool:
+            others = pool.map(run, range(size, len(source), size))
+            run(0)
+            list(others)  # raises what a thread raised
+    return result
+
+
+@lru_cache(maxsize=256)
+def _constants(rendering: Rendering) -> tuple[Any, ...]:
+    """What the loop is given beside images and steps; shared between calls, not to be written."""
+    pixels, fill = rendering.pixels, np.array(rendering.fill)
+    bias = _BIAS if pixels.dtype == torch.int16 else 0
+    dtype: np.dtype[Any]
+    least, most, dtype = -np.inf, np.inf, np.dtype("f4")
+    if pixels.whole:
+        held = torch.iinfo(pixels.dtype)
+        least, most = held.min + bias, held.max + bias
+        fill, dtype = np.trunc(fill) + bias, np.dtype("u1" if pixels.of_bytes else "u2")
+    ends = (pixels.low + bias, pixels.high + bias, least, most, 1, 0, bias)
+    work = np.float64 if dtype == np.uint16 else np.float32
+    weights = np.array(pixels.grey or (), np.float64)
+    return (
+        *(fill.astype(dtype), rendering.bilinear, pixels.colors, weights),
+        *(np.array(ends, work), pixels.whole),
+    )
+
+
+def _array(images: Tensor, pixels: PixelFormat) -> _Array:
+    """Bytes, uint16 or float32, contiguous; a view where these are there."""
+    if pixels.dtype == torch.int16:
+        array: _Array = images.contiguous().numpy().view(np.uint16) ^ np.uint16(_BIAS)
+        return array
+    if pixels.whole and not pixels.of_bytes:
+        images = images.to(torch.uint16)
+    elif not pixels.whole:
+        images = images.detach().float()
+    return images.contiguous().numpy()
+
+
+def _restored(result: _Array, pixels: PixelFormat) -> Tensor:
+    if pixels.dtype == torch.int16:
+        result ^= np.uint16(_BIAS)
+        result = result.view(np.int16)
+    return torch.from_numpy(result).to(pixels.dtype)
