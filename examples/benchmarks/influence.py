@@ -93,8 +93,8 @@ def with_backwards(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
 
 def with_opacus(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
     module = importlib.import_module("opacus.grad_sample").GradSampleModule(
-        copy.deepcopy(model), loss_reduction="sum"
-    )
+        copy.deepcopy(model).train(), loss_reduction="sum"
+    )  # it sees nothing in evaluation mode; the network has no layer to which that matters
 
     def scores(stack: dict[str, Tensor]) -> Tensor:
         F.cross_entropy(module(x), y, reduction="sum").backward()

@@ -112,7 +112,7 @@ class Separation:
         self._graph: set[Node] = set()
         self._statistics = False
 
-    def check(self, weights: Weights, model: nn.Module, hooks: bool, once: bool = False) -> None:
+    def check(self, weights: Weights, model: nn.Module, hooks: Hooks, once: bool = False) -> None:
         """Refuse what mixes examples, but for BatchNorm's statistics.
 
         Args:
