@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from ola_augment import GradientAlignment
-from ola_augment.alignment.method.rules import layers
+from ola_augment.alignment.method.rules import convolutions, layers
 
 
 def true_norms(model, x, y, loss=sum_loss):
@@ -182,6 +182,39 @@ def test_norms_and_alignments_are_those_of_one_gradient_per_example(name, known)
         torch.testing.assert_close(captured.norms(), true, rtol=1e-10, atol=1e-12)
 
 
+KERNELS = [name for name in CASES if "conv" in name or "transposed" in name]
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "conv, by channel"])
+def test_kernel_gradients_by_windows_and_by_a_call_for_each_example_are_the_same(name, monkeypatch):
+    torch.manual_seed(0)
+    make, shape = CASES.get(name, (lambda: conv(2, 4, 4, 3, groups=4), (4, 9, 9)))
+    model = make().double()
+    x, y = torch.randn(5, *shape).double(), torch.randint(3, (5,))
+    g, found = random_direction(model), []
+    for few in (2**22, 0):
+        monkeypatch.setattr(convolutions, "_FEW", few)
+        with GradientAlignment(model).capture(norms=True, gradients=g) as captured:
+            sum_loss(model(x), y).backward()
+        found += [captured.norms(), captured.align()]
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[0], true_norms(model, x, y), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 30], ids=["gradients", "Gram matrices"])
+def test_norms_of_complex_gradients(width):
+    torch.manual_seed(0)
+    model = nn.Linear(width, width, dtype=torch.complex128)
+    x, y = torch.randn(5, 4, width, dtype=torch.complex128), torch.zeros(5)
+
+    def loss(outputs, _):
+        return outputs.abs().square().sin().sum()
+
+    with GradientAlignment(model).capture(norms=True) as captured:
+        loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y, loss))
+
+
 def test_tied_weights_are_added_before_the_norm():
     torch.manual_seed(0)
     model = Tied().double()
@@ -250,7 +283,8 @@ WAYS = {
 def test_norms_take_the_way_that_costs_less(case, monkeypatch):
     function, shape, weight, gram = WAYS[case]
     calls, original = [], layers.gram_norms
-    monkeypatch.setattr(layers, "gram_norms", lambda *rows: calls.append(1) or original(*rows))
+    for module in (layers, convolutions):
+        monkeypatch.setattr(module, "gram_norms", lambda *rows: calls.append(1) or original(*rows))
     torch.manual_seed(0)
     model = Functional(function, weight).double()
     x, y = torch.randn(5, *shape).double(), torch.randint(3, (5,))

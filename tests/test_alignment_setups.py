@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from alignment_oracles import per_example, random_direction
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -316,6 +323,27 @@ def test_norms_of_named_parameters() -> None:
     torch.testing.assert_close(captured.norms(), torch.stack(true))
     with pytest.raises(ValueError, match="norms names 'other'"), engine.capture(norms=["other"]):
         pass
+
+
+def test_a_frozen_tensor_parallel_body() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)).double()
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        body = parallelize_module(body, init_device_mesh("cpu", (1,)), plan)
+        model = nn.Sequential(body, nn.Linear(6, 3).double())
+        with pytest.raises(ValueError, match=r"'0\.0\.weight' is sharded"):
+            GradientAlignment(model)
+        body.requires_grad_(False)
+        engine, g = GradientAlignment(model), random_direction(model)
+        for _ in range(2):
+            x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+            with engine.capture() as captured:
+                F.cross_entropy(model(x), y, reduction="sum").backward()
+            head = {name[2:]: one for name, one in g.items()}
+            torch.testing.assert_close(captured.align(g), per_example(model[1], body(x), y, head))
+    finally:
+        dist.destroy_process_group()
 
 
 class Timed(nn.Module):

@@ -14,10 +14,12 @@ with GroupNorm, against plain steps of that network.
     python examples/benchmarks/alignment.py --model wrn-28-10 --batch 256 --device cuda
     python examples/benchmarks/alignment.py --model small_cnn --pairs 60 --sum-check
     python examples/benchmarks/alignment.py --model small_cnn --pairs 60 --products
+    python examples/benchmarks/alignment.py --look-ups --batch 32 --pairs 10
 
-The last two print shares of a plain pair: what the check of sums takes, in both modes, and what the
-convolutions and linear layers of one forward pass take, which no exact method does without (Lemmas
-2 and 3). Methods without a limit are timed on a few pairs only.
+The last one times networks that look rows up where data or chance say, after 20 captures, in
+seconds of this thread. The two before it print shares of a plain pair: what the check of sums
+takes, in both modes, and what the convolutions and linear layers of one forward pass take, which no
+exact method does without (Lemmas 2 and 3). Methods without a limit are timed on a few pairs only.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from lookups import LOOK_UPS, Tokens
 from networks import make_network
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -513,6 +516,34 @@ def products(args: argparse.Namespace) -> None:
     print(f"the products of one forward pass take {statistics.median(shares):.1%} of a plain pair")
 
 
+def look_ups(args: argparse.Namespace) -> int:
+    """Print pairs over plain pairs of networks with look-ups, 20 captures in; 1 past the limit."""
+    batches = random_batches(args)
+    print("| look-up | of a plain pair |\n|---|---|")
+    failed = 0
+    for name, look_up in LOOK_UPS.items():
+        models = Tokens(look_up, CLASSES), Tokens(look_up, CLASSES)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
+        without = plain(models[0], optimizers[0])
+        run = METHODS["bfloat16 (default)"].make(models[1], optimizers[1])
+        for _ in range(20):
+            run(*batches)
+        turns = []
+        for _ in range(args.pairs):
+            start = time.thread_time()
+            without(*batches)
+            between = time.thread_time()
+            run(*batches)
+            turns.append((between - start, time.thread_time() - between))
+        plain_seconds, own_seconds = (
+            statistics.median(times) for times in zip(*turns, strict=True)
+        )
+        ratio = own_seconds / plain_seconds
+        print(f"| {name} | {ratio:.2f} |", flush=True)
+        failed |= ratio > SETTLED
+    return failed
+
+
 def seconds(run: Pair, batches: list[Batch]) -> float:
     def wait() -> None:
         if batches[0][0].is_cuda:
@@ -554,6 +585,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--sum-check", action="store_true", help="only the cost of that check")
     parser.add_argument("--products", action="store_true", help="only what products take at least")
+    parser.add_argument("--look-ups", action="store_true", help="only networks with look-ups")
     parser.add_argument("--worker", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--errors", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -565,6 +597,9 @@ def main() -> int:
         with worker_settings(args.threads):
             (sum_check if args.sum_check else products)(args)
         return 0
+    if args.look_ups:
+        with worker_settings(args.threads):
+            return look_ups(args)
     results = collect(args)
     print(table(results))
     return check(args.model, results)
@@ -620,6 +655,8 @@ def table(results: dict[str, dict[str, float | None]]) -> str:
 # What must hold on one CPU core at batch 64, by model: one of the methods keeps both limits, of
 # time and of memory over the plain pair.
 ANY = float("inf")
+#: Of a plain pair, where rows are looked up where data or chance say.
+SETTLED = 1.5
 LIMITS = {
     "wrn-16-4": (
         (("bfloat16 (default)",), 1.15, 1.6),

@@ -1,8 +1,12 @@
 """Influence scores <grad l_i, g_r> of a batch for R references: the engine beside other ways.
 
-Processor time of one thread for all scores, over that of a plain forward and backward pass; both in
-turns, medians. Every way is compared with one backward for each example in double precision.
+The references are the gradients of R test examples. Processor time of one thread for all scores,
+over that of a plain forward and backward pass; both in turns, medians. captum's and dattri's TracIn
+take the test examples themselves: their time has the references' gradients in it. Every way is
+compared with one backward for each example in double precision; libraries that are not installed
+are left out.
 
+    pip install captum dattri opacus
     OMP_NUM_THREADS=1 python examples/benchmarks/influence.py --references 1 16
 """
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import importlib
 import statistics
 import sys
 import time
@@ -24,11 +29,21 @@ import torch.nn.functional as F
 from networks import make_network
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.data import DataLoader, TensorDataset
 
 from ola_augment import GradientAlignment
 
 # A stack of references, name -> (R, *shape), to the scores (R, B).
 Scores = Callable[[dict[str, Tensor]], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+def gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Of each example's loss: name -> (R, *shape)."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
 def with_engine(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
@@ -76,7 +91,54 @@ def with_backwards(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
     return scores
 
 
-WAYS = {"engine": with_engine, "vmap of grad": with_vmap, "one backward each": with_backwards}
+def with_opacus(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
+    module = importlib.import_module("opacus.grad_sample").GradSampleModule(
+        copy.deepcopy(model).train(), loss_reduction="sum"
+    )  # it sees nothing in evaluation mode; the network has no layer to which that matters
+
+    def scores(stack: dict[str, Tensor]) -> Tensor:
+        F.cross_entropy(module(x), y, reduction="sum").backward()
+        own = {n.removeprefix("_module."): p.grad_sample for n, p in module.named_parameters()}
+        module.zero_grad()
+        return sum(one.flatten(1) @ own[n].flatten(1).T for n, one in stack.items())  # type: ignore[return-value]
+
+    return scores
+
+
+def captum_tracin(model: nn.Module, train: Batch, test: Batch) -> Callable[[], Tensor]:
+    tracin = importlib.import_module("captum.influence").TracInCP(
+        model,
+        DataLoader(TensorDataset(*train), len(train[0])),
+        ["as it is"],
+        lambda *_: 1.0,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=None,
+        sample_wise_grads_per_batch=True,
+    )
+    return lambda: tracin.influence(test)
+
+
+def dattri_tracin(model: nn.Module, train: Batch, test: Batch) -> Callable[[], Tensor]:
+    def loss(parameters: dict[str, Tensor], example: Batch) -> Tensor:
+        outputs = functional_call(model, parameters, example[0].unsqueeze(0))
+        return F.cross_entropy(outputs, example[1].unsqueeze(0))
+
+    task = importlib.import_module("dattri.task").AttributionTask(loss, model, model.state_dict())
+    tracin = importlib.import_module("dattri.algorithm.tracin").TracInAttributor(
+        task, torch.ones(1), normalized_grad=False
+    )
+    loaders = [DataLoader(TensorDataset(*batch), len(batch[0])) for batch in (train, test)]
+    return lambda: tracin.attribute(*loaders).T
+
+
+WAYS = {
+    "engine": with_engine,
+    "vmap of grad": with_vmap,
+    "Opacus": with_opacus,
+    "one backward each": with_backwards,
+}
+# Of test examples, not of their gradients.
+TRACIN = {"captum's TracInCP": captum_tracin, "dattri's TracIn": dattri_tracin}
 
 
 def time_of(run: Callable[[], object], plain: Callable[[], object], repeats: int) -> float:
@@ -106,15 +168,23 @@ def main() -> None:
         F.cross_entropy(model(x), y).backward()
         model.zero_grad()
 
-    ways = {name: make(model, x, y) for name, make in WAYS.items()}
     exact = with_backwards(copy.deepcopy(model).double(), x.double(), y)
     print("| references | way | of a plain pass | largest relative error |\n|---|---|---|---|")
     for references in arguments.references:
-        stack = {n: torch.randn(references, *p.shape) for n, p in model.named_parameters()}
+        test = torch.randn(references, 3, 32, 32), torch.randint(10, (references,))
+        stack = gradients_of(model, *test)
         truth = exact({n: one.double() for n, one in stack.items()})
-        for name, scores in ways.items():
-            error = float((scores(stack) - truth).norm() / truth.norm())
-            ratio = time_of(functools.partial(scores, stack), plain, arguments.repeats)
+        for name in (*WAYS, *TRACIN):
+            try:
+                if name in WAYS:
+                    run = functools.partial(WAYS[name](model, x, y), stack)
+                else:
+                    run = TRACIN[name](model, (x, y), test)
+            except ImportError as missing:
+                print(f"{name}: left out ({missing})", file=sys.stderr)
+                continue
+            error = float((run().detach() - truth).norm() / truth.norm())
+            ratio = time_of(run, plain, arguments.repeats)
             print(f"| {references} | {name} | {ratio:.2f} | {error:.0e} |", flush=True)
 
 

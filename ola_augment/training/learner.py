@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ola_augment.actions import Actions
 from ola_augment.alignment import GradientAlignment, NotFinite
+from ola_augment.alignment.method.captured import Captured
 from ola_augment.alignment.proof import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
@@ -590,6 +591,8 @@ class OLALearner:
                     "nothing was augmented: call learner.augment(images) before the step ends, or "
                     "pass actions"
                 )
+            if isinstance(given, Captured):
+                drawn = _of_each_pass(drawn, given.passes)
             self._actions += drawn * captures
             self._count += 1
             self._ended = ends
@@ -844,6 +847,25 @@ def _updater(policy: Policy, lr: float, explore: bool) -> GARUpdater | ValueUpda
     if isinstance(policy, OLAPolicy) and policy.strength is not None:
         return ValueUpdater(policy, explore=explore)
     return GARUpdater(policy, lr=lr)
+
+
+def _of_each_pass(drawn: list[Actions], passes: tuple[int, ...]) -> list[Actions]:
+    """The draws of all examples: images that the model saw twice (R-Drop) count each time.
+
+    Raises:
+        RuntimeError: which draw is whose cannot be told.
+    """
+    sizes = [len(actions.log_prob) for actions in drawn]
+    if sum(passes) == sum(sizes):
+        return drawn
+    if len(drawn) == 1 and set(passes) == set(sizes):
+        return drawn * len(passes)
+    raise RuntimeError(
+        f"the model saw {sum(passes)} examples in the augmented half, in forward passes of "
+        f"{', '.join(map(str, passes))}, but {sum(sizes)} were augmented: which draw is whose "
+        "cannot be told. Call it on the augmented images alone, one augment() for each half, and "
+        "on others after the block or under torch.no_grad(); or give actions= for all of them"
+    )
 
 
 def _compares(updater: object) -> bool:

@@ -133,6 +133,8 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         kwargs = kwargs or {}
         if self.paused or in_backward():
             return func(*args, **kwargs)
+        if not self._on_path and not self._origins and self._no_concern(func, args, kwargs):
+            return func(*args, **kwargs)
         if kwargs:
             args, kwargs = positional(func, args, kwargs)
         nodes, origins = self._nodes, self._origins
@@ -171,6 +173,12 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
                 written = args[0] if args[0]._base is None else args[0]._base
                 self.mark((args[0], written), origin)
         return result
+
+    def _no_concern(self, function: Function, args: Any, kwargs: Any) -> bool:
+        """Whether a call before any forward pass reads no parameter (augmentation makes many)."""
+        return function not in SPECIAL and not any(
+            id(tensor) in self._nodes for tensor in tensors_in((*args, *kwargs.values()))
+        )
 
     def _transform(self, function: Function, args: Any, kwargs: Any) -> Any:
         """A call inside ``torch.func.grad``, ``vmap`` and their kin, on tensors of their own."""

@@ -47,6 +47,15 @@ class Captured:
         """Called at the end of the capture."""
         self._content = content
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Numbers of examples of the forward passes, in their order.
+
+        Raises:
+            RuntimeError: the capture is not complete.
+        """
+        return tuple(tape.batch for tape in self._complete().tapes)
+
     @torch.no_grad()
     def align(self, gradients: Mapping[str, Tensor] | None = None) -> Tensor:
         """Align the captured examples with a reference gradient.

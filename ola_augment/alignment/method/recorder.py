@@ -145,7 +145,7 @@ class Recorder(Watch[Tape]):
         """Watch for backward passes and losses."""
         if function is Tensor.backward or function is torch.autograd.grad:
             return self._differentiate(function, args, kwargs)
-        self._examination.asked(function, args)
+        args = self._examination.asked(function, args)
         result = function(*args, **kwargs)
         if self.means is not None:
             self.means.note(function, args, kwargs, result)

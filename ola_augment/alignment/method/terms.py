@@ -116,9 +116,15 @@ class Pair:
         self.delta = delta
         self.layout = layout
         self.adjoint = adjoint
+        self._formed: Tensor | None = None
 
     def contract(self, tangent: Tensor) -> Tensor:
-        """<delta_i, operator(x_i, tangent)>, in delta's precision."""
+        """<delta_i, operator(x_i, tangent)>, in delta's precision.
+
+        By the per-example gradients where they were formed.
+        """
+        if self._formed is not None:
+            return ExampleGradient(self._formed).contract(tangent)
         dtype = self.delta.dtype
         if dtype.is_complex:
             product = self.operator(*self.inputs, tangent) * self.delta.conj()
@@ -160,6 +166,12 @@ class Pair:
         )
 
     def gradients(self, shape: torch.Size) -> Tensor:
+        """Formed once."""
+        if self._formed is None:
+            self._formed = self._form(shape)
+        return self._formed
+
+    def _form(self, shape: torch.Size) -> Tensor:
         """By the rule's formula, else by one reverse pass of the operator for each example."""
         if self.adjoint is not None:
             return self.adjoint.gradients(*self._rows(), shape)

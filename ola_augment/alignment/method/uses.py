@@ -68,7 +68,9 @@ class LocatedUse(Located):
                 f"{self.name} reads parameter {listed(self.names)} and gives a "
                 f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
                 "could not be told apart: changing one example does not change its own rows alone. "
-                "Keep examples along one dimension, do not mix them, or freeze the parameter"
+                "Keep examples along one dimension, do not mix them, or freeze the parameter. "
+                "Where the number of rows depends on the data (a mixture of experts), run every "
+                "expert on all rows and multiply by its gates, or use DirectionalAlignment"
             )
         self.layout = decision
 

@@ -40,6 +40,20 @@ def sets_of(batch: int, seed: int = 0) -> list[Tensor]:
     ]
 
 
+def weights_of(batch: int, seed: int = 0) -> Tensor:
+    """A power of two, with a sign, for each example: (batch,).
+
+    What is linear in each example's weight, and in no other's, is multiplied by it to the last bit.
+    Up to 26 examples no two have the same, of more those drawn from the seed.
+    """
+    powers = 2.0 ** torch.arange(-6, 7, device="cpu")
+    values = torch.cat([powers, -powers])
+    generator = torch.Generator().manual_seed(seed)
+    times = -(-batch // len(values))
+    order = [torch.randperm(len(values), generator=generator, device="cpu") for _ in range(times)]
+    return values[torch.cat(order)[:batch]]
+
+
 def _repeats(values: list[int]) -> bool:
     """Whether a shift by less than their number maps the values to themselves, or all are equal."""
     return len(set(values)) < 2 or any(

@@ -110,13 +110,22 @@ def follows(layout: Layout, plain: Tensor, rolled: Tensor) -> bool:
     return bool(((rolled.view(shape) - expected).abs() <= rounding).all())
 
 
+def _comparable(before: dict[int, Tensor], after: dict[int, Tensor] | None) -> bool:
+    """Whether there are as many rows as before: a mixture of experts has others."""
+    return (
+        after is not None
+        and after.keys() == before.keys()
+        and all(after[dim].shape == before[dim].shape for dim in before)
+    )
+
+
 def compare(plain: Run, changed: Sequence[Run], sets: list[Tensor]) -> dict[Step, Decision]:
     """Where the examples lie in each use, by the runs in which the examples of each set changed."""
     decisions: dict[Step, Decision] = {}
     for step, before in plain.seen.items():
         after = [run.seen.get(step) for run in changed]
         shape, leading = plain.shapes[step]
-        if any(one is None or one.keys() != before.keys() for one in after):
+        if not all(_comparable(before, one) for one in after):
             decisions[step] = Unrelated.UNCLEAR
             continue
         decisions[step] = _decide(
@@ -150,9 +159,8 @@ def judged_again(
         moves = [
             ({dim: (after[dim] - before[dim]).abs() for dim in before}, chosen)
             for run, chosen in kept
-            if (after := run.seen.get(step)) is not None and after.keys() == before.keys()
+            if (after := run.seen.get(step)) is not None and _comparable(before, after)
         ]
-
         shape, leading = plain.shapes[step]
         precision = plain.rounding[step]
         if isinstance(decision, Layout):

@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_flatten
 from ola_augment.alignment._torch import unwatched, without
 from ola_augment.alignment.calls.arguments import Function
 from ola_augment.alignment.calls.watch import Step, Watch
-from ola_augment.alignment.proof.changes import sets_of
+from ola_augment.alignment.proof.changes import weights_of
 from ola_augment.alignment.proof.decisions import Decision
 from ola_augment.alignment.proof.known import Proof, Verified
 from ola_augment.alignment.proof.probe import repeat, verify
-from ola_augment.alignment.proof.separation import GraphNode, Located, Separation
+from ola_augment.alignment.proof.separation import GraphNode, Hooks, Located, Separation
 from ola_augment.alignment.proof.snapshot import Counters, Restore, random_states
 from ola_augment.alignment.proof.sums import RandomDirection, SumCheck, unexplained
 
@@ -62,7 +62,7 @@ class Examination:
         self._batches: set[int] = set()
         self._ranks = proof.ranks
         self._calls = 0
-        self._hooks = False
+        self._hooks = Hooks()
         self._retaining: list[Tensor] = []
 
     def begin(self, watch: Watch[Any], args: Any, kwargs: Any) -> tuple[int, list[Tensor]]:
@@ -124,12 +124,15 @@ class Examination:
             )
         return True
 
-    def asked(self, function: Function, args: Any) -> None:
-        """A call that reads no parameter: of gradients it may ask something."""
-        if function in _HOOKS:
-            self._hooks = True
-        elif function is Tensor.retain_grad:
+    def asked(self, function: Function, args: Any) -> Any:
+        """A call that reads no parameter, but may ask for gradients: its arguments from now on."""
+        if function is Tensor.retain_grad:
             self._retaining.append(args[0])
+        elif function in (Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook):
+            self._hooks.any = True
+        if function is Tensor.register_hook and len(args) == 2:
+            return (args[0], self._hooks.resting_at_times(args[1]))
+        return args
 
     def loss(
         self,
@@ -154,13 +157,11 @@ class Examination:
         separation = Separation(loss, gradient, located)
         if separation.ending in self._known.endings and not self.verifying:
             return
-        sizes = sorted(size for size in self._batches if size > 1)
-        sets = [
-            dict(zip(sizes, one, strict=True)) for one in zip(*map(sets_of, sizes), strict=False)
-        ]
+        sizes = [size for size in self._batches if size > 1]
+        weights = {size: weights_of(size, self._known.passes) for size in sizes}
         retained = [(tensor, tensor.grad) for tensor in self._retaining]
         try:
-            separation.check(sets, self._model, self._hooks, once)
+            separation.check(weights, self._model, self._hooks, once)
         finally:
             for tensor, known in retained:
                 tensor.grad = known
@@ -254,9 +255,6 @@ class Examination:
             frozenset(self._parameters),
             torch.is_autocast_enabled(tensors[0].device.type),
         )
-
-
-_HOOKS = {Tensor.register_hook, torch.autograd.graph.register_multi_grad_hook}
 
 
 def _refuse_other_batch(args: Any, kwargs: Any, output: Any) -> None:

@@ -126,7 +126,8 @@ class Fingerprints(Watch[bool]):
     def follows(self, step: Step, layout: Layout, rolled: Fingerprints) -> bool:
         """Whether a use's rows are rolled by one example in the run of the rolled batch."""
         other = rolled.seen.get(step, {}).get(layout.dim)
-        return other is not None and follows(layout, self.seen[step][layout.dim], other)
+        own = self.seen[step][layout.dim]
+        return other is not None and other.shape == own.shape and follows(layout, own, other)
 
     def run(self, function: Function, args: Any, kwargs: Any) -> Any:
         """A BatchNorm takes the statistics of the run on the batch itself."""

@@ -7,7 +7,7 @@ no gradient at one example's rows depends on another's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,24 @@ from ola_augment.alignment.proof.snapshot import Undisturbed
 _PRECISION = 1e-5
 # An output in the graph: its node and its number.
 GraphNode = tuple[Node, int]
-# Which examples to look at, (batch,) bool, for each size of a batch.
-Chosen = Mapping[int, Tensor]
+# A power of two, or zero, for each example, (batch,), for each size of a batch.
+Weights = Mapping[int, Tensor]
+
+
+class Hooks:
+    """Hooks on gradients that are set in a capture, left out where the gradients are none.
+
+    Attributes:
+        any: there are some.
+        resting: leave them out for now.
+    """
+
+    def __init__(self) -> None:
+        self.any = self.resting = False
+
+    def resting_at_times(self, hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        """The same hook, which rests when the others do."""
+        return lambda gradient: None if self.resting else hook(gradient)
 
 
 class Located:
@@ -50,13 +66,12 @@ class Located:
         self.edge = GradientEdge(output.grad_fn, output.output_nr)
         return self.edge.node, self.edge.output_nr
 
-    def mask(self, chosen: Chosen) -> Tensor:
-        """Whether a row is a chosen example's, to broadcast."""
+    def weights(self, of: Weights) -> Tensor:
+        """Its examples' over their rows, to broadcast."""
         layout = self.layout
         assert layout is not None
-        return self.rows(
-            chosen.get(layout.batch, torch.ones(layout.batch, dtype=torch.bool, device="cpu"))
-        )
+        known = of.get(layout.batch)
+        return self.rows(torch.ones(layout.batch, device="cpu") if known is None else known)
 
     def rows(self, own: Tensor) -> Tensor:
         """Spread what is said of each example, (batch,), over its rows, to broadcast."""
@@ -97,15 +112,13 @@ class Separation:
         self._graph: set[Node] = set()
         self._statistics = False
 
-    def check(
-        self, sets: Sequence[Chosen], model: nn.Module, hooks: bool, once: bool = False
-    ) -> None:
+    def check(self, weights: Weights, model: nn.Module, hooks: Hooks, once: bool = False) -> None:
         """Refuse what mixes examples, but for BatchNorm's statistics.
 
         Args:
-            sets: which examples to look at in turn.
+            weights: of the examples, by which to tell them apart; none of batches of one.
             model: left as it is.
-            hooks: there are hooks on tensors, which may change gradients.
+            hooks: on tensors, which may change gradients.
             once: a part of the graph permits a single backward.
 
         Raises:
@@ -113,14 +126,14 @@ class Separation:
         """
         self._graph = set(_nodes([self._loss.grad_fn]))
         with unnoticed_by_ddp(self._graph):
-            self._check(sets, model, hooks, once)
+            self._check(weights, model, hooks, once)
 
-    def _check(self, sets: Sequence[Chosen], model: nn.Module, hooks: bool, once: bool) -> None:
+    def _check(self, weights: Weights, model: nn.Module, hooks: Hooks, once: bool) -> None:
         self._statistics = _has_statistics([node.name() for node in self._graph])
         if self._statistics:  # not through them, from features that the loss reads too
             inner = set(_nodes(n for one in self._last for n, _ in one.edge.node.next_functions))
             self._last = [one for one in self._last if one.edge.node not in inner]
-        if not self._last or _has_statistics(self.ending):
+        if not self._last or not weights or _has_statistics(self.ending):
             return
         first = torch.autograd.grad(
             self._loss,
@@ -129,10 +142,17 @@ class Separation:
             create_graph=True,
             allow_unused=True,
         )
-        for chosen in sets:
-            self._check_heads(chosen)
-            self._check_loss(first, chosen)
-        if sets and (hooks or any(isinstance(n, BackwardCFunction) for n in self._graph)):
+        own = hooks.any or any(isinstance(node, BackwardCFunction) for node in self._graph)
+        half = any(one.dtype == torch.float16 for one in self._located.values())
+        if own or half:  # what is not linear, or overflows, is left to rows of zeros
+            weights = {size: (w > w.median()).to(w) for size, w in weights.items()}
+        self._check_heads(weights)
+        hooks.resting = True
+        try:
+            self._check_loss(first, weights)
+        finally:
+            hooks.resting = False
+        if own:
             if once:
                 raise RuntimeError(
                     "gradient hooks or custom autograd.Functions beside selective checkpointing "
@@ -140,23 +160,31 @@ class Separation:
                     "without context_fn, or leave the hooks out"
                 )
             with Undisturbed(model):
-                self._check_hooks(first, sets[0])
+                self._check_hooks(first, weights)
 
-    def _check_loss(self, first: Sequence[Tensor | None], chosen: Chosen) -> None:
-        """No second derivative joins the chosen examples with others."""
-        total: Any = 0.0
-        for gradient, one in zip(first, self._last, strict=True):
-            if gradient is not None and gradient.requires_grad:
-                product = gradient * one.noise() * one.mask(chosen)
-                total = total + (product.real if product.is_complex() else product).sum()
-        if not isinstance(total, Tensor):  # the loss is linear
+    def _check_loss(self, first: Sequence[Tensor | None], weights: Weights) -> None:
+        """No second derivative joins an example with others."""
+        moved = [
+            (gradient, one)
+            for gradient, one in zip(first, self._last, strict=True)
+            if gradient is not None and gradient.requires_grad
+        ]
+        if not moved:  # the loss is linear
             return
         edges = [one.edge for one in self._last]
+
+        def second(own: Weights) -> tuple[Tensor | None, ...]:
+            total: Any = 0.0
+            for gradient, one in moved:
+                product = gradient * one.noise() * one.weights(own).to(one.dtype)
+                total = total + (product.real if product.is_complex() else product).sum()
+            return torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
+
         try:
-            second = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
+            mixed = _mixed(second, self._last, weights)
         except RuntimeError:  # it cannot be differentiated twice
             return
-        if _leaks(second, self._last, chosen):
+        if mixed:
             raise RuntimeError(
                 "the loss mixes the examples of the batch: its gradient at one example's values "
                 "depends on others' (a contrastive or pairwise loss, statistics of the batch, a "
@@ -164,28 +192,33 @@ class Separation:
                 "aligned; run the rest of the loss outside capture()"
             )
 
-    def _check_heads(self, chosen: Chosen) -> None:
+    def _check_heads(self, weights: Weights) -> None:
         """What a call outside of forward gives for an example comes from that example."""
         for one in self._located.values():
             below, names = self._below(one.edge.node)
             if not one.outside or not below or _has_statistics(names):
                 continue
-            found = torch.autograd.grad(
-                [one.edge],
-                [other.edge for other in below],
-                [one.noise() * one.mask(chosen)],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            if _leaks(found, below, chosen):
+
+            def pulled(
+                own: Weights, one: Located = one, below: list[Located] = below
+            ) -> tuple[Tensor | None, ...]:
+                return torch.autograd.grad(
+                    [one.edge],
+                    [other.edge for other in below],
+                    [one.noise() * one.weights(own).to(one.dtype)],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+
+            if _mixed(pulled, below, weights):
                 raise RuntimeError(
                     f"{one.name}, called outside of the model's forward pass, reads examples in "
                     "another order than the model gave them, or several at once: its rows cannot "
                     "be told apart; call it inside forward, on each example's own values"
                 )
 
-    def _check_hooks(self, first: Sequence[Tensor | None], chosen: Chosen) -> None:
-        """The gradients of the chosen examples are what they would be alone."""
+    def _check_hooks(self, first: Sequence[Tensor | None], weights: Weights) -> None:
+        """The gradients of an example are what they would be beside others."""
         if self._statistics:
             return
         above = [(one, g) for one, g in zip(self._last, first, strict=True) if g is not None]
@@ -193,26 +226,21 @@ class Separation:
         if not above or not inner:
             return
 
-        def pulled(alone: bool) -> tuple[Tensor | None, ...]:
+        def pulled(own: Weights) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(
                 [one.edge for one, _ in above],
                 [one.edge for one in inner],
-                [g.detach() * (one.mask(chosen) if alone else 1) for one, g in above],
+                [g.detach() * one.weights(own).to(g.dtype) for one, g in above],
                 retain_graph=True,
                 allow_unused=True,
             )
 
-        alone, together = pulled(True), pulled(False)
-        for one, own, all_ in zip(inner, alone, together, strict=True):
-            if own is None or all_ is None:
-                continue
-            difference = (own - all_ * one.mask(chosen)).abs().max()
-            if bool(difference > _PRECISION * all_.abs().max()):
-                raise RuntimeError(
-                    "a gradient hook or a custom autograd.Function mixes the examples of the "
-                    "batch: the gradients of some change with others'; examples that influence "
-                    "each other cannot be aligned"
-                )
+        if _mixed(pulled, inner, weights):
+            raise RuntimeError(
+                "a gradient hook or a custom autograd.Function mixes the examples of the "
+                "batch: the gradients of some change with others'; examples that influence "
+                "each other cannot be aligned"
+            )
 
     def _below(self, node: Node | None) -> tuple[list[Located], tuple[str, ...]]:
         """The uses of parameters that come first below a node, and the nodes on the way."""
@@ -233,15 +261,18 @@ class Separation:
         return found, tuple(names)
 
 
-def _leaks(found: Sequence[Tensor | None], of: Sequence[Located], chosen: Chosen) -> bool:
-    """Whether rows other than those of the chosen examples have a derivative."""
-    own, others = [], []
-    for gradient, one in zip(found, of, strict=True):
-        if gradient is not None:
-            mask = one.mask(chosen)
-            own.append(float((gradient * mask).abs().max()))
-            others.append(float((gradient * ~mask).abs().max()))
-    return bool(own) and max(others) > _PRECISION * max(*own, *others)
+def _mixed(
+    derivative: Callable[[Weights], Sequence[Tensor | None]], of: Sequence[Located], own: Weights
+) -> bool:
+    """Whether a derivative's rows are not each their own example's weight times what they were."""
+    plain, weighted = derivative({}), derivative(own)
+    size = difference = 0.0
+    for before, after, one in zip(plain, weighted, of, strict=True):
+        if before is not None and after is not None and before.numel():
+            size = max(size, float(before.abs().max()))
+            expected = before * one.weights(own).to(before.dtype)
+            difference = max(difference, float((after - expected).abs().max()))
+    return difference > _PRECISION * size
 
 
 def _has_statistics(names: Sequence[str]) -> bool:

@@ -76,7 +76,8 @@ def refuse_sharded(model: nn.Module) -> None:
     """Refuse parameters that processes share out, also while they are together.
 
     Between a forward pass without backward and the next step FSDP2 leaves the parameters of its
-    root whole; they are no parameters that a hook or a copy survives.
+    root whole; they are no parameters that a hook or a copy survives. Frozen ones of a tensor
+    parallel layer are none of the engine's.
 
     Raises:
         ValueError: naming one of them.
@@ -84,7 +85,7 @@ def refuse_sharded(model: nn.Module) -> None:
     for name, module in model.named_modules():
         sharded = any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
         for own, parameter in module.named_parameters(name, recurse=sharded):
-            if sharded or hasattr(parameter, "placements"):
+            if sharded or (parameter.requires_grad and hasattr(parameter, "placements")):
                 raise ValueError(
                     f"parameter {own!r} is sharded over processes (DTensor, FSDP): alignments need "
                     "whole parameters; use DistributedDataParallel"

@@ -138,7 +138,7 @@ class Derivative(Pair):
         except (RuntimeError, NotImplementedError):
             return ExampleGradient(self.gradients(tangent.shape)).contract(tangent)
 
-    def gradients(self, shape: torch.Size) -> Tensor:
+    def _form(self, shape: torch.Size) -> Tensor:
         """One reverse pass of the function for each example."""
         inputs = [x.to(self.delta.dtype) if x.is_floating_point() else x for x in self.inputs]
         with torch.enable_grad():
