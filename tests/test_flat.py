@@ -16,10 +16,23 @@ def images(dtype, n=64):
     return levels if dtype == torch.uint8 else levels.to(dtype) / 255
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype):
-    augment = OLAAugment(DARK, strength=1.0, generator=torch.Generator().manual_seed(1))
-    before = images(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [
+        (torch.uint8, None),
+        (torch.uint16, (0, 4095)),
+        (torch.int16, (-1000, 2000)),
+        (torch.bfloat16, None),
+        (torch.float32, (0.0, 1.6)),
+    ],
+)
+def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype, given):
+    generator = torch.Generator().manual_seed(1)
+    augment = OLAAugment(DARK, strength=1.0, generator=generator, value_range=given)
+    before = images(torch.uint8)
+    if dtype != torch.uint8:
+        low, high = given or (0, 1)
+        before = (images(torch.float32) * (high - low) + low).to(dtype)
     before[:5] = before[:5, :1, :1, :1]  # flat already
     after, actions = augment.augment(before)
     top = augment.range_of(before)
@@ -27,10 +40,11 @@ def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype):
     black = (actions.keep & (actions.ops == 0)).any(1)
     black[:5] = False
     assert 0 < count == int(black.sum())
+    spared, before, after = spared.double(), before.double(), after.double()
     assert torch.equal(spared[black], before[black])
     assert torch.equal(spared[~black], after[~black])
     assert not kept.keep[black].any()
-    assert torch.equal(augment.replay(before, kept), spared)
+    assert torch.equal(augment.replay(before.to(dtype), kept).double(), spared)
     torch.testing.assert_close(kept.log_prob, augment.policy.log_prob(kept).detach())
 
 

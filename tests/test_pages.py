@@ -360,6 +360,18 @@ UNCLEAR = (
 )  # fmt: skip
 
 
+def test_the_errors_of_the_faq_are_those_of_the_code():
+    pages = [*(DOCS.parent / "ola_augment").rglob("*.py")]
+    code = re.sub(r'"\s*f?"', "", " ".join(page.read_text(encoding="utf-8") for page in pages))
+    code = re.sub(r"\{[^{}]*\}", "0", code)
+    text = (DOCS / "faq.md").read_text(encoding="utf-8").split("## Errors")[1]
+    errors = re.findall(r"^`(.+)`$", text, re.MULTILINE)
+    assert len(errors) > 10
+    for error in errors:
+        for part in re.split(r"\.\.\.|\d+", error):
+            assert part.strip()[:25] in code, (error, part)  # placeholders may follow
+
+
 def test_the_pages_use_plain_words():
     root = DOCS.parent
     files = [

@@ -224,8 +224,9 @@ def test_sixteen_bits_beside_colour_are_told_to_scale_their_levels():
     deep = Image.fromarray(np.array([[0, 30000, 65535]], "uint16"))
     with pytest.raises(ValueError, match="16 bits after ") as caught:
         augment()([image, deep])
-    scaled = eval(str(caught.value).split("16 bits after ")[1], {"image": deep})
-    assert np.asarray(scaled)[0].tolist() == [[0] * 3, [116] * 3, [255] * 3]
+    code = str(caught.value).split("16 bits after ")[1].split(", with")[0]
+    scaled = eval(code, {"image": deep, "top": 65535})
+    assert np.asarray(scaled)[0].tolist() == [[0] * 3, [117] * 3, [255] * 3]
     augment()([image, scaled])
 
 

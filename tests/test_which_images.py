@@ -27,6 +27,8 @@ from ola_augment import (
 )
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions
+from ola_augment.plots import augmented_samples, sample_strip
+from ola_augment.training.metrics import scale_to_float
 
 SPACE = SearchSpace.wide_long()
 KINDS = [OLAAugment, UniformAugment, RandAugment, TrivialAugment]
@@ -200,6 +202,45 @@ def test_the_test_kit_draws_such_images_and_finds_nothing(dtype, given):
     testing.check_transform(
         augment, images=drawn, max_examples=8, tolerance=tolerance, checks=checks
     )
+
+
+# --------------------------------------------------------------------------- beside the transforms
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [
+        (torch.uint8, None),
+        (torch.uint16, None),
+        (torch.uint16, (0, 4095)),
+        (torch.int16, (-1000, 2000)),
+        (torch.float32, (0.0, 1.6)),
+    ],
+)
+def test_figures_show_what_is_black_and_white(dtype, given):
+    low, high = given or (0, 255 if dtype == torch.uint8 else 65535)
+    for channels in (1, 2, 3, 13):
+        unit = torch.linspace(0, 1, 8).expand(2, channels, 8, 8)
+        images = (unit * (high - low) + low).to(dtype)
+        augment = UniformAugment(value_range=given)
+        for figure in (augmented_samples(augment, images, 1), sample_strip({"a": augment}, images)):
+            shown = figure.axes[0].images[0].get_array()
+            assert shown.shape == (8, 8, 3) if channels == 3 else (8, 8)
+            assert (
+                np.abs(np.asarray(shown)[0].reshape(8, -1).mean(1) - unit[0, 0, 0].numpy()).max()
+                < 0.01
+            )
+
+
+def test_integers_are_scaled_by_all_of_their_levels_for_the_model():
+    for dtype, top in ((torch.uint8, 255), (torch.int64, 255), (torch.uint16, 65535)):
+        assert scale_to_float(torch.tensor([0, top]).to(dtype)).tolist() == [0, 1]
+    halves = torch.tensor([0.5, 2], dtype=torch.float16)
+    assert scale_to_float(halves) is halves
+    with pytest.raises(TypeError, match="int16 images have no black and white") as caught:
+        scale_to_float(torch.tensor([-1000, 500, 2000]).short())
+    way = eval(str(caught.value).split("loss=), ")[1], {"low": -1000, "high": 2000})
+    assert way(torch.tensor([-1000, 500, 2000]).short()).tolist() == [0, 0.5, 1]
 
 
 # ------------------------------------------------------------------------------------ settings

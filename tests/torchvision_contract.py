@@ -372,6 +372,26 @@ def other_integers(make: Make) -> None:
 
 
 @check
+def many_bands(make: Make) -> None:
+    """Tensors of 2, 5 and 13 channels, uint8 and float32."""
+    for channels in (2, 5, 13):
+        for seed in range(10):
+            given = pixels(channels=channels)
+            for images in (given, given / 255):
+                out = seeded(make(), images, seed=seed)
+                assert (out.shape, out.dtype) == (images.shape, images.dtype)
+
+
+@check
+def deep_levels(make: Make) -> None:
+    """uint16 tensors."""
+    for seed in range(10):
+        given = (pixels().int() * 257).to(torch.uint16)
+        out = seeded(make(), given, seed=seed)
+        assert (out.shape, out.dtype) == (given.shape, given.dtype)
+
+
+@check
 def other_modes(make: Make) -> None:
     """PIL images of mode RGBA."""
     for seed in range(10):

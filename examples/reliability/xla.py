@@ -2,11 +2,12 @@
 
     pip install torch==2.9.1 torch_xla==2.9.0
     PJRT_DEVICE=CPU python examples/reliability/xla.py
+    PJRT_DEVICE=CPU python examples/reliability/xla.py --space rand_augment color contrast
 
-Every operation of WideLong at every bin and both signs, uint8 and float32, nearest and bilinear:
-uint8 must be equal, floats within 0.001 of a grey level (bilinear: 0.01). torch_xla's CPU plugin
-shows what its compiler does to integers; it needs an environment of its own, as torch_xla is built
-for one version of torch.
+Every operation of WideLong at every bin and both signs, uint8, uint16 and float32, nearest and
+bilinear: integers must be equal, floats within 0.001 of a grey level (bilinear: 0.01). torch_xla's
+CPU plugin shows what its compiler does to integers, and to products that are added; it needs an
+environment of its own, as torch_xla is built for one version of torch.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from ola_augment import Actions, OLAAugment, OLALearner, SearchSpace
+from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks
 
-SPACE = SearchSpace.wide_long()
 #: In grey levels; XLA fuses what the CPU rounds in between.
 BOUNDS = {InterpolationMode.NEAREST: 1e-3, InterpolationMode.BILINEAR: 1e-2}
 
@@ -37,9 +38,9 @@ def images(count: int, height: int = 24, width: int = 17) -> torch.Tensor:
     return (large * 0.9 + noise).round().byte()
 
 
-def every_bin(op: int) -> Actions:
+def every_bin(space: SearchSpace, op: int) -> Actions:
     """Both signs of every bin, an image each."""
-    bins = torch.arange(SPACE.num_magnitude_bins).repeat(2)
+    bins = torch.arange(space.num_magnitude_bins).repeat(2)
     n = len(bins)
     generator = torch.Generator().manual_seed(1)
     return Actions(
@@ -53,15 +54,18 @@ def every_bin(op: int) -> Actions:
     )
 
 
-def check_operation(op: int, device: torch.device) -> list[str]:
+def check_operation(space: SearchSpace, op: int, device: torch.device) -> list[str]:
     """What is wrong with one operation."""
-    name, actions, wrong = SPACE.operations[op].name, every_bin(op), []
-    whole = images(actions.batch_size)
+    name, actions, wrong = space.operations[op].name, every_bin(space, op), []
+    geometric, whole = TABLE[name].geometric, images(actions.batch_size)
+    deep = (whole.int() * 257 + whole.flip(0).int() % 200).clamp(max=65535).to(torch.uint16)
     for mode, bound in BOUNDS.items():
-        for given, allowed in ((whole, 0.0), (whole / 255, bound)):
-            expected = apply_actions(given, SPACE, actions, interpolation=mode)
-            out = apply_actions(given.to(device), SPACE, actions, interpolation=mode).cpu()
-            top = 1 if given.dtype == torch.uint8 else 255
+        if mode is InterpolationMode.BILINEAR and not geometric:
+            continue
+        for given, allowed in ((whole, 0.0), (deep, 0.0), (whole / 255, bound)):
+            expected = apply_actions(given, space, actions, interpolation=mode)
+            out = apply_actions(given.to(device), space, actions, interpolation=mode).cpu()
+            top = 255 if given.is_floating_point() else 1
             off = (out.double() - expected.double()).abs() * top
             if float(off.max()) > allowed:
                 share = 100 * float((off > allowed).double().mean())
@@ -69,9 +73,10 @@ def check_operation(op: int, device: torch.device) -> list[str]:
                     f"{name}, {given.dtype}, {mode.value}: {share:.3g} % of the values are off, at "
                     f"most by {float(off.max()):.3g} levels"
                 )
-    masks = apply_geometry_to_masks(whole[:, 0].to(device), SPACE, actions).cpu()
-    if not torch.equal(masks, apply_geometry_to_masks(whole[:, 0], SPACE, actions)):
-        wrong.append(f"{name}: masks differ")
+    if geometric:
+        masks = apply_geometry_to_masks(whole[:, 0].to(device), space, actions).cpu()
+        if not torch.equal(masks, apply_geometry_to_masks(whole[:, 0], space, actions)):
+            wrong.append(f"{name}: masks differ")
     return wrong
 
 
@@ -105,20 +110,26 @@ def learn(device: torch.device, pairs: int) -> list[torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("operations", nargs="*", help="by name; all of the space if none is given")
+    parser.add_argument("--space", default="wide_long", choices=("wide_long", "rand_augment"))
+    parser.add_argument("--pairs", type=int, default=4, help="of a learner")
     options = parser.parse_args()
     import torch_xla
 
     device = torch_xla.device()
-    wrong = [line for op in range(len(SPACE)) for line in check_operation(op, device)]
-    print(f"{len(SPACE)} operations: {len(wrong) or 'nothing'} wrong")
-    here, there = learn(torch.device("cpu"), options.pairs), learn(device, options.pairs)
-    for one, other in zip(here, there, strict=True):
-        if not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
-            wrong.append(
-                f"learner: {other.flatten()[:4].tolist()}, not {one.flatten()[:4].tolist()}"
-            )
-    print(f"{options.pairs} pairs of a learner: rewards {there[0][:, 0].tolist()}")
+    space = getattr(SearchSpace, options.space)()
+    names = [operation.name for operation in space.operations]
+    chosen = [names.index(name) for name in options.operations or names]
+    wrong = [line for op in chosen for line in check_operation(space, op, device)]
+    print(f"{len(chosen)} operations: {len(wrong) or 'nothing'} wrong")
+    if options.pairs:
+        here, there = learn(torch.device("cpu"), options.pairs), learn(device, options.pairs)
+        for one, other in zip(here, there, strict=True):
+            if not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
+                wrong.append(
+                    f"learner: {other.flatten()[:4].tolist()}, not {one.flatten()[:4].tolist()}"
+                )
+        print(f"{options.pairs} pairs of a learner: rewards {there[0][:, 0].tolist()}")
     print("\n".join(wrong))
     sys.exit(bool(wrong))
 

@@ -51,7 +51,7 @@ class OLATrainer(Trainer):  # type: ignore[misc]
         args: positional arguments of ``Trainer``, of which none is needed.
         learner: of the model that is trained.
         preprocess: images -> the model's input, in training, evaluation and prediction; None
-            scales uint8 to [0, 1].
+            scales uint8 and uint16 to [0, 1].
         accuracy: where the learner has a thermostat: (the model's outputs, the batch) -> share of
             right predictions in [0, 1]; None compares ``logits`` with ``labels``.
         eval_collator: for evaluation and prediction, whose images are never augmented; None is

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ola_augment.kernels.precision import apart
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -164,8 +166,8 @@ def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     dtype = images.dtype if images.is_floating_point() else matrices.dtype
     m = matrices.view(n, 6, 1, 1)
     x, y = (axis + 0.5 for axis in _grid(height, width, images.device))
-    u = m[:, 0] * x + m[:, 1] * y + m[:, 2]
-    v = m[:, 3] * x + m[:, 4] * y + m[:, 5]
+    u = apart(m[:, 0] * x) + apart(m[:, 1] * y) + m[:, 2]
+    v = apart(m[:, 3] * x) + apart(m[:, 4] * y) + m[:, 5]
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
     if images.is_floating_point() and images.device.type == "cpu":
         # The same in half the time; in double precision, which has no price here, as exact.
@@ -180,10 +182,10 @@ def affine_bilinear(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     def interpolated(row: Tensor) -> Tensor:
         near = _take(images, row, x0).to(dtype)
         far = _take(images, row, x0 + 1).to(dtype)
-        return near + (far - near) * dx
+        return near + apart((far - near) * dx)
 
     upper = interpolated(y0)
-    values = upper + (interpolated(y0 + 1) - upper) * dy
+    values = upper + apart((interpolated(y0 + 1) - upper) * dy)
     return torch.where(inside[:, None], values.to(images.dtype), fill)
 
 

@@ -17,16 +17,12 @@ import torch
 from torch import Tensor
 
 from ola_augment.kernels.pixel_format import PixelFormat
+from ola_augment.kernels.precision import apart, wide_dtype
 
 LevelsKernel = Callable[[Tensor, Tensor, PixelFormat], Tensor]
 
 #: Floats are equalized in so many levels: as many as leave a bin four pixels.
 _FEW_BINS, _BINS, _PIXELS = 256, 1024, 4096
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Double precision, in which Pillow computes, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _nearest_level(levels: Tensor) -> Tensor:
@@ -59,9 +55,9 @@ def _grey(levels: Tensor, pixels: PixelFormat) -> Tensor:
 def _weighted(levels: Tensor, weights: tuple[float, ...]) -> Tensor:
     """Sum over the channels, from the first to the last, in double precision."""
     bands = torch.split(levels.to(wide_dtype(levels.device)), 1, dim=1)
-    total: Tensor = weights[0] * bands[0]
+    total = apart(weights[0] * bands[0])
     for weight, band in zip(weights[1:], bands[1:], strict=True):
-        total = total + weight * band
+        total = total + apart(weight * band)
     return total
 
 
@@ -82,7 +78,7 @@ def _mean_grey(levels: Tensor, pixels: PixelFormat) -> Tensor:
 
 
 def _blend(degenerate: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
-    return degenerate + factor * (levels - degenerate)
+    return degenerate + apart(factor * (levels - degenerate))
 
 
 def _box_sum(levels: Tensor, size: int) -> Tensor:
@@ -107,7 +103,9 @@ def auto_contrast(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     # Not white / tensor, which torch computes by way of the reciprocal.
     scale = torch.full_like(low, pixels.white) / torch.where(high > low, high - low, pixels.white)
-    stretched = values * scale + -low * scale if pixels.whole else (values - low) * scale
+    stretched = (
+        apart(values * scale) + apart(-low * scale) if pixels.whole else (values - low) * scale
+    )
     return torch.where(high > low, stretched, values)
 
 

@@ -46,6 +46,8 @@ def check_images(images: Tensor) -> None:
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    if images.is_nested or images.layout != torch.strided or images.device.type == "meta":
+        raise TypeError(_no_dense_values(images))
     if images.dtype not in DTYPES:
         raise TypeError(other_dtype(images.dtype))
     check_shape(tuple(images.shape))
@@ -62,6 +64,14 @@ def check_shape(shape: tuple[int, ...]) -> None:
             f"images must have shape (..., C, H, W) with 1 or more channels, got {shape}"
         )
     check_size(*shape[-2:])
+
+
+def _no_dense_values(images: Tensor) -> str:
+    if images.is_nested:
+        return "images must be a dense tensor, got a nested one; list(images.unbind()) is a list"
+    if images.device.type == "meta":
+        return "images must have values, those on the device meta have none"
+    return f"images must be a dense tensor, got {images.layout}; images.to_dense() is one"
 
 
 def other_dtype(dtype: torch.dtype, *, array: bool = False) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions
+from ola_augment.kernels.pixel_format import pixel_format
 from ola_augment.plots.figure import new_figure
 from ola_augment.space import SearchSpace
 from ola_augment.summary import magnitude_text
@@ -35,7 +36,7 @@ def augmented_samples(
 
     Args:
         augment: whose policy draws.
-        images: (B, C, H, W), uint8 or floating in [0, 1]; one row of the figure each.
+        images: (B, C, H, W), as the transform takes them; one row of the figure each.
         draws: augmented versions of each image, at least 1.
         labels: B class names; None writes "original".
 
@@ -67,9 +68,9 @@ def augmented_samples(
     grid = figure.subplots(rows, draws + 1, squeeze=False)
     originals = list(labels) if labels is not None else ["original"] * rows
     for row, axes_of_row in enumerate(grid):
-        _show(axes_of_row[0], images[row], originals[row])
+        _show(axes_of_row[0], images[row], originals[row], augment)
         for axes, (pictures, texts) in zip(axes_of_row[1:], columns, strict=True):
-            _show(axes, pictures[row], texts[row])
+            _show(axes, pictures[row], texts[row], augment)
     name = type(augment).__name__
     figure.suptitle(f"{name}: something is applied to {100 * share:.0f} % of images, most likely"
                     " first", fontsize=11)  # fmt: skip
@@ -85,7 +86,7 @@ def sample_strip(
 
     Args:
         augments: transforms by the title of their row.
-        images: (B, C, H, W), uint8 or floating in [0, 1]; one column of the figure each.
+        images: (B, C, H, W), as the transforms take them; one column of the figure each.
         labels: B class names; None writes none.
 
     Returns:
@@ -102,17 +103,18 @@ def sample_strip(
     _check_labels(images, labels)
     if not augments:
         raise ValueError("augments must hold at least one transform, got none")
-    rows: list[tuple[str, Tensor]] = [("original", images)]
+    rows = [("original", images, next(iter(augments.values())))]
     for title, augment in augments.items():
         actions, _ = _draw_something(augment, len(images))
-        rows.append((title, augment.replay(images, actions)))
+        rows.append((title, augment.replay(images, actions), augment))
     figure = new_figure(figsize=(1.15 * len(images) + 1.2, 1.2 * len(rows) + 0.25))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid = figure.subplots(len(rows), len(images), squeeze=False)
-    for number, (axes_of_row, (title, pictures)) in enumerate(zip(grid, rows, strict=True)):
+    for number, (axes_of_row, row) in enumerate(zip(grid, rows, strict=True)):
+        title, pictures, augment = row
         for column, axes in enumerate(axes_of_row):
             text = labels[column] if labels is not None and number == 0 else ""
-            _show(axes, pictures[column], text)
+            _show(axes, pictures[column], text, augment)
         axes_of_row[0].text(
             -0.08, 0.5, title, transform=axes_of_row[0].transAxes, ha="right", va="center",
             fontsize=11,
@@ -140,10 +142,12 @@ def _draw_something(augment: PolicyTransform, n: int) -> tuple[Actions, float]:
     return actions.select(first), float(applied.double().mean())
 
 
-def _show(axes: Axes, image: Tensor, title: str) -> None:
-    top = 255 if image.dtype == torch.uint8 else 1
-    picture = image.permute(1, 2, 0).float().cpu().numpy() / top
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+def _show(axes: Axes, image: Tensor, title: str, augment: PolicyTransform) -> None:
+    """Three channels are colours; others are shown as their mean."""
+    pixels = pixel_format(image.dtype, len(image), augment.value_range)
+    picture = (image.float().cpu() - pixels.low) / (pixels.high - pixels.low)
+    picture = picture.clamp(0, 1) if len(picture) == 3 else picture.mean(0, keepdim=True)
+    axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 

@@ -65,7 +65,7 @@ def check_transform(
     * ``reference``: the result is that of a reference.
 
     Args:
-        transform: tensors (C, H, W) or (B, C, H, W), uint8 or floating in [0, 1], to such.
+        transform: tensors (C, H, W) or (B, C, H, W), of a dtype that ``images`` draws, to such.
         replay: ``replay(images, index)`` applies what the latest call drew; with an index, to one
             image (C, H, W) what was drawn for that image of the batch.
         neutral: the transform at the magnitude where it is the identity.

@@ -84,8 +84,8 @@ def fit(
             is an updater, and else leaves the policy as it is.
         updater: of ``augment``'s policy.
         engine: to align with; None makes a ``GradientAlignment(model)`` for a GARUpdater.
-        preprocess: images -> the model's input, on both kinds of batches; None scales uint8 to
-            float32 in [0, 1].
+        preprocess: images -> the model's input, on both kinds of batches; None scales uint8
+            and uint16 to float32 in [0, 1].
         criterion: (outputs, targets) -> mean loss; None is cross entropy.
         scheduler: stepped after every batch that was not skipped.
         evaluate: called after each epoch; what it returns joins the metrics.

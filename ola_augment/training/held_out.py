@@ -32,7 +32,8 @@ class HeldOut:
         smoothing: of the running mean, in [0, 1).
         calibrate: take the gradient of the loss at the best temperature. A model that is too sure
             of itself asks for whatever makes it less sure, inverted images among it.
-        loss: None is cross entropy of a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+        loss: None is cross entropy of a batch (inputs, targets), inputs of uint8 and
+            uint16 scaled to [0, 1].
 
     Raises:
         ValueError: ``smoothing`` out of range, or batches that can be read once only.

@@ -121,7 +121,7 @@ class OLALearner:
             ignored), else ``GARUpdater(augment.policy, lr)``.
         engine: instead of ``GradientAlignment(model)``.
         loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of a
-            batch (inputs, targets), uint8 inputs scaled to [0, 1].
+            batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
 
     Attributes:
         policy: that learns.
@@ -263,7 +263,7 @@ class OLALearner:
                 images; they come back into the training by :meth:`loader`.
             pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
-                a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+                a batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
             preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the
                 training images get.
             target_domain: whether held-out images are of another domain than the training images.
@@ -479,7 +479,7 @@ class OLALearner:
         which every operation was dropped.
 
         Args:
-            images: (B, C, H, W), or clips (B, T, C, H, W); uint8 or floating in [0, 1].
+            images: (B, C, H, W), or clips (B, T, C, H, W).
             clips: whether five dimensions are clips, an example of the model each, whose frames
                 share a draw; False for a model that takes each of B x T images for an example.
 

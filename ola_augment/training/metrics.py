@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ola_augment.kernels.pixel_format import DTYPES
 from ola_augment.policy import Policy
 
 
@@ -116,15 +117,27 @@ def hits(outputs: Any, targets: Any) -> float | None:
 
 
 def scale_to_float(images: Tensor) -> Tensor:
-    """Uint8 images to float32 in [0, 1]; floating images as they are.
+    """Images of integers to float32 in [0, 1]; floating images as they are.
 
     Args:
-        images: of any shape.
+        images: of any shape; uint16 of the whole range of 16 bits, other integers of 0 .. 255.
 
     Returns:
         A tensor of the same shape.
+
+    Raises:
+        TypeError: int16, whose range only its user knows.
     """
-    return images if images.is_floating_point() else images.float() / 255
+    if images.is_floating_point():
+        return images
+    ends = DTYPES.get(images.dtype, (0, 255))
+    if ends is None:
+        raise TypeError(
+            f"{str(images.dtype).removeprefix('torch.')} images have no black and white of their "
+            "own: scale them in preprocess= (or loss=), lambda images: (images - low) / (high - "
+            "low)"
+        )
+    return images.float() / ends[1]
 
 
 def accuracy(
@@ -137,7 +150,7 @@ def accuracy(
     Args:
         model: images -> (B, classes).
         batches: of images (B, C, H, W) and labels (B,).
-        preprocess: images -> the model's input; by default uint8 is scaled to [0, 1].
+        preprocess: images -> the model's input; by default integers are scaled to [0, 1].
 
     Returns:
         The share.

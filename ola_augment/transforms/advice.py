@@ -35,6 +35,35 @@ def way_out(mode: str) -> str:
     return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
 
 
+def to_bytes(mode: str) -> str:
+    """Code that makes a picture of bytes of one of 16 bits; Pillow's convert cuts off at 255.
+
+    Args:
+        mode: that the pictures beside it have, or are brought to.
+    """
+    code = "image.point(lambda level: level * 255 / top + 0.5).convert('L')"
+    more = "" if mode == "L" else f".convert({mode!r})"
+    return f"{code}{more}, with the level that is white as top, 65535 where all 16 bits are used"
+
+
+def check_clips(shape: tuple[int, ...]) -> None:
+    """Refuse a plain tensor of five or more dimensions whose channels seem to come first.
+
+    Raises:
+        ValueError: 1 or 3 frames of more than 4 channels.
+    """
+    frames, channels = shape[-4:-2]
+    if frames not in (1, 3) or channels <= 4:
+        return
+    raise ValueError(
+        f"five and more dimensions are (..., T, C, H, W), got {shape}, which looks like "
+        "(..., C, T, H, W), as models of torchvision and pytorchvideo take clips: "
+        "clips.transpose(-4, -3) turns it, and turns the augmented clips back; if it holds "
+        f"{frames} of {channels} channels each, tv_tensors.Video(clips) says that they are frames "
+        "of a clip, which share a draw, and tv_tensors.Image(images) that they are images"
+    )
+
+
 def check_array(array: NDArray[np.generic]) -> None:
     """Refuse an array that is no image (..., H, W, C).
 
@@ -43,10 +72,20 @@ def check_array(array: NDArray[np.generic]) -> None:
         ValueError: another byte order than the machine's, or another shape.
     """
     if isinstance(array, np.ma.MaskedArray):
+        turned, seen = ".movedim(-1, -3)", ".any(-1)"
+        if array.ndim < 3:
+            turned, seen = "[None]", ""
+        elif channels_first(array.shape):
+            turned, seen = "", ".any(-3)"
         raise TypeError(
             "the mask of a numpy.ma.MaskedArray would be lost; pass both: "
-            "tv_tensors.Image(torch.from_numpy(image.filled(0)).movedim(-1, 0)) and "
-            "tv_tensors.Mask(np.ma.getmaskarray(image).any(-1))"
+            f"tv_tensors.Image(torch.from_numpy(image.filled(0)){turned}) and "
+            f"tv_tensors.Mask(np.ma.getmaskarray(image){seen})"
+        )
+    if not torch_has(array.dtype):
+        raise TypeError(
+            f"NumPy images must be of numbers that torch has, got {array.dtype}; "
+            "image.astype(np.float32) makes some of wider ones, np.stack(image) of objects"
         )
     if not array.dtype.isnative:
         raise ValueError(
@@ -67,6 +106,12 @@ def check_array(array: NDArray[np.generic]) -> None:
             "(C, H, W), as tifffile, rasterio and zarr have it; np.moveaxis(image, -3, -1) turns "
             "it, or pass torch.from_numpy(image)"
         )
+
+
+def torch_has(dtype: np.dtype[np.generic]) -> bool:
+    """Whether torch has such numbers, of any byte order."""
+    widest = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}
+    return dtype.itemsize <= widest.get(dtype.kind, 0)
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:

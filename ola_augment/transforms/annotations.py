@@ -93,21 +93,17 @@ def _move_points(points: Tensor, matrix: Tensor) -> Tensor:
     return _whole(_moved(points.double() + 0.5, matrix).floor(), points.dtype, "KeyPoints")
 
 
-def _clamps(boxes: tv_tensors.BoundingBoxes) -> bool:
-    """Whether boxes are to stay inside; torchvision 0.23 has no modes."""
-    return getattr(boxes, "clamping_mode", "soft") is not None
-
-
 def _move_boxes(boxes: tv_tensors.BoundingBoxes, matrix: Tensor) -> Tensor:
     values, size = boxes.as_subclass(Tensor), boxes.canvas_size
+    clamps = boxes.clamping_mode is not None
     if tv_tensors.is_rotated_bounding_format(boxes.format):
         turned = move_rotated(values.double(), matrix, boxes.format)
-        if _clamps(boxes) and not _is_onto_itself(matrix, size):
+        if clamps and not _is_onto_itself(matrix, size):
             turned = tvf.clamp_bounding_boxes(turned, boxes.format, size, boxes.clamping_mode)
         return turned.to(values.dtype)
     xyxy = tvf.convert_bounding_box_format(values.double(), boxes.format, _XYXY)
     corners = _moved(xyxy[..., [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)
-    if _clamps(boxes) and not _is_onto_itself(matrix, size):
+    if clamps and not _is_onto_itself(matrix, size):
         limit = torch.tensor([size[1], size[0]], device="cpu").to(corners)
         corners = corners.clamp(torch.zeros_like(limit), limit)
     upright = torch.cat((corners.amin(-2), corners.amax(-2)), -1)

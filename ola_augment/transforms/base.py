@@ -36,10 +36,10 @@ class PolicyTransform(Batches):
     share one.
 
     Images are uint8, uint16 or floating in [0, 1] (or ``value_range``), of any number of channels.
-    uint8 on the CPU gives Pillow's
-    result; a float image k/255 gives that of the uint8 image k within the bounds in the docs. What
-    resizing leaves outside of [0, 1] is accepted, and what no operation changes comes back bit for
-    bit; floats that lie outside by more than 0.035 on average are another scale and are refused.
+    uint8 on the CPU gives Pillow's result; a float image k/255 gives that of the uint8 image k
+    within the bounds in the docs. What resizing leaves outside of the range is accepted, and what
+    no operation changes comes back bit for bit; floats that lie outside by more than 0.035 of it on
+    average are another scale and are refused.
 
     Args:
         policy: what to draw from.

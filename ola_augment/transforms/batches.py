@@ -22,8 +22,8 @@ class Batches(Hooks):
         """Draw for each image, or clip, and apply.
 
         Args:
-            images: (B, C, H, W) or (C, H, W), B may be 0, or several dimensions; uint8 or floating
-                in [0, 1]. A ``Video`` (..., T, C, H, W) is clips.
+            images: (B, C, H, W) or (C, H, W), B may be 0, or several dimensions. A ``Video``
+                (..., T, C, H, W) is clips.
             clips: whether five and more dimensions of a plain tensor are clips (..., T, C, H, W),
                 whose frames share a draw, or images.
 
@@ -34,9 +34,9 @@ class Batches(Hooks):
 
         Raises:
             TypeError: no tensor, or another dtype.
-            ValueError: another rank or number of channels, floats outside [0, 1] by more than 0.035
-                on average, or NaN. On an accelerator the values are checked on the first batch
-                only, as it costs a synchronisation.
+            ValueError: another rank, clips whose channels seem to come first, floats outside of
+                their range by more than 0.035 of it on average, or NaN. On an accelerator the
+                values are checked on the first batch only, as it costs a synchronisation.
         """
         picture = _with_clips(images, clips)
         params = self._draw([picture])
@@ -46,7 +46,7 @@ class Batches(Hooks):
         """Apply actions drawn before; deterministic.
 
         Args:
-            images: (B, C, H, W) or (C, H, W), or several dimensions; uint8 or floating in [0, 1].
+            images: (B, C, H, W) or (C, H, W), or several dimensions, as :meth:`augment`.
             actions: as many as there are images, or clips, from the same search space.
             clips: whether five and more dimensions of a plain tensor are clips (..., T, C, H, W),
                 whose frames share a draw, or images.

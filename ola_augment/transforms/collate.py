@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
 from ola_augment.actions import Actions
+from ola_augment.transforms.advice import to_bytes
 from ola_augment.transforms.inputs import Clips, WithAlpha, check_picture, layout, to_tensor
 
 
@@ -71,19 +72,7 @@ def _stack(pictures: list[Any]) -> Tensor:
         if isinstance(picture, (PIL.Image.Image, np.ndarray)):
             check_picture(picture)
     tensors = [to_tensor(picture) for picture in pictures]
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
-        ways = []
-        if len({shape[-2:] for shape in shapes}) > 1:
-            ways.append("resize or crop them in the data set")
-        if len({shape[-3:-2] for shape in shapes}) > 1:
-            ways.append("make grey and colour files alike there, image.convert('RGB')")
-        if len({shape[:-3] for shape in shapes}) > 1:
-            ways.append("take as many frames of each there")
-        raise ValueError(
-            f"images of a batch must have one shape, got {' and '.join(map(str, sorted(shapes)))}; "
-            f"{', and '.join(ways)}"
-        )
+    _check_alike(pictures, tensors)
     stacked = torch.stack(tensors)
     if isinstance(first, PIL.Image.Image) and layout(first).alpha:
         return stacked.as_subclass(WithAlpha)
@@ -96,3 +85,40 @@ def _stack(pictures: list[Any]) -> Tensor:
             f"{tuple(stacked.shape[1:])}"
         )
     return stacked.as_subclass(Clips) if stacked.ndim == 5 else stacked
+
+
+def _check_alike(pictures: list[Any], tensors: list[Tensor]) -> None:
+    """Refuse pictures that cannot be stacked.
+
+    Raises:
+        ValueError: of several shapes or dtypes, with what to do.
+    """
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+    if len(shapes) == len(dtypes) == 1:
+        return
+    ways = []
+    if len({shape[-2:] for shape in shapes}) > 1:
+        ways.append("resize or crop them in the data set")
+    if len({shape[-3:-2] for shape in shapes}) > 1 or len(dtypes) > 1:
+        ways.append(_way_to_one_kind(pictures))
+    if len({shape[:-3] for shape in shapes}) > 1:
+        ways.append("take as many frames of each there")
+    got = " and ".join(map(str, shapes if len(shapes) > 1 else dtypes))
+    what = "shape" if len(shapes) > 1 else "dtype"
+    raise ValueError(f"images of a batch must have one {what}, got {got}; {', and '.join(ways)}")
+
+
+def _way_to_one_kind(pictures: list[Any]) -> str:
+    """What makes pictures of several modes, numbers of channels or dtypes alike."""
+    if not all(isinstance(picture, PIL.Image.Image) for picture in pictures):
+        return (
+            "bring them there to one number of channels, image.expand(3, -1, -1) for one of grey, "
+            "and to one dtype, v2.functional.to_dtype(image, torch.float32, scale=True) for "
+            "levels that use all of theirs"
+        )
+    modes = {picture.mode for picture in pictures}
+    colour, alpha = bool(modes & {"RGB", "RGBA"}), bool(modes & {"LA", "RGBA"})
+    mode = ("RGB" if colour else "L") + ("A" if alpha else "")
+    way = f"make the files alike there, image.convert({mode!r})"
+    return f"{way}, those of 16 bits by {to_bytes(mode)}" if "I;16" in modes else way

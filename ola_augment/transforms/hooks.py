@@ -46,8 +46,7 @@ class Hooks(Applying):
         pictures = [entry for entry in flat_inputs if not isinstance(entry, ANNOTATIONS)]
         if not pictures:
             raise TypeError(
-                "the input holds no image (PIL, tensor, uint8 array (H, W, C), tv_tensors Image or "
-                "Video)"
+                "the input holds no image (PIL, tensor, array (H, W, C), tv_tensors Image or Video)"
             )
         for picture in pictures:
             self._check(picture)

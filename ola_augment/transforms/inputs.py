@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from ola_augment.kernels import pillow
 from ola_augment.kernels.pixel_format import DTYPES, ValueRange
 from ola_augment.operations.checks import Fill, as_fill, check_images, check_shape, check_size
-from ola_augment.transforms.advice import check_array, way_out
+from ola_augment.transforms.advice import check_array, check_clips, way_out
 
 Fills = Fill | dict[type | str, Fill]
 
@@ -136,7 +136,8 @@ def check_picture(picture: Any) -> None:
     Raises:
         TypeError: none of these, or of a dtype that there are no kernels for.
         ValueError: another PIL mode than :data:`MODES`, another shape than (..., C, H, W) (arrays
-            (..., H, W, C), videos (..., T, C, H, W)), no pixels or more than 2^31.
+            (..., H, W, C), videos (..., T, C, H, W)), no pixels or more than 2^31, or clips
+            whose channels seem to come first.
     """
     if isinstance(picture, PIL.Image.Image):
         if picture.mode not in MODES:
@@ -153,6 +154,9 @@ def check_picture(picture: Any) -> None:
         return
     if isinstance(picture, tv_tensors.Video) and picture.ndim < 4:
         raise ValueError(f"a Video must have shape (..., T, C, H, W), got {tuple(picture.shape)}")
+    plain = type(picture) is Clips or not isinstance(picture, tv_tensors.TVTensor)
+    if plain and isinstance(picture, Tensor) and picture.ndim > 4:
+        check_clips(tuple(picture.shape))
     check_images(to_tensor(picture) if isinstance(picture, Tensor) else picture)
 
 

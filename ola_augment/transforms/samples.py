@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from ola_augment.transforms.advice import channels_first, check_array, native
+from ola_augment.transforms.advice import channels_first, check_array, native, to_bytes, torch_has
 from ola_augment.transforms.annotations import ANNOTATIONS
 from ola_augment.transforms.inputs import layout
 
@@ -41,8 +41,7 @@ def refuse_label_maps(pictures: Sequence[Any]) -> None:
     coloured = {shown.size for shown, _ in found if shown.channels > 1}
     if any(pil and shown.channels == 1 and shown.size in coloured for shown, pil in found):
         deep = any(getattr(picture, "mode", None) == "I;16" for picture in pictures)
-        code = "image.point(lambda level: level / 257).convert('RGB')"  # convert alone clips at 255
-        scaled = f", those of 16 bits after {code}" if deep else ""
+        scaled = f", those of 16 bits after {to_bytes('RGB')}" if deep else ""
         raise ValueError(
             "the images of a list get a draw each, and this list holds a grey PIL image beside a "
             "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
@@ -69,7 +68,7 @@ def refuse_unseen_image(flat_sample: list[Any], chosen: list[bool]) -> None:
     for entry in flat_sample:
         kind = type(entry).__name__
         if isinstance(entry, np.ndarray) and entry.ndim > 1:
-            if isinstance(entry, np.ma.MaskedArray):
+            if isinstance(entry, np.ma.MaskedArray) or not torch_has(entry.dtype):
                 check_array(entry)
             code = "image" if entry.dtype.isnative else native("image")
             code = f"torch.from_numpy({code})"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
 from ola_augment.kernels.kind import Kind
-from ola_augment.kernels.levels import wide_dtype
+from ola_augment.kernels.precision import wide_dtype
 from ola_augment.kernels.table import TABLE, Affine
 from ola_augment.operation import Operation
 from ola_augment.operations.executors.own import computed_in, run_with_magnitudes
