@@ -204,6 +204,7 @@ def test_arrays_of_no_numbers_that_torch_has_are_refused(dtype):
             assert np.array_equal(floats, ARRAY)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_tensors_without_dense_values_are_refused():
     nested = torch.nested.nested_tensor([RGB[0] / 255, RGB[1, :, :9] / 255])
     made = advice(refusal(nested, TypeError), r"list\(images\.unbind\(\)\)", images=nested)
