@@ -1,6 +1,7 @@
 """Pictures of several channels and depths through the transforms: PIL's modes, arrays, batches."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,7 @@ from images import crops
 from PIL import Image, ImageEnhance
 from pillow_reference import one_operation, pillow_apply
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tvf
 
 from ola_augment import (
     OLAAugment,
@@ -235,8 +237,22 @@ def test_integers_are_scaled_by_all_of_their_levels_for_the_model():
     assert scale_to_float(halves) is halves
     with pytest.raises(TypeError, match="int16 images have no black and white") as caught:
         scale_to_float(torch.tensor([-1000, 500, 2000]).short())
-    way = eval(str(caught.value).split("loss=), ")[1], {"low": -1000, "high": 2000})
-    assert way(torch.tensor([-1000, 500, 2000]).short()).tolist() == [0, 0.5, 1]
+    for low, high in ((-1000, 2000), (-30000, 30000)):
+        way = eval(str(caught.value).split("loss=), ")[1], {"low": low, "high": high})
+        middle = (low + high) // 2
+        assert way(torch.tensor([low, middle, high]).short()).tolist() == [0, 0.5, 1]
+
+
+def test_what_torchvision_does_with_many_bands():
+    bands13 = crops(1, 8, 8)[0].repeat(5, 1, 1)[:13]
+    for adjust in (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation):
+        with pytest.raises(TypeError, match="channel"):
+            adjust(bands13, 1.5)
+    for adjust in (partial(tvf.adjust_sharpness, sharpness_factor=1.5), tvf.autocontrast):
+        with pytest.raises(TypeError, match="channel"):
+            adjust(bands13)
+    for same in (tvf.equalize, tvf.invert, tvf.horizontal_flip, partial(tvf.posterize, bits=4)):
+        assert same(bands13).shape == bands13.shape
 
 
 # ------------------------------------------------------------------------------------ settings

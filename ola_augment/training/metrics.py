@@ -134,8 +134,8 @@ def scale_to_float(images: Tensor) -> Tensor:
     if ends is None:
         raise TypeError(
             f"{str(images.dtype).removeprefix('torch.')} images have no black and white of their "
-            "own: scale them in preprocess= (or loss=), lambda images: (images - low) / (high - "
-            "low)"
+            "own: scale them in preprocess= (or loss=), lambda images: (images.float() - low) / "
+            "(high - low)"
         )
     return images.float() / ends[1]
 

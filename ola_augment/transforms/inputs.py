@@ -167,6 +167,8 @@ def to_tensor(picture: Any) -> Tensor:
     if isinstance(picture, np.ndarray):
         # A copy: torch takes no read-only arrays and no negative strides.
         return torch.from_numpy(picture.copy()).movedim(-1, -3)
+    if type(picture) is Tensor:
+        return picture
     with torch._C.DisableTorchFunctionSubclass():  # which would make the subclass of it again
         plain: Tensor = picture.as_subclass(Tensor)
     return plain
