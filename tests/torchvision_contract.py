@@ -375,7 +375,7 @@ def other_integers(make: Make) -> None:
 def many_bands(make: Make) -> None:
     """Tensors of 2, 5 and 13 channels, uint8 and float32."""
     for channels in (2, 5, 13):
-        for seed in range(10):
+        for seed in range(5):
             given = pixels(channels=channels)
             for images in (given, given / 255):
                 out = seeded(make(), images, seed=seed)
