@@ -325,23 +325,25 @@ def test_norms_of_named_parameters() -> None:
         pass
 
 
-def test_a_frozen_tensor_parallel_body() -> None:
+def test_a_frozen_tensor_parallel_body_goes_before_the_engines_part() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)).double()
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         body = parallelize_module(body, init_device_mesh("cpu", (1,)), plan)
         model = nn.Sequential(body, nn.Linear(6, 3).double())
-        with pytest.raises(ValueError, match=r"'0\.0\.weight' is sharded"):
+        with pytest.raises(ValueError, match=r"^parameter '0\.0\.weight' is sharded"):
             GradientAlignment(model)
         body.requires_grad_(False)
-        engine, g = GradientAlignment(model), random_direction(model)
+        with pytest.raises(ValueError, match="give the engine the plain part of the model alone"):
+            GradientAlignment(model)
+        head = model[1]
+        engine, g = GradientAlignment(head), random_direction(head)
         for _ in range(2):
             x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
             with engine.capture() as captured:
                 F.cross_entropy(model(x), y, reduction="sum").backward()
-            head = {name[2:]: one for name, one in g.items()}
-            torch.testing.assert_close(captured.align(g), per_example(model[1], body(x), y, head))
+            torch.testing.assert_close(captured.align(g), per_example(head, body(x), y, g))
     finally:
         dist.destroy_process_group()
 

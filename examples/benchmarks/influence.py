@@ -1,12 +1,11 @@
 """Influence scores <grad l_i, g_r> of a batch for R references: the engine beside other ways.
 
 The references are the gradients of R test examples. Processor time of one thread for all scores,
-over that of a plain forward and backward pass; both in turns, medians. captum's and dattri's TracIn
-take the test examples themselves: their time has the references' gradients in it. Every way is
-compared with one backward for each example in double precision; libraries that are not installed
-are left out.
+over that of a plain forward and backward pass; both in turns, medians. captum's TracIn takes the
+test examples themselves: its time has the references' gradients in it. Every way is compared with
+one backward for each example in double precision; libraries that are not installed are left out.
 
-    pip install captum dattri opacus
+    pip install captum opacus
     OMP_NUM_THREADS=1 python examples/benchmarks/influence.py --references 1 16
 """
 
@@ -118,19 +117,6 @@ def captum_tracin(model: nn.Module, train: Batch, test: Batch) -> Callable[[], T
     return lambda: tracin.influence(test)
 
 
-def dattri_tracin(model: nn.Module, train: Batch, test: Batch) -> Callable[[], Tensor]:
-    def loss(parameters: dict[str, Tensor], example: Batch) -> Tensor:
-        outputs = functional_call(model, parameters, example[0].unsqueeze(0))
-        return F.cross_entropy(outputs, example[1].unsqueeze(0))
-
-    task = importlib.import_module("dattri.task").AttributionTask(loss, model, model.state_dict())
-    tracin = importlib.import_module("dattri.algorithm.tracin").TracInAttributor(
-        task, torch.ones(1), normalized_grad=False
-    )
-    loaders = [DataLoader(TensorDataset(*batch), len(batch[0])) for batch in (train, test)]
-    return lambda: tracin.attribute(*loaders).T
-
-
 WAYS = {
     "engine": with_engine,
     "vmap of grad": with_vmap,
@@ -138,7 +124,7 @@ WAYS = {
     "one backward each": with_backwards,
 }
 # Of test examples, not of their gradients.
-TRACIN = {"captum's TracInCP": captum_tracin, "dattri's TracIn": dattri_tracin}
+TRACIN = {"captum's TracInCP": captum_tracin}
 
 
 def time_of(run: Callable[[], object], plain: Callable[[], object], repeats: int) -> float:

@@ -76,8 +76,8 @@ def refuse_sharded(model: nn.Module) -> None:
     """Refuse parameters that processes share out, also while they are together.
 
     Between a forward pass without backward and the next step FSDP2 leaves the parameters of its
-    root whole; they are no parameters that a hook or a copy survives. Frozen ones of a tensor
-    parallel layer are none of the engine's.
+    root whole; they are no parameters that a hook or a copy survives. Frozen layers of them hand
+    data on in ways that no mode of torch sees.
 
     Raises:
         ValueError: naming one of them.
@@ -85,11 +85,18 @@ def refuse_sharded(model: nn.Module) -> None:
     for name, module in model.named_modules():
         sharded = any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
         for own, parameter in module.named_parameters(name, recurse=sharded):
-            if sharded or (parameter.requires_grad and hasattr(parameter, "placements")):
+            if not (sharded or hasattr(parameter, "placements")):
+                continue
+            if not parameter.requires_grad:
                 raise ValueError(
-                    f"parameter {own!r} is sharded over processes (DTensor, FSDP): alignments need "
-                    "whole parameters; use DistributedDataParallel"
+                    f"frozen parameter {own!r} is sharded over processes (DTensor, FSDP), and what "
+                    "its layer does with the examples cannot be followed: give the engine the "
+                    "plain part of the model alone, and call the frozen part before it"
                 )
+            raise ValueError(
+                f"parameter {own!r} is sharded over processes (DTensor, FSDP): alignments need "
+                "whole parameters; use DistributedDataParallel"
+            )
 
 
 def _refusal(module: nn.Module, fallback: bool) -> str | None:
