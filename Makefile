@@ -61,6 +61,7 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
+	$(BIN)/python examples/benchmarks/kornia_operations.py
 	$(BIN)/python examples/benchmarks/alignment.py
 
 gpu: ## on a machine with an NVIDIA GPU: all that wants one, in eight minutes, as a table

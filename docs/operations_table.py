@@ -24,6 +24,7 @@ def magnitudes(row: Row, space: SearchSpace) -> str:
     if operation.low is None:
         return "-"
     unit = f" {row.unit}".rstrip() + (f" of {operation.per}" if operation.side else "")
+    unit += f" (of any larger side, too: up_to={operation.up_to})" if operation.up_to else ""
     sign = "± " if operation.signed else ""
     whole = ", whole" if operation.integer else ""
     return f"{sign}{operation.low:g} .. {operation.high:g}{unit}{whole}"

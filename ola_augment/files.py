@@ -19,6 +19,8 @@ from ola_augment.space import SearchSpace
 FORMAT = "ola_augment/policy/2"
 _FIRST_FORMAT = "ola_augment/policy/1"  # an OLAPolicy, without its kind
 _FIELDS = ("name", "low", "high", "integer", "signed", "side", "per")
+#: Written where it is given: files without it are those of operations that have none.
+_UP_TO = "up_to"
 
 # No policy needs more; a small file must not ask for much memory.
 _MOST_BYTES = 64 * 2**20
@@ -219,7 +221,9 @@ def _check_size(path: Path, content: dict[str, Any]) -> None:
 
 def _describe(space: SearchSpace) -> dict[str, Any]:
     operations = [
-        {field: getattr(operation, field) for field in _FIELDS} for operation in space.operations
+        {field: getattr(operation, field) for field in _FIELDS}
+        | ({} if operation.up_to is None else {_UP_TO: operation.up_to})
+        for operation in space.operations
     ]
     return {
         "name": space.name,

@@ -26,7 +26,8 @@ class Operation:
 
     The magnitude of bin k out of ``num_bins`` is ``low + (high - low) * k / (num_bins - 1)``. With
     ``integer`` the distance from ``low`` is truncated to a whole number. With ``side`` it is a
-    number of pixels that grows with that side of the image: ``high`` is for a side of ``per``.
+    number of pixels that grows with that side of the image, no further than up to ``up_to``:
+    ``high`` is for a side of ``per``.
 
     Args:
         name: one of the built-in operations (the keys of ``ola_augment.kernels.table.TABLE``, named
@@ -37,12 +38,18 @@ class Operation:
         signed: negate the magnitude with probability 1/2.
         side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
         per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
+        up_to: the side in pixels up to which magnitudes grow, 1 .. 1,000,000: larger images get
+            those of this side; None: they grow with any side.
         kernel: a user's own operation, ``kernel(images, magnitudes) -> images``, called with
             float32 images (n, C, H, W), their range brought and clamped to [0, 1], and signed
             magnitudes (n,) float32 (zeros without a magnitude). The result, of the same shape, is
-            clamped to [0, 1] where it differs from the images. A kernel that does not take any
+            floating and clamped to [0, 1] where it differs from the images, or uint8, whose levels
+            are 0 .. 255; other dtypes and scales are refused. A kernel that does not take any
             number of channels may have a method ``check_channels(channels)`` that raises a
-            ValueError for others: it is asked before anything is drawn.
+            ValueError for others: it is asked before anything is drawn. One that takes a part of
+            the image away may have ``erases = True`` and ``erased(magnitudes, centers, height,
+            width)``, which pixels as (n, height, width) bool: masks lose them as well, if there is
+            a ``matrix``, too (of (n, 2, 3) identities, where nothing moves).
         matrix: a user's own geometric operation, ``matrix(magnitudes, height, width) -> matrices``,
             called with signed magnitudes (n,) float64. Row by row the result, (n, 2, 3), says which
             point of the image each point (x, y) of the result shows: ``matrix @ (x, y, 1)``, in
@@ -79,6 +86,7 @@ class Operation:
     kernel: Kernel | None = field(default=None, repr=False)
     matrix: MatrixFunction | None = field(default=None, repr=False)
     random: bool = False
+    up_to: int | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -96,6 +104,10 @@ class Operation:
             raise ValueError(f"{own}: side must be 'width', 'height' or None, got {self.side!r}")
         if not 1 <= self.per <= _LARGEST_PER:
             raise ValueError(f"{own}: per must lie in 1 .. {_LARGEST_PER:,}, got {self.per}")
+        if self.up_to is not None and (self.side is None or not 1 <= self.up_to <= _LARGEST_PER):
+            raise ValueError(
+                f"{own}: up_to must lie in 1 .. {_LARGEST_PER:,} and needs a side, got {self.up_to}"
+            )
         if self.random and self.kernel is None:
             raise ValueError(f"{own}: random is for a kernel of your own, pass kernel=...")
         self._check_domain()
@@ -115,6 +127,8 @@ class Operation:
             if not isinstance(getattr(self, flag), bool):
                 raise TypeError(f"{own}: {flag} must be a bool, got {getattr(self, flag)!r}")
         object.__setattr__(self, "per", whole(f"{own}: per", self.per))
+        if self.up_to is not None:
+            object.__setattr__(self, "up_to", whole(f"{own}: up_to", self.up_to))
         for function in ("kernel", "matrix"):
             value = getattr(self, function)
             if value is not None and not callable(value):
@@ -181,7 +195,8 @@ class Operation:
             return self.high  # computed, it may lie an ulp outside of what is accepted
         span, steps = self.high - self.low, float(num_bins - 1)
         if self.side is not None:
-            span *= width if self.side == "width" else height
+            reach = width if self.side == "width" else height
+            span *= reach if self.up_to is None else min(reach, self.up_to)
             steps *= self.per
         # Multiplied before divided: k * (span / steps) can fall just under a whole number.
         distance = span * magnitude_bin / steps

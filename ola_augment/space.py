@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from ola_augment.operation import Operation, inside, whole
 __all__ = ["Operation", "SearchSpace", "named_space"]
 
 _LARGEST_BINS = 10**4
+_TRANSLATED: tuple[tuple[str, Literal["width", "height"]], ...] = (
+    ("translate_x", "width"),
+    ("translate_y", "height"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,11 @@ class SearchSpace:
     def wide_long(cls, num_magnitude_bins: int = 31) -> SearchSpace:
         """WideLong, 19 operations with wide ranges (right column of the paper's Table 3).
 
+        Images are translated by up to their whole side, as in the paper, whose images have 32
+        pixels, and by no more than 32 pixels where they are larger, as in TrivialAugment: half of
+        an image of 224 pixels uncovered on average, and nothing but black at the far end, would
+        keep no label.
+
         Args:
             num_magnitude_bins: 2 .. 10,000.
 
@@ -101,10 +111,34 @@ class SearchSpace:
             Operation("cutout", 0, 6, integer=True, side="width", per=10),
         )
         return cls(
-            _shared(degrees=135, bits=6, factors=(0.01, 2.0), shear=0.99, pixels=32) + more,
+            _shared(135, 6, (0.01, 2.0), 0.99, pixels=32, up_to=32) + more,
             num_magnitude_bins,
             "wide_long",
         )
+
+    @classmethod
+    def trivial_augment(cls, num_magnitude_bins: int = 31) -> SearchSpace:
+        """The 14 operations of TrivialAugment as torchvision has them (TrivialAugmentWide).
+
+        Images of any size are translated by at most 32 pixels. The enhancing operations reach as
+        far to either side of 1 over the bins, where torchvision draws a sign.
+
+        Args:
+            num_magnitude_bins: 2 .. 10,000.
+
+        Returns:
+            The space, named ``"trivial_augment"``.
+        """
+        wide = _shared(degrees=135, bits=6, factors=(0.01, 1.99), shear=0.99, pixels=32)
+        changed = {
+            "rotate": Operation("rotate", 0, 135, signed=True),
+            "solarize": Operation("solarize", 255, 0),
+        } | {
+            name: Operation(name, 0, 32, integer=True, signed=True)
+            for name in ("translate_x", "translate_y")
+        }
+        operations = tuple(changed.get(operation.name, operation) for operation in wide)
+        return cls(operations, num_magnitude_bins, "trivial_augment")
 
     def magnitudes(self, height: int, width: int) -> Tensor:
         """Every magnitude of the space for images of one size, without signs.
@@ -159,14 +193,23 @@ def named_space(space: str | SearchSpace, num_magnitude_bins: int = 31) -> Searc
         return space
     if not isinstance(space, str):
         raise TypeError(f"space must be a name or a SearchSpace, got {type(space).__name__}")
-    makers = {"rand_augment": SearchSpace.rand_augment, "wide_long": SearchSpace.wide_long}
+    makers = {
+        "rand_augment": SearchSpace.rand_augment,
+        "wide_long": SearchSpace.wide_long,
+        "trivial_augment": SearchSpace.trivial_augment,
+    }
     if space not in makers:
         raise ValueError(f"unknown space {space!r}; known are {', '.join(makers)}")
     return makers[space](num_magnitude_bins)
 
 
 def _shared(
-    degrees: int, bits: int, factors: tuple[float, float], shear: float, pixels: int
+    degrees: int,
+    bits: int,
+    factors: tuple[float, float],
+    shear: float,
+    pixels: int,
+    up_to: int | None = None,
 ) -> tuple[Operation, ...]:
     """Build the 14 operations that both spaces have, in the order of Table 3."""
     return (
@@ -182,8 +225,10 @@ def _shared(
         Operation("sharpness", *factors),
         Operation("shear_x", 0, shear, signed=True),
         Operation("shear_y", 0, shear, signed=True),
-        Operation("translate_x", 0, pixels, integer=True, signed=True, side="width"),
-        Operation("translate_y", 0, pixels, integer=True, signed=True, side="height"),
+        *(
+            Operation(name, 0, pixels, integer=True, signed=True, side=side, up_to=up_to)
+            for name, side in _TRANSLATED
+        ),
     )
 
 

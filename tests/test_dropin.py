@@ -365,11 +365,11 @@ def test_numpy_in_numpy_out(channels):
 
 def test_an_array_in_a_sample_is_its_image():
     image = RGB[0].permute(1, 2, 0).numpy()
-    sample = {"image": image, "bboxes": np.zeros((2, 4)), "label": torch.tensor(3), "id": "x"}
+    sample = {"image": image, "scores": np.zeros((2, 4)), "label": torch.tensor(3), "id": "x"}
     transform = always(Operation("flip_lr"))
     out = transform(sample)
     np.testing.assert_array_equal(out["image"], image[:, ::-1])
-    assert all(out[key] is sample[key] for key in ("bboxes", "label", "id"))
+    assert all(out[key] is sample[key] for key in ("scores", "label", "id"))
     mask = tv_tensors.Mask(torch.from_numpy(image[..., 0].copy()))
     out = transform({"image": image, "mask": mask})
     assert torch.equal(out["mask"].as_subclass(torch.Tensor), RGB[0, 0].flip(-1))
@@ -380,6 +380,36 @@ def test_an_array_in_a_sample_is_its_image():
     for mask in (image[..., 0], image.copy(), (image[..., 0] > 3)[..., None]):
         with pytest.raises(ValueError, match=r"two arrays of size \(16, 20\).*tv_tensors.Mask"):
             transform({"image": image, "mask": mask})
+
+
+def test_dictionaries_of_albumentations_move_all_or_are_refused():
+    image = RGB[0].permute(1, 2, 0).numpy()
+    transform = always(Operation("flip_lr"))
+    size = image.shape[:2]
+    plain = {
+        "bboxes": [(1, 2, 5, 6, "dog")],
+        "keypoints": np.array([[1.5, 2.0]]),
+        "masks": [image[..., 0]],
+        "mask": image[..., 0],
+    }
+    for key, entry in plain.items():
+        for picture in (image, tvf.to_pil_image(RGB[0]), tv_tensors.Image(RGB[0])):
+            with pytest.raises((TypeError, ValueError), match=r"tv_tensors\.\w+"):
+                transform({"image": picture, key: entry})
+    wrapped = {
+        "image": image,
+        "bboxes": tv_tensors.BoundingBoxes([[1, 2, 5, 6]], format="XYXY", canvas_size=size),
+        "keypoints": tv_tensors.KeyPoints([[1.5, 2.0]], canvas_size=size),
+        "masks": [tv_tensors.Mask(torch.from_numpy(image[..., 0].copy()))],
+        "labels": ["dog"],
+    }
+    out = transform(wrapped)
+    np.testing.assert_array_equal(out["image"], image[:, ::-1])
+    assert out["bboxes"].tolist() == [[15, 2, 19, 6]]
+    assert out["keypoints"].tolist() == [[18.5, 2.0]]
+    assert torch.equal(out["masks"][0].as_subclass(torch.Tensor), RGB[0, 0].flip(-1))
+    assert out["labels"] == ["dog"]
+    transform({"image": image, "bboxes": [], "keypoints": None})
 
 
 @pytest.mark.parametrize(

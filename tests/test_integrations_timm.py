@@ -1,5 +1,7 @@
 """timm's RandAugment strings, operation by operation and as distributions, and its loop's parts."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,39 @@ def test_levels_are_distributed_as_timms():
     assert uniform[101:].sum() == 0
 
 
+@pytest.mark.parametrize(
+    "config",
+    ["rand-m9-mstdinf", "rand-m15", "rand-m15-mmax6", "rand-m20-mstd101", "rand-m14-mstd3"],
+)
+def test_levels_that_timm_reads_in_its_own_way(config):
+    aa = pytest.importorskip("timm.data.auto_augment")
+    levels = []
+    ops = aa.rand_augment_transform(config, {}).ops
+    rotate = ops[3]
+    rotate.prob, rotate.aug_fn = 1.0, lambda image, level, **_: levels.append(level)
+    rotate.level_fn = lambda level, _: (level,)
+    random.seed(0)
+    for _ in range(4000):
+        rotate(None)
+    masses = TimmRandAugmentPolicy(config).log_probs().magnitude[3].exp().double().numpy()
+    found, grid = np.array(levels), np.arange(201) / 20
+    assert masses @ grid == pytest.approx(found.mean(), abs=0.15)
+    assert masses[-1] == pytest.approx((found >= 9.975).mean(), abs=0.03)
+    most = np.unique(found.round(2), return_counts=True)[1].max() / 4000
+    assert masses.max() == pytest.approx(most, abs=0.03)
+
+
+def test_create_transform_fills_and_resamples_as_the_guide_says():
+    data = pytest.importorskip("timm.data")
+    made = data.create_transform(32, is_training=True, auto_augment="rand-m9")
+    (augment,) = (t for t in made.transforms if hasattr(t, "ops"))
+    for op in augment.ops:
+        assert op.kwargs["fillcolor"] == (124, 116, 104)
+        assert op.kwargs["resample"] == Image.Resampling.BILINEAR
+    advice = " ".join(TimmRandAugmentPolicy("rand-m9").approximations)
+    assert "fill=(124, 116, 104)" in advice
+
+
 def test_the_string_is_read():
     policy = TimmRandAugmentPolicy("rand-n3-p0.25-m7")
     actions = policy.sample(4000, torch.Generator().manual_seed(0))
@@ -112,7 +147,7 @@ def test_the_string_is_read():
         ("rand-t3a", "'t3a'"),
         ("rand-w0", "'w0'.*unknown; known are m, n, p, mstd, mmax, inc"),
         ("rand-m9.5", "'m9.5' .* no number"),
-        ("rand-m30", r"m of 'rand-m30' must lie in 0 \.\. 10, got 30"),
+        ("rand-m3000", r"m of 'rand-m3000' must lie in 0 \.\. 1000, got 3000"),
         ("rand-mmax30", "mmax"),
         ("rand-n0", "n of"),
         ("rand-p1.5", "p of"),

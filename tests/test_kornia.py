@@ -21,6 +21,8 @@ from ola_augment import (
     load_policy,
     save_policy,
 )
+from ola_augment.integrations.kornia.draws import Draws
+from ola_augment.integrations.kornia.kernels import seeds_of
 from ola_augment.kornia import operation, search_space
 from ola_augment.operations import apply_actions
 
@@ -135,12 +137,11 @@ def test_a_function_of_the_magnitude_gives_any_other_argument():
     assert difference[3::4].std() > 2 * difference[1::4].std() > 0
 
 
-def threshold(center):
-    """What kornia draws for one image when seeded with its centre."""
-    y, x = (int(part) for part in (center * 2**24).tolist())
-    with torch.random.fork_rng():
-        torch.manual_seed(y << 24 | x)
-        return K.RandomSolarize(0.5, (0.0, 0.43)).generate_parameters((1, 3, 24, 40))["thresholds"]
+def thresholds(centers):
+    """What kornia draws for images whose actions recorded these centers."""
+    with Draws(seeds_of(centers, len(centers))):
+        shape = (len(centers), 3, 24, 40)
+        return K.RandomSolarize(0.5, (0.0, 0.43)).generate_parameters(shape)["thresholds"]
 
 
 @pytest.mark.parametrize("entry", default_policy, ids=lambda entry: entry[0][0])
@@ -163,9 +164,7 @@ def test_the_search_space_computes_what_kornias_own_wrappers_do(entry):
             mapped = getattr(wrapper._magnitude_fn, "fn", wrapper._magnitude_fn)
             params[wrapper._factor_name] = mapped(magnitude)
         if name == "solarize_add":  # its threshold is random: what the actions record
-            params["thresholds"] = torch.cat(
-                [threshold(center) for center in actions.centers[:, 0]]
-            )
+            params["thresholds"] = thresholds(actions.centers[:, 0])
         expected = wrapper.op(FLOATS, params=params)
         torch.testing.assert_close(result, expected.clamp(0, 1), atol=1e-5, rtol=0)
 

@@ -103,6 +103,37 @@ def test_a_kernel_that_returns_something_else_is_named(floating: bool) -> None:
             apply_actions(images, space, draw(space, 3, 1))
 
 
+LEVELS = {  # invert, in the ways of functions for images of bytes
+    "bytes": lambda x, _: 255 - (x * 255).round().to(torch.uint8),
+    "int64": lambda x, _: 255 - (x * 255).round().long(),
+    "bool": lambda x, _: x < 0.5,
+    "floats": lambda x, _: 255 - x * 255,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 6])
+def test_kernels_for_bytes_are_taken_as_such_and_other_scales_refused(dtype, count) -> None:
+    images = crops(count, 16, 16)
+    tops = {torch.uint8: 255, torch.uint16: 65535}
+    top = tops.get(dtype, 1)
+    given = (images.double() * top / 255).to(dtype)
+    for name, kernel in LEVELS.items():
+        space = SearchSpace((Operation("own", kernel=kernel),))
+        drawn = draw(space, count, 1)
+        if name == "bytes":
+            result = apply_actions(given, space, drawn)
+            expected = (255 - images).double() * top / 255
+            assert result.dtype == dtype
+            assert (result.double() - expected).abs().max() <= 1e-6
+            continue
+        refusal = ValueError if name == "floats" else TypeError
+        got = r"\.\. 2\d\d" if name == "floats" else name
+        message = rf"kernel of operation 'own' must return floats in \[0, 1\].* got .*{got}"
+        with pytest.raises(refusal, match=message):
+            apply_actions(given, space, drawn)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_random_kernel_gets_what_was_drawn_for_each_image(dtype: torch.dtype) -> None:
     def lift(images: Tensor, magnitudes: Tensor, uniforms: Tensor) -> Tensor:

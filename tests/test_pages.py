@@ -4,7 +4,9 @@ import contextlib
 import copy
 import functools
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +143,32 @@ def test_extending():
     _, actions = names["augment"].augment(images)
     names["augment"].policy.log_prob(actions).sum().backward()
     assert names["augment"].policy.logit.grad is not None
+
+
+def test_albumentations(monkeypatch):
+    """With a stand-in that blurs nothing: the package is not needed to run the page."""
+
+    def made(*steps, **_):
+        def run(image):
+            steps_here = steps[0] if steps and isinstance(steps[0], list) else ()
+            for step in steps_here:
+                image = step(image=image)["image"]
+            return {"image": image}
+
+        return run
+
+    names = ("Compose", "RandomResizedCrop", "HorizontalFlip", "MotionBlur")
+    monkeypatch.setitem(
+        sys.modules, "albumentations", SimpleNamespace(**dict.fromkeys(names, made))
+    )
+    names = run("guides/albumentations", reader())
+    images = names["images"]
+    assert (
+        names["load"](images[0].movedim(0, -1).numpy()) == images[0].movedim(0, -1).numpy()
+    ).all()
+    result, actions = names["OLAAugment"](names["space"], max_ops=2).augment(images)
+    assert (result == images).all()
+    assert actions.batch_size == len(images)
 
 
 def test_operations():

@@ -62,7 +62,8 @@ def test_cutout_reaches_19_pixels_at_32():
 def test_pixels_follow_their_side_exactly(height, width):
     for space, largest in ((SearchSpace.rand_augment(), 10), (SearchSpace.wide_long(), 32)):
         for name, side in (("translate_x", width), ("translate_y", height)):
-            exact = [int(Fraction(k * largest * side, 30 * 32)) for k in range(31)]
+            grown = min(side, 32) if largest == 32 else side  # WideLong's: at most 32 pixels
+            exact = [int(Fraction(k * largest * grown, 30 * 32)) for k in range(31)]
             assert bins_of(space, name, height, width) == exact
 
 
@@ -124,6 +125,22 @@ def test_spaces_and_operations_do_not_change():
         "Operation(name='mine', low=0, high=1, integer=False, signed=False, side=None, per=32, "
         "random=False)"
     )
+
+
+def test_magnitudes_grow_up_to_a_side():
+    own = Operation("translate_x", 0, 8, side="width", per=16, up_to=64)
+    assert [own.magnitude(30, 31, 9, width) for width in (16, 32, 64, 65, 500)] == [
+        8,
+        16,
+        32,
+        32,
+        32,
+    ]
+    for up_to, error in ((0, ValueError), (1.5, TypeError), (10**6 + 1, ValueError)):
+        with pytest.raises(error, match="up_to"):
+            Operation("translate_x", 0, 8, side="width", up_to=up_to)
+    with pytest.raises(ValueError, match=r"up_to .* needs a side"):
+        Operation("rotate", 0, 8, up_to=3)
 
 
 def test_ends_of_what_is_accepted():

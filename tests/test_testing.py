@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 
 from ola_augment import OLAAugment, PolicyTransform, RandAugment, UniformPolicy
@@ -67,6 +68,9 @@ BROKEN = {
     "batch": (by_batch, {}),
     "neutral": (invert, {"neutral": invert}),
     "reference": (invert, {"reference": lambda x: x}),
+    "empty": (lambda x: x.clone() if x.numel() else x.flatten(), {}),
+    "effect": (torch.clone, {}),
+    "signs": (lambda x: x.roll(1, -1), {}),
 }
 
 
@@ -101,6 +105,72 @@ def test_what_is_right_passes():
     check_transform(OLAAugment(), max_examples=10)
     generator = torch.Generator()
     check_transform(RandAugment(generator=generator), max_examples=10)
+
+
+def own_flip(x, generator=torch.Generator()):  # noqa: B008 - it shall remember
+    return x.flip(-1) if torch.rand(1, generator=generator) < 0.5 else x.clone()
+
+
+def test_what_differs_now_and_then_is_one_failure_of_several():
+    kept = images(dtypes=[torch.uint8], batch=False, sides=(8, 9))
+    message = r"^2 of 2 checks failed\nseed: \(\d, \d, \d\) uint8.*: the second call .* differs by"
+    with pytest.raises(AssertionError, match=message) as caught:
+        check_transform(
+            own_flip, checks=["seed", "reference"], reference=torch.zeros_like, images=kept
+        )
+    assert "tensor(" not in str(caught.value)
+
+
+def test_an_error_on_the_empty_batch_hides_no_wrong_numbers():
+    def breaks(x):
+        return x.reshape(len(x), -1).argmax(-1) if not x.numel() else x + 1
+
+    message = r"\nempty: \(.*\) \w+.*: IndexError.*(.*\n)*reference: \(.*differs by"
+    with pytest.raises(AssertionError, match=message):
+        check_transform(breaks, reference=torch.clone, images=images(batch=True), max_examples=20)
+
+
+def test_what_writes_into_its_input_is_compared_with_what_it_was():
+    def invert_in_place(x):
+        return x.copy_(invert(x))
+
+    batches = images(layouts=["contiguous", "transposed", "channels last"], batch=True)
+    found = {"input", "neutral"}
+    for name in CHECKS:
+        arguments = {"neutral": torch.Tensor.zero_, "reference": invert, "images": batches}
+        if name == "replay":
+            arguments["replay"] = lambda x, _: invert(x)
+        if name in found:
+            with pytest.raises(AssertionError, match=name):
+                check_transform(invert_in_place, checks=[name], max_examples=20, **arguments)
+        else:
+            check_transform(invert_in_place, checks=[name], max_examples=20, **arguments)
+    with pytest.raises(AssertionError, match=r"neutral: .*writes to its input"):
+        check_transform(invert, checks=["neutral"], neutral=zero_later, max_examples=3)
+
+
+def zero_later(x):
+    result = x.clone()
+    x.zero_()
+    return result
+
+
+class Turn:
+    """A rotation whose angle has one sign, or both."""
+
+    def __init__(self, low):
+        self.low = low
+
+    def __call__(self, x):
+        angle = self.low + (30 - self.low) * float(torch.rand(1))
+        return torchvision.transforms.v2.functional.rotate(x, angle)
+
+
+def test_a_draw_that_goes_one_way_is_found():
+    kept = images(dtypes=[torch.uint8, torch.float32], sides=(12, 16), layouts=["contiguous"])
+    check_transform(Turn(-30), checks=["signs", "effect"], images=kept)
+    with pytest.raises(AssertionError, match=r"signs: .*goes one way only: left and right"):
+        check_transform(Turn(0), checks=["signs", "effect"], images=kept)
 
 
 def test_a_transform_of_ours_that_is_broken_is_found():

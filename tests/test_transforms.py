@@ -310,7 +310,7 @@ def test_actions_that_do_not_match_are_refused():
         ({"fill": ()}, ValueError, "one value or one per channel"),
         ({"fill": 70000}, ValueError, r"0 \.\. 65535"),
         ({"fill": "red"}, TypeError, "fill"),
-        ({"space": "wide"}, ValueError, "known are rand_augment, wide_long"),
+        ({"space": "wide"}, ValueError, "known are rand_augment, wide_long, trivial_augment"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):

@@ -26,14 +26,15 @@ _KEYS = {"m": int, "n": int, "p": float, "mstd": float, "mmax": int, "inc": int}
 class TimmRandAugmentPolicy(Policy):
     """What a string such as ``"rand-m9-mstd0.5-inc1"`` means to timm.
 
-    A :class:`PolicyTransform` of it, with ``interpolation="bilinear", fill=128``, augments as timm
-    does, batch by batch; ``OLAAugment(policy.space)`` learns over the same operations and
-    magnitudes. timm need not be installed.
+    A :class:`PolicyTransform` of it, with ``interpolation="bilinear", fill=(124, 116, 104)``,
+    augments as timm's ``create_transform`` does, batch by batch; ``OLAAugment(policy.space)``
+    learns over the same operations and magnitudes. timm need not be installed.
 
     Args:
-        config: sections apart by ``-``, the first ``rand``: m (level, 0 .. 10; 10), n (operations
-            an image; 2), p (probability of applying each; 0.5), mstd (standard deviation of the
-            level; above 100: uniform in 0 .. m), mmax (largest level, at most 10), inc (1: the
+        config: sections apart by ``-``, the first ``rand``: m (level; 10; what is above mmax is
+            that), n (operations an image; 2), p (probability of applying each; 0.5), mstd (standard
+            deviation of the level; above 100: uniform in 0 .. m; ``mstdinf`` is passed over, as
+            timm does, whose sections need a digit), mmax (largest level, at most 10), inc (1: the
             operations that grow with the level).
 
     Attributes:
@@ -46,7 +47,8 @@ class TimmRandAugmentPolicy(Policy):
     Example:
         >>> from ola_augment import PolicyTransform
         >>> policy = TimmRandAugmentPolicy("rand-m9-mstd0.5-inc1")
-        >>> augment = PolicyTransform(policy, interpolation="bilinear", fill=128)
+        >>> fill = (124, 116, 104)  # timm's: round(255 * mean) of its normalisation
+        >>> augment = PolicyTransform(policy, interpolation="bilinear", fill=fill)
         >>> augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([8, 3, 32, 32])
 
@@ -64,9 +66,11 @@ class TimmRandAugmentPolicy(Policy):
         level, deviation = float(values["m"]), float(values["mstd"])
         top = float(values["mmax"])
         approximations = [
-            "each rotate, shear and translate: timm resamples bilinear or bicubic by chance, a "
+            "each rotate, shear and translate: timm's create_transform resamples bilinearly, its "
+            "training script and rand_augment_transform bilinearly or bicubically by chance; a "
             "PolicyTransform nearest or bilinear",
-            "outside of the image timm fills 128: pass fill=128",
+            "outside of the image create_transform fills round(255 * mean), rand_augment_transform "
+            "alone 128: pass fill=(124, 116, 104), or fill=128",
         ]
         if deviation:
             approximations.append(f"mstd: levels are rounded to the next {1 / _STEPS:g}")
@@ -120,7 +124,9 @@ def _parse(config: str) -> dict[str, Any]:
                 f"section {section!r} of {config!r} cannot be expressed: a policy draws its "
                 "operations uniformly, timm's named sets have weights or Gaussian blur"
             )
-        match = re.fullmatch(r"([a-z]+)(\d.*|inf)", section)
+        if section == "mstdinf":  # without a digit: timm does not see it
+            continue
+        match = re.fullmatch(r"([a-z]+)(\d.*)", section)
         if match is None or match[1] not in _KEYS:
             raise ValueError(
                 f"section {section!r} of {config!r} is unknown; known are {', '.join(_KEYS)}"
@@ -129,7 +135,7 @@ def _parse(config: str) -> dict[str, Any]:
             values[match[1]] = _KEYS[match[1]](match[2])
         except ValueError:
             raise ValueError(f"section {section!r} of {config!r} holds no number") from None
-    for key, low, high in (("m", 0, 10), ("n", 1, 1000), ("p", 0, 1), ("mmax", 1, 10)):
+    for key, low, high in (("m", 0, 1000), ("n", 1, 1000), ("p", 0, 1), ("mmax", 1, 10)):
         if not low <= values[key] <= high:
             raise ValueError(f"{key} of {config!r} must lie in {low} .. {high}, got {values[key]}")
     return values

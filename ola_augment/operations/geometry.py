@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def apply_geometry_to_masks(
     """Move masks as their images are moved: nearest pixel, a fill where nothing comes from.
 
     Rotations, shears, translations, flips and a user's own operation with a ``matrix`` move a
-    mask; every other operation leaves it.
+    mask, and a kernel with a method ``erased`` takes pixels away; every other operation leaves it.
 
     Args:
         masks: (B, ..., H, W), of any dtype and device; not written to.
@@ -95,10 +96,30 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float 
             index[here] = affine_nearest(
                 index[here], fixed, outside, matrices, far if any_far else None
             )
+        for examples, erased in _erased(space, actions, s, height, width):
+            rest, gone = examples.to(masks.device), erased[:, None].to(masks.device)
+            index[rest] = index[rest].masked_fill(gone, -1)
     index = index.flatten(2)
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:-2]), height * width)
     taken = flat.gather(2, index.clamp(min=0).expand_as(flat))
     return torch.where(index >= 0, taken, torch.full_like(taken, fill)).view(masks.shape)
+
+
+def _erased(
+    space: SearchSpace, actions: Actions, s: int, height: int, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Examples of which slot s takes pixels away, and which, (n, height, width)."""
+    for op, operation in enumerate(space.operations):
+        if not getattr(operation.kernel, "erases", False):
+            continue
+        rows = torch.nonzero(actions.keep[:, s] & (actions.ops[:, s] == op))[:, 0]
+        if len(rows):
+            table = space.magnitudes(height, width)[op]
+            magnitudes = table[actions.magnitude_bins[rows, s]].float()
+            if operation.signed:
+                magnitudes = magnitudes * actions.signs[rows, s]
+            centers = actions.centers[rows, s]
+            yield rows, cast(Any, operation.kernel).erased(magnitudes, centers, height, width)
 
 
 def transform_points(

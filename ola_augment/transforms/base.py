@@ -19,7 +19,7 @@ from ola_augment.transforms.applying import Applying
 from ola_augment.transforms.batches import Batches
 from ola_augment.transforms.containers import refuse_unseen_annotations
 from ola_augment.transforms.inputs import is_list_of_images
-from ola_augment.transforms.samples import refuse_label_maps
+from ola_augment.transforms.samples import refuse_label_maps, refuse_unwrapped_annotations
 from ola_augment.transforms.settings import from_json, to_json
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class PolicyTransform(Batches):
                 return self._run_one(sample, self._sample_one().slots)
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
+            refuse_unwrapped_annotations(inputs)
             return super().forward(*inputs)
         for picture in sample:
             self._check(picture)

@@ -187,6 +187,9 @@ class RandAugment(PolicyTransform):
 class TrivialAugment(PolicyTransform):
     """TrivialAugment (Müller and Hutter, 2021): one uniform operation at a uniform magnitude.
 
+    Draws as torchvision's ``v2.TrivialAugmentWide`` does: the same operations and ranges at every
+    size of images, translations by at most 32 pixels among them.
+
     Args:
         num_magnitude_bins: K, of a space given by name, 2 .. 10,000.
         interpolation: how rotate, shear and translate resample, NEAREST or BILINEAR: an
@@ -194,7 +197,8 @@ class TrivialAugment(PolicyTransform):
         fill: what these uncover, in the range of the images (0 .. 255 for uint8, 0 .. 1 for
             floats): one number or one per channel, None for black, or a dictionary of these by
             type of input.
-        space: ``"wide_long"``, ``"rand_augment"`` or a :class:`SearchSpace`.
+        space: ``"trivial_augment"``, ``"wide_long"``, ``"rand_augment"`` or a
+            :class:`SearchSpace`.
         generator: a CPU generator to draw with; None uses torch's global one.
         value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
             0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
@@ -222,7 +226,7 @@ class TrivialAugment(PolicyTransform):
         interpolation: InterpolationMode | str | int = InterpolationMode.NEAREST,
         fill: Fills = None,
         *,
-        space: str | SearchSpace = "wide_long",
+        space: str | SearchSpace = "trivial_augment",
         generator: torch.Generator | None = None,
         value_range: ValueRange | None = None,
         grey_weights: Sequence[float] | None = None,

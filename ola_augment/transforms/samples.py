@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,14 @@ from torch import Tensor
 from ola_augment.transforms.advice import channels_first, check_array, native, to_bytes, torch_has
 from ola_augment.transforms.annotations import ANNOTATIONS
 from ola_augment.transforms.inputs import layout
+
+#: What moves with its image, by the name that it has in albumentations' dictionaries.
+_UNWRAPPED = {
+    "bboxes": "tv_tensors.BoundingBoxes(boxes, format='XYXY', canvas_size=(height, width))",
+    "keypoints": "tv_tensors.KeyPoints(points, canvas_size=(height, width))",
+    "mask": "tv_tensors.Mask(mask)",
+    "masks": "[tv_tensors.Mask(mask) for mask in masks]",
+}
 
 
 def refuse_second_picture(flat_sample: list[Any]) -> None:
@@ -47,6 +55,31 @@ def refuse_label_maps(pictures: Sequence[Any]) -> None:
             "colour image of its size: pass a label map as (image, tv_tensors.Mask(label_map)), "
             f"and images of several modes after image.convert('RGB'){scaled}"
         )
+
+
+def refuse_unwrapped_annotations(inputs: Sequence[Any]) -> None:
+    """Refuse what albumentations' dictionaries call boxes, key points and masks, unless wrapped.
+
+    Lists and arrays are what nothing is known of: they would stay where they are.
+
+    Raises:
+        TypeError: with what to pass instead.
+    """
+    for sample in inputs:
+        if not isinstance(sample, Mapping):
+            continue
+        # Beside an array as the image, one of its size is refused as a second image.
+        pictures = isinstance(sample.get("image"), np.ndarray)
+        for key, wrapper in _UNWRAPPED.items():
+            entry = sample.get(key)
+            if not isinstance(entry, (np.ndarray, list, tuple)) or not len(entry):
+                continue
+            wrapped = all(isinstance(part, ANNOTATIONS) for part in entry)
+            if not wrapped and not (pictures and key.startswith("mask")):
+                raise TypeError(
+                    f"{key!r} of the dictionary would stay where it is while the image moves: pass "
+                    f"{wrapper}, or rename it if it shall stay"
+                )
 
 
 def refuse_unseen_image(flat_sample: list[Any], chosen: list[bool]) -> None:

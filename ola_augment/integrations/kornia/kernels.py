@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from enum import Enum
-from typing import TypeGuard, cast
+from typing import cast
 
 import kornia.augmentation as K
+import numpy as np
 import torch
+from kornia.constants import Resample
 from torch import Tensor
 
-Params = dict[str, Tensor]
+from ola_augment.integrations.kornia.draws import Draws
+from ola_augment.integrations.kornia.running import Params, Plan, make_plan, run
 
-_IMAGES = 8  # of a trial run
-_SEEDS = 32
-
-
-class Way(Enum):
-    """How a batch is run, found out by trial; from the fastest to the slowest."""
-
-    FIXED = "nothing is drawn but the magnitude: one call for all images"
-    TOGETHER = "drawn image by image, then one call for all"
-    ALONE = "image by image: what kornia draws for several images is not what it draws for each"
+_SIDES = (32, 64, 128, 256, 512)
+_ONE = np.zeros(1, np.uint64)
+Size = tuple[int, int]
 
 
 class AugmentationKernel:
     """A kornia augmentation as the kernel of an operation.
 
-    Every image draws as if it were alone, seeded with what its actions recorded: the result does
-    not depend on the rest of the batch, and the same actions give the same image. kornia draws from
-    torch's global generators, which are seeded meanwhile and set back afterwards.
+    Every image draws as if it were alone, from what its actions recorded: the result does not
+    depend on the rest of the batch, the same actions give the same image, and torch's global
+    generators are not touched.
 
     Args:
         augmentation: is copied; its ``p`` becomes 1, whether to apply it is the policy's business.
         parameter: which of its random parameters is the magnitude, or None.
         trials: magnitudes to try.
-        way: how to run it, if that is known.
         channels: of the images that it is tried on.
+        size: their height and width; None: what it takes, from 32 x 40 on.
+        random: whether it draws, if that was found out with another magnitude.
 
     Raises:
         ValueError: no such parameter, one that changes nothing in the image, or an augmentation
-            that takes no images of so many channels.
+            that takes no such images.
     """
 
     def __init__(
@@ -50,26 +44,23 @@ class AugmentationKernel:
         augmentation: K.AugmentationBase2D,
         parameter: str | None,
         trials: tuple[float, ...],
-        way: Way | None = None,
         channels: int = 3,
+        size: Size | None = None,
+        random: bool | None = None,
     ) -> None:
         self.augmentation = copy.deepcopy(augmentation)
         self.augmentation.p = self.augmentation.p_batch = 1.0
         self.augmentation.same_on_batch = self.augmentation.keepdim = False
-        self.parameter = parameter
-        size = self.augmentation.flags.get("size")
-        height, width = size if isinstance(size, tuple) else (32, 32)
-        generator = torch.Generator().manual_seed(0)
-        shape = (_IMAGES, channels, height, width)
-        images = torch.rand(shape, generator=generator, device="cpu")
-        self._trial, self._refused = images, dict[int, str | None]()
-        with torch.no_grad(), _generators(images.device):
-            magnitudes = torch.tensor(trials, device="cpu").repeat(_IMAGES)[:_IMAGES]
-            self._magnitude = magnitudes[:1]
-            self._check_name(images)
-            self.check_channels(channels)
-            self._check_effect(images, trials)
-            self.way = way or self._find_way(images, magnitudes)
+        self.parameter, self._magnitude = parameter, trials[0]
+        self._plans, self._refused = dict[tuple[int, ...], Plan](), dict[int, str | None]()
+        self.size = size or (32, 40)
+        if random is None:
+            with torch.no_grad():
+                self._check_name()
+                self.size = self._size_to_try(channels, size)
+                self._check_effect(channels, trials)
+                random = self._plan((channels, *self.size)).random
+        self.random = random
 
     def __call__(
         self, images: Tensor, magnitudes: Tensor, uniforms: Tensor | None = None
@@ -77,11 +68,33 @@ class AugmentationKernel:
         """Run it: images (n, C, H, W), magnitudes (n,), uniforms (n, 2) in [0, 1) if it draws."""
         if not len(images):
             return images
-        seeds = [0] * len(images)
-        if uniforms is not None:
-            seeds = [int(y * 2**24) << 24 | int(x * 2**24) for y, x in uniforms.tolist()]
-        with _generators(images.device):
-            return self._run(images, magnitudes, seeds, self.way)
+        plan = self._plan(tuple(images.shape[1:]))
+        if plan.random and not self.random:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"kornia's {self._kind} draws parameters for images of {height} x {width}, which "
+                f"it does not for {self.size[0]} x {self.size[1]}, where it was tried: pass "
+                f"size=({height}, {width}) to ola_augment.kornia.operation"
+            )
+        return run(self, images, magnitudes.cpu(), seeds_of(uniforms, len(images)), plan)
+
+    def draw(self, shape: tuple[int, ...]) -> Params:
+        """Parameters for images of a shape (n, C, H, W)."""
+        params: Params = self.augmentation.forward_parameters(torch.Size(shape))
+        return params
+
+    def give(self, params: Params, magnitudes: Tensor) -> Params:
+        """The same with the magnitudes (n,) among them."""
+        if self.parameter is not None:
+            drawn = params[self.parameter]
+            column = magnitudes.to(drawn.dtype).to(drawn.device)
+            params[self.parameter] = column.view(-1, *[1] * (drawn.ndim - 1)).expand_as(drawn)
+        return params
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """What parameters make of images (n, C, H, W)."""
+        result: Tensor = self.augmentation(images, params=params)
+        return result
 
     def check_channels(self, channels: int) -> None:
         """Refuse a number of channels that the augmentation cannot take, as a trial shows.
@@ -90,22 +103,39 @@ class AugmentationKernel:
             ValueError: with what kornia said.
         """
         if channels not in self._refused:
-            self._refused[channels] = self._said_of(channels)
+            self._refused[channels] = self._said_of(channels, self.size)
         if (said := self._refused[channels]) is not None:
             raise ValueError(
-                f"kornia's {type(self.augmentation).__name__} takes no images of {channels} "
-                f"channels ({said}); leave it out of the space, as "
-                f"ola_augment.kornia.search_space(channels={channels}) does"
+                f"kornia's {self._kind} takes no images of {channels} channels and "
+                f"{self.size[0]} x {self.size[1]} pixels ({said}); leave it out of the space, as "
+                f"ola_augment.kornia.search_space(channels={channels}) does, or pass the size of "
+                "your images, size=(height, width), to ola_augment.kornia.operation"
             )
 
-    def _said_of(self, channels: int) -> str | None:
-        image = self._trial[:1, :1].repeat(1, channels, 1, 1)
-        with torch.no_grad(), _generators(image.device):
-            try:
-                self._run(image, self._magnitude, [0], Way.ALONE)
-            except Exception as error:
-                return str(error).strip().split("\n")[0] or type(error).__name__
-        return None
+    @property
+    def erases(self) -> bool:
+        """Whether it takes a part of the image away, masks included, without moving pixels."""
+        own, plain = type(self.augmentation), K.IntensityAugmentationBase2D
+        return issubclass(own, plain) and own.apply_transform_mask is not plain.apply_transform_mask
+
+    def erased(self, magnitudes: Tensor, uniforms: Tensor, height: int, width: int) -> Tensor:
+        """Which pixels are taken away, (n, height, width) bool.
+
+        Raises:
+            ValueError: masks are changed in another way.
+        """
+        parts = []
+        for i, seed in enumerate(seeds_of(uniforms, len(magnitudes))):
+            with Draws(np.array([seed])):
+                drawn = self.draw((1, 1, height, width))
+                params = self.give(drawn, magnitudes[i : i + 1].cpu())
+                mask = torch.ones(1, 1, height, width, device="cpu")
+                flags = self.augmentation.flags
+                parts.append(self.augmentation.apply_transform_mask(mask, params, flags)[:, 0])
+        result = torch.cat(parts)
+        if not ((result == 0) | (result == 1)).all():
+            raise ValueError(f"kornia's {self._kind} changes masks in a way that is not known")
+        return result == 0
 
     def matrix(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
         """Matrices (n, 2, 3) from the result to the image, pixel centres at + 0.5.
@@ -121,174 +151,112 @@ class AugmentationKernel:
     def moves_affinely(self, trials: tuple[float, ...]) -> bool:
         """Whether :meth:`matrix` says all about where pixels go."""
         rigid = isinstance(self.augmentation, K.RigidAffineAugmentationBase2D)
-        if not rigid or self.way is not Way.FIXED:
+        if not rigid or self.random:
             return False
-        bottom = self._forward_matrices(torch.tensor(trials, device="cpu"), 32, 32)[:, 2]
-        return bool((bottom == torch.tensor([0.0, 0.0, 1.0], device="cpu")).all())
+        height, width = self.size
+        magnitudes = torch.tensor(trials, dtype=torch.float64, device="cpu")
+        bottom = self._forward_matrices(magnitudes, height, width)[:, 2]
+        if not bool((bottom == torch.tensor([0.0, 0.0, 1.0], device="cpu")).all()):
+            return False
+        return all(self._moves_by_matrix(m) for m in magnitudes)
+
+    def _moves_by_matrix(self, magnitude: Tensor) -> bool:
+        """Whether coordinates come from where the matrix says."""
+        height, width = self.size
+        rows, columns = (torch.arange(side, device="cpu") + 0.5 for side in (height, width))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        points = torch.stack((x, y, torch.ones_like(x))).flatten(1).double()
+        expected = self.matrix(magnitude[None], height, width)[0] @ points
+        images = torch.stack((x / width, y / height))[:, None]
+        bilinear = copy.copy(self)
+        bilinear.augmentation = copy.deepcopy(self.augmentation)
+        if "resample" in bilinear.augmentation.flags:
+            bilinear.augmentation.flags["resample"] = Resample.BILINEAR
+        moved = bilinear._run(images, magnitude.expand(2)).flatten(1).double()
+        found = moved * torch.tensor([[width], [height]], device="cpu")
+        ends = torch.tensor([[width - 1.0], [height - 1.0]], device="cpu")
+        inside = ((expected > 1) & (expected < ends)).all(0)
+        off = (found - expected).abs()[:, inside]
+        return not off.numel() or float(off.max()) <= 0.02
 
     def _forward_matrices(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
         shape = (len(magnitudes), 3, height, width)
         rigid = cast(K.RigidAffineAugmentationBase2D, self.augmentation)
-        with _generators(magnitudes.device):
-            params = self._draw(shape, magnitudes, 0)
+        with Draws(_ONE):
+            params = self.give(self.draw(shape), magnitudes)
         empty = torch.empty((), dtype=torch.float64, device="cpu").expand(shape)
         return rigid.generate_transformation_matrix(empty, params, rigid.flags).double()
 
-    def _draw(self, shape: tuple[int, ...], magnitudes: Tensor, seed: int) -> Params:
-        torch.default_generator.manual_seed(seed)
-        params: Params = self.augmentation.forward_parameters(torch.Size(shape))
-        if self.parameter is not None:
-            drawn = params[self.parameter]
-            column = magnitudes.to(drawn.dtype).to(drawn.device)
-            params[self.parameter] = column.view(-1, *[1] * (drawn.ndim - 1)).expand_as(drawn)
-        return params
+    @property
+    def _kind(self) -> str:
+        return type(self.augmentation).__name__
 
-    def _run(self, images: Tensor, magnitudes: Tensor, seeds: list[int], way: Way) -> Tensor:
-        magnitudes = magnitudes.cpu()
-        if way is Way.FIXED:
-            params = self._draw(tuple(images.shape), magnitudes, 0)
-            return self._apply(images, params)
-        if way is Way.TOGETHER:
-            return self._apply(images, self._draw_each(images, magnitudes, seeds))
-        results = []
-        for i, seed in enumerate(seeds):
-            image = images[i : i + 1]
-            params = self._draw(tuple(image.shape), magnitudes[i : i + 1], seed)
-            if images.device.type == "cuda":  # what is drawn while it is applied
-                torch.cuda.default_generators[images.device.index or 0].manual_seed(seed)
-            results.append(self._apply(image, params))
-        return torch.cat(results)
+    def _plan(self, shape: tuple[int, ...]) -> Plan:
+        if shape not in self._plans:
+            self._plans[shape] = make_plan(self, shape, self._magnitude)
+        return self._plans[shape]
 
-    def _draw_each(self, images: Tensor, magnitudes: Tensor, seeds: list[int]) -> Params:
-        shape = (1, *images.shape[1:])
-        each = [self._draw(shape, magnitudes[i : i + 1], seed) for i, seed in enumerate(seeds)]
-        params = {key: torch.cat([one[key] for one in each]) for key in each[0]}
-        params["forward_input_shape"] = torch.tensor(images.shape, device="cpu")
-        return params
+    def _run(self, images: Tensor, magnitudes: Tensor) -> Tensor:
+        seeds, plan = np.zeros(len(images), np.uint64), Plan(False, True, None)
+        return run(self, images, magnitudes, seeds, plan)
 
-    def _apply(self, images: Tensor, params: Params) -> Tensor:
-        result: Tensor = self.augmentation(images, params=params)
-        return result
+    def _said_of(self, channels: int, size: Size) -> str | None:
+        """What goes wrong with such images."""
+        images = _noise(1, channels, size)
+        magnitudes = torch.tensor([self._magnitude], device="cpu")
+        with torch.no_grad():
+            try:
+                self._run(images, magnitudes)
+            except Exception as error:
+                return str(error).strip().split("\n")[0] or type(error).__name__
+        return None
 
-    def _check_name(self, images: Tensor) -> None:
+    def _size_to_try(self, channels: int, size: Size | None) -> Size:
+        own = self.augmentation.flags.get("size")
+        sizes = [size] if size else [(side, side + side // 4) for side in _SIDES]
+        if size is None and isinstance(own, tuple):
+            sizes.insert(0, own)
+        said = [self._said_of(channels, tried) for tried in sizes]
+        return next(
+            (tried for tried, bad in zip(sizes, said, strict=True) if bad is None), sizes[0]
+        )
+
+    def _check_name(self) -> None:
         if self.parameter is None:
             return
-        kind = type(self.augmentation).__name__
         own = {"batch_prob", "forward_input_shape"}
-        known = set(self.augmentation.forward_parameters(images.shape)) - own
+        with Draws(_ONE):
+            drawn = self.augmentation.forward_parameters(torch.Size((1, 3, *self.size)))
+        known = set(drawn) - own
         if self.parameter not in known:
             raise ValueError(
-                f"parameter must be a random parameter of {kind}, {sorted(known)}, got "
+                f"parameter must be a random parameter of {self._kind}, {sorted(known)}, got "
                 f"{self.parameter!r}; for other arguments pass a function of the magnitude that "
                 "returns an augmentation"
             )
 
-    def _check_effect(self, images: Tensor, trials: tuple[float, ...]) -> None:
+    def _check_effect(self, channels: int, trials: tuple[float, ...]) -> None:
+        self.check_channels(channels)
         if self.parameter is None:
             return
-        kind = type(self.augmentation).__name__
-        same = torch.ones(_IMAGES, device="cpu")
-        results = [self._run(images, m * same, [0] * _IMAGES, Way.FIXED) for m in trials]
+        images = _noise(4, channels, self.size)
+        results = [self._run(images, torch.full((4,), m, device="cpu")) for m in trials]
         if len(set(trials)) > 1 and all(torch.equal(results[0], result) for result in results):
             raise ValueError(
-                f"parameter {self.parameter!r} of {kind} changes nothing from {min(trials):g} to "
-                f"{max(trials):g}: it is used while {kind} draws its other parameters; pass a "
-                "function of the magnitude that returns an augmentation"
+                f"parameter {self.parameter!r} of {self._kind} changes nothing from "
+                f"{min(trials):g} to {max(trials):g}: it is used while {self._kind} draws its "
+                "other parameters; pass a function of the magnitude that returns an augmentation"
             )
 
-    def _find_way(self, images: Tensor, magnitudes: Tensor) -> Way:
-        seeds = list(range(_IMAGES))
-        alone = self._run(images, magnitudes, seeds, Way.ALONE)
-        for way in (Way.FIXED, Way.TOGETHER):
-            try:
-                together = self._run(images, magnitudes, seeds, way)
-            except (RuntimeError, ValueError, IndexError):  # its parameters are not one an image
-                continue
-            same = together.shape == alone.shape and torch.allclose(together, alone, atol=1e-5)
-            if same and (way is Way.TOGETHER or not self._draws(images[:1], magnitudes[:1])):
-                return way
-        return Way.ALONE
 
-    def _draws(self, image: Tensor, magnitude: Tensor) -> bool:
-        """Whether one image comes out in more than one way."""
-        results = [self._run(image, magnitude, [seed], Way.ALONE) for seed in range(_SEEDS)]
-        return any(not torch.equal(results[0], result) for result in results)
+def seeds_of(uniforms: Tensor | None, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """A seed for each of n images, of what their actions recorded (n, 2); zeros without it."""
+    if uniforms is None:
+        return np.zeros(count, np.uint64)
+    bits = (uniforms.detach().cpu().double().numpy() * 2**24).astype(np.uint64)
+    return bits[:, 0] << np.uint64(24) | bits[:, 1]
 
 
-class KernelFamily:
-    """One kornia augmentation for each magnitude: for arguments that are no random parameters.
-
-    Args:
-        make: magnitude -> augmentation.
-        trials: magnitudes to try.
-        channels: of the images that they are tried on.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[float], K.AugmentationBase2D],
-        trials: tuple[float, ...],
-        channels: int = 3,
-    ) -> None:
-        self.make, self.channels = make, channels
-        self._kernels: dict[float, AugmentationKernel] = {}
-        self.way: Way | None = None
-        tried = [self._kernel(magnitude) for magnitude in trials]
-        self.augmentation, self._tried = tried[0].augmentation, tried
-        self.way = max((kernel.way for kernel in tried), key=list(Way).index)
-
-    def __call__(
-        self, images: Tensor, magnitudes: Tensor, uniforms: Tensor | None = None
-    ) -> Tensor:
-        """Run each on its images."""
-        result = torch.empty_like(images)
-        for magnitude in sorted(set(magnitudes.tolist())):
-            chosen = torch.nonzero(magnitudes == magnitude)[:, 0]
-            drawn = None if uniforms is None else uniforms[chosen]
-            part = self._kernel(magnitude)(images[chosen], magnitudes[chosen], drawn)
-            result = result.index_copy(0, chosen, part)
-        return result
-
-    def matrix(self, magnitudes: Tensor, height: int, width: int) -> Tensor:
-        """As :meth:`AugmentationKernel.matrix`."""
-        rows = [
-            self._kernel(m).matrix(torch.zeros(1, device="cpu"), height, width)
-            for m in magnitudes.tolist()
-        ]
-        return torch.cat(rows)
-
-    def check_channels(self, channels: int) -> None:
-        """As :meth:`AugmentationKernel.check_channels`."""
-        for kernel in self._tried:
-            kernel.check_channels(channels)
-
-    def moves_affinely(self, trials: tuple[float, ...]) -> bool:
-        """As :meth:`AugmentationKernel.moves_affinely`."""
-        return all(kernel.moves_affinely((0.0,)) for kernel in self._tried)
-
-    def _kernel(self, magnitude: float) -> AugmentationKernel:
-        if magnitude not in self._kernels:
-            made = self.make(magnitude)
-            if not is_usable(made):
-                raise TypeError(f"augmentation({magnitude:g}) must be {USABLE}, got {made!r}")
-            self._kernels[magnitude] = AugmentationKernel(
-                made, None, (0.0,), self.way, self.channels
-            )
-        return self._kernels[magnitude]
-
-
-#: What is accepted, for messages.
-USABLE = "a kornia augmentation of single images (K.AugmentationBase2D)"
-
-
-def is_usable(augmentation: object) -> TypeGuard[K.AugmentationBase2D]:
-    """Whether kornia runs it on one image at a time."""
-    return isinstance(augmentation, K.AugmentationBase2D) and not isinstance(
-        augmentation, K.MixAugmentationBaseV2
-    )
-
-
-def _generators(device: torch.device) -> AbstractContextManager[None]:
-    """Seeds of torch's global generators, set back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    return torch.random.fork_rng(devices)
+def _noise(count: int, channels: int, size: Size) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((count, channels, *size), generator=generator, device="cpu")

@@ -10,13 +10,8 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor
 
-from ola_augment.integrations.kornia.kernels import (
-    USABLE,
-    AugmentationKernel,
-    KernelFamily,
-    Way,
-    is_usable,
-)
+from ola_augment.integrations.kornia.family import USABLE, KernelFamily, is_usable
+from ola_augment.integrations.kornia.kernels import AugmentationKernel
 from ola_augment.operation import MatrixFunction, Operation, whole
 from ola_augment.space import SearchSpace
 
@@ -36,6 +31,7 @@ def operation(
     side: Literal["width", "height"] | None = None,
     per: int = 32,
     channels: int = 3,
+    size: tuple[int, int] | None = None,
 ) -> Operation:
     """Make an operation of a kornia augmentation.
 
@@ -47,7 +43,8 @@ def operation(
     decides whether it is applied.
 
     Masks, boxes and key points follow what moves pixels by a matrix that the magnitude determines;
-    they stay where only colours change, and are refused otherwise.
+    they stay where only colours change, and are refused otherwise. What ``RandomErasing`` takes
+    away is taken from masks, too, as kornia does.
 
     Args:
         augmentation: any of kornia's augmentations of single images that keeps their size, or a
@@ -61,6 +58,8 @@ def operation(
         side: ``"width"`` or ``"height"`` for magnitudes in pixels that scale with the image.
         per: the side in pixels that ``high`` is given for, 1 .. 1,000,000.
         channels: of the images that it is for, and is tried on. Others are tried when they come.
+        size: height and width of the images that it is for, and is tried on; None: 32 x 40, or
+            more where it needs more. How others are run is found out when they come.
 
     Returns:
         The operation, for a :class:`ola_augment.SearchSpace`.
@@ -94,9 +93,9 @@ def operation(
         trials = (plain.low, plain.low + (plain.high - plain.low) / 2, plain.high)
     kernel: AugmentationKernel | KernelFamily
     if is_usable(augmentation):
-        kernel = AugmentationKernel(augmentation, parameter, trials, None, channels)
+        kernel = AugmentationKernel(augmentation, parameter, trials, channels, size)
     else:
-        kernel = KernelFamily(cast(_Make, augmentation), trials, channels)
+        kernel = KernelFamily(cast(_Make, augmentation), trials, channels, size)
     matrix: MatrixFunction | None = None
     if isinstance(kernel.augmentation, K.IntensityAugmentationBase2D):
         matrix = _stay
@@ -107,7 +106,7 @@ def operation(
         name=name or type(kernel.augmentation).__name__,
         kernel=kernel,
         matrix=matrix,
-        random=kernel.way is not Way.FIXED,
+        random=bool(kernel.random),
     )
 
 

@@ -10,6 +10,9 @@ from ola_augment.kernels.pixel_format import PixelFormat
 from ola_augment.kernels.table import TABLE
 from ola_augment.operation import Operation
 
+#: On average; what goes less far beyond [0, 1] is clamped: bright, noisy or sharpened images.
+_FAR_OUTSIDE = 8.0
+
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """Which dtype the batched kernels are given: torch can do little with other integers."""
@@ -35,8 +38,8 @@ def run_with_magnitudes(
         pixels: what the images are.
 
     Raises:
-        TypeError: a user's own kernel returned no tensor.
-        ValueError: it returned another shape than it was given.
+        TypeError: a user's own kernel returned no tensor, or one that is no image.
+        ValueError: it returned another shape or scale than it was given.
     """
     if operation.kernel is not None:
         drawn = (centers,) if operation.random else ()
@@ -68,6 +71,7 @@ def _run_own(
             f"{own} must return the shape it was given, {tuple(colors.shape)}, got "
             f"{tuple(result.shape)}"
         )
+    result = _in_floats(own, result)
     same = result == given
     result = result.clamp(0, 1)
     if pixels.of_bytes:
@@ -79,3 +83,29 @@ def _run_own(
         result = (result * span + pixels.low).to(images.dtype)
         result = as_they_came(colors, result, same)
     return torch.cat((result, images[:, pixels.colors :]), dim=1) if pixels.alpha else result
+
+
+def _in_floats(own: str, result: Tensor) -> Tensor:
+    """What a user's own kernel returned on the scale it was given, bytes as what they are.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: plainly another scale; looked at on the CPU only.
+    """
+    if result.dtype == torch.uint8:
+        return result.float() / 255
+    if not result.is_floating_point():
+        raise TypeError(
+            f"{own} must return floats in [0, 1], as it was given, or uint8, got {result.dtype}: "
+            "levels of 0 .. 255 are returned as result.to(torch.uint8)"
+        )
+    if result.device.type == "cpu" and result.numel():
+        values = result.detach()
+        beyond = float((values - values.clamp(0, 1)).abs().mean())
+        if beyond > _FAR_OUTSIDE:
+            raise ValueError(
+                f"{own} must return floats in [0, 1], as it was given, got "
+                f"{float(values.min()):g} .. {float(values.max()):g}: levels of 0 .. 255 are "
+                "returned as result / 255, anything else is clamped by the kernel"
+            )
+    return result
