@@ -34,6 +34,29 @@ def learner_of(model, seed=2, **options):
     return OLALearner(model, augment, updater=updater, **options)
 
 
+def rejoining_learner(model, loss=None):
+    """Of 16 held-out images, all of class 2, which join the training after two pairs."""
+    images, _ = dataset(64)[48:]
+    held_out = [{"label": torch.full((8,), 2), "image": part} for part in images.split(8)]
+    return OLALearner(
+        model, OLAAugment("rand_augment", strength=1.0), reference=held_out, learn_pairs=2,
+        rejoin=True, loss=loss,
+    )  # fmt: skip
+
+
+def two_classes(size=48):
+    images, targets = dataset(size)[:]
+    return TensorDataset(images, targets % 2)
+
+
+def check_joined(labels, size=48):
+    """Labels of each batch of 4 that was trained on, two epochs: 16 of 64 are of class 2."""
+    joined = [int((part == 2).sum()) for part in labels]
+    assert joined[:4] == [0] * 4
+    assert sum(joined) == (len(joined) - 4) * 4 * 16 // (16 + size)
+    assert all(len(part) == 4 for part in labels)
+
+
 def optimizer_of(model, lr=LR):
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 

@@ -5,6 +5,7 @@ import torch
 from loops import (
     CLIP,
     LR,
+    check_joined,
     dataset,
     learner_of,
     loader,
@@ -13,6 +14,8 @@ from loops import (
     network,
     optimizer_of,
     plain_loop,
+    rejoining_learner,
+    two_classes,
 )
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -297,8 +300,34 @@ def test_the_recommended_learner(tmp_path):
     model = small_vit()
     augment = OLAAugment("rand_augment", strength=1.0)
     held_out = [default_collate(rows(4))]
-    learner = OLALearner.recommended(model, augment, held_out, pairs=6)
+    learner = OLALearner.recommended(model, augment, held_out, pairs=400)
     trainer(tmp_path, model=model, learner=learner).train()
     assert learner.pairs == 6
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()
+
+
+@pytest.mark.parametrize("kind", ["sized", "workers"])
+def test_held_out_images_join_the_training(tmp_path, kind):
+    """The Trainer's own collator puts the labels first."""
+
+    class Seeing(Model):
+        def forward(self, pixel_values, labels=None):
+            self.labels.append(labels)
+            return super().forward(pixel_values, labels)
+
+    model = Seeing()
+    model.labels = []
+
+    def loss(model, batch):
+        return loss_of(model.network, batch["image"], batch["label"])
+
+    learner = rejoining_learner(model, loss)
+    options = {"data_collator": learner.transform.collate} if kind == "workers" else {}
+    run = trainer(
+        tmp_path, epochs=2, model=model, learner=learner, save_strategy="epoch", **options
+    )
+    run.train_dataset = [{"pixel_values": x, "labels": y} for x, y in two_classes()]
+    run.train()
+    assert (learner.pairs, learner.skipped.total()) == (12, 0)
+    check_joined(model.labels)

@@ -4,7 +4,19 @@ import copy
 
 import pytest
 import torch
-from loops import CLIP, learner_of, loader, logits, loss_of, network, optimizer_of, plain_loop
+from loops import (
+    CLIP,
+    check_joined,
+    learner_of,
+    loader,
+    logits,
+    loss_of,
+    network,
+    optimizer_of,
+    plain_loop,
+    rejoining_learner,
+    two_classes,
+)
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -196,12 +208,57 @@ def test_training_step_gets_what_it_is_called_with():
 def test_the_recommended_learner():
     module = Module()
     augment = OLAAugment("rand_augment", strength=1.0)
-    held_out = [(x.float() / 255, y) for x, y in loader(8)]
-    learner = OLALearner.recommended(module.network, augment, held_out, pairs=12)
+    learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=400)
     trainer(OLACallback(learner), epochs=2).fit(module, loader())
     assert learner.pairs == 12
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()
+
+
+class Labelled(Module):
+    def __init__(self):
+        super().__init__()
+        self.labels = []
+
+    def training_step(self, batch, batch_idx):
+        self.labels.append(batch[1])
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", ["sized", "batches", "workers", "stream"])
+def test_held_out_images_join_the_training(kind):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(two_classes())
+
+    module = Labelled()
+    learner = rejoining_learner(module.network)
+    augment = learner.transform
+    options = {"collate_fn": augment.collate} if kind == "workers" else {}
+    data = Stream() if kind == "stream" else two_classes()
+    batches = DataLoader(data, batch_size=4, **options)
+    given = as_they_are(list(batches)) if kind == "batches" else batches
+    trainer(OLACallback(learner), epochs=2).fit(module, given)
+    assert (learner.pairs, learner.skipped.total()) == (12, 0)
+    if kind != "stream":
+        check_joined(module.labels)
+        return
+    joined = [int((part == 2).sum()) for part in module.labels]
+    assert sum(joined[12:]) == 12  # by then it is known how many there are: a quarter of 48
+    assert sum(joined[:4]) == 0
+    assert sum(joined[4:12]) > 8  # a larger share of those that came so far
+
+
+def test_held_out_images_that_cannot_join_are_refused():
+    module = Module()
+    held_out = [(x.float() / 255, y) for x, y in loader(8)]
+    augment = OLAAugment("rand_augment", strength=1.0)
+    given = OLALearner.recommended(module.network, augment, held_out, pairs=400)
+    with pytest.raises(ValueError, match="must look like those of the training"):
+        trainer(OLACallback(given)).fit(module, loader(8))
+    given = OLALearner.recommended(module.network, augment, held_out, pairs=400, rejoin=False)
+    trainer(OLACallback(given)).fit(module, loader(8))
+    assert given.pairs == 1
 
 
 def test_an_accuracy_of_ones_own_and_none_at_all():

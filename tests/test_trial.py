@@ -1,6 +1,7 @@
 """The trial of a policy in the middle of a run, the loss it looks at, and what is said of it."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
 from ola_augment.training import Trial
 from ola_augment.training.calibration import calibrated
-from ola_augment.training.rejoin import Rejoin, train_size
+from ola_augment.training.rejoin import Rejoin, known_size, train_size
 from ola_augment.training.values import trusted_share
 
 
@@ -268,6 +269,48 @@ def test_number_of_images_in_an_epoch():
     dataset = torch.utils.data.TensorDataset(*examples(0, 9))
     assert train_size(batches) == 8
     assert train_size(torch.utils.data.DataLoader(dataset, batch_size=4)) == 9
+    whole = torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+    assert known_size(whole) == 8
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(*examples(0, 9), strict=True))
+
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=4)
+    assert known_size(stream) is None
+    assert train_size(stream) == 9
+
+
+def test_batches_of_any_structure_are_joined():
+    """A mapping in any order, a batch of workers that augmented, and one in a tuple of its own."""
+    images, targets = examples(1000, 4)
+    augment = OLAAugment(strength=1.0)
+    actions = augment.policy.sample(6)
+    plain, labels = examples(0, 6)
+    held_out = ([(images, targets)], [{"labels": targets, "image": images}])
+    given = (
+        (plain, labels),
+        [plain, labels],
+        {"labels": labels, "pixel_values": plain},
+        (plain, labels, actions),
+        (plain, labels, tuple(actions)),
+        {"actions": actions, "pixel_values": plain, "labels": labels},
+    )
+    for batches, batch in itertools.product(held_out, given):
+        rejoin = Rejoin(batches, augment.policy)
+        rejoin.check(batch)
+        mixed = rejoin.mix(batch, 4)  # as many as there are held-out ones: every other example
+        assert type(mixed) is type(batch)
+        named = isinstance(batch, dict)
+        found = (mixed["pixel_values"], mixed["labels"]) if named else mixed[:2]
+        assert found[1].tolist()[:3] == [0, 1, 2]
+        assert min(found[1].tolist()[3:]) >= 1000
+        assert torch.equal(found[0][:3], plain[:3])
+        last = (list(mixed.values()) if named else mixed)[0 if named else -1]
+        if len(batch) == 3:
+            assert torch.equal(last.keep[:3], actions.keep[:3])
+            assert not last.keep[3:].any()
+            torch.testing.assert_close(last.log_prob, augment.policy.log_prob(last).detach())
 
 
 def test_evidence_names_what_differs_and_nothing_else():

@@ -44,8 +44,9 @@ class OLATrainer(Trainer):  # type: ignore[misc]
     ``train(resume_from_checkpoint=...)``.
 
     Batches have ``pixel_values`` (or ``images``, or ``image``) that are uint8 or in [0, 1], not
-    normalised: that is for ``preprocess``. Where the collator augments, it puts the
-    :class:`Actions` under ``actions``, and every batch is augmented.
+    normalised: that is for ``preprocess``. Held-out images join them once the policy has no more
+    use for them. Where the collator augments, it puts the :class:`Actions` under ``actions``, and
+    every batch is augmented.
 
     Args:
         args: positional arguments of ``Trainer``, of which none is needed.
@@ -215,6 +216,9 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._pairs.epoch(kwargs.get("train_dataloader"))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pairs.updated()

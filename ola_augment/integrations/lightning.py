@@ -33,7 +33,8 @@ class OLACallback(Callback):  # type: ignore[misc]
 
     Batches are tuples or lists, images first, or mappings with ``images``, ``image`` or
     ``pixel_values``: uint8 or in [0, 1], so that normalisation belongs into ``training_step``.
-    Where DataLoader workers augment (``collate_fn=augment.collate``), every batch is augmented.
+    Held-out images join them once the policy has no more use for them. Where DataLoader workers
+    augment (``collate_fn=augment.collate``), every batch is augmented.
 
     Args:
         learner: of the network inside the LightningModule that ``training_step`` calls.
@@ -137,6 +138,10 @@ class OLACallback(Callback):  # type: ignore[misc]
         if self._given is None:
             self._given = self._open.enter_context(self.pairs.batch(batch, **self._announced))
         return self._given
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find out how many images there are."""
+        self.pairs.epoch(trainer.train_dataloader)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from ola_augment.actions import Actions, as_actions
+from ola_augment.streams import world_size
 from ola_augment.training.batches import IMAGES, TARGETS
 from ola_augment.training.learner import OLALearner, Step
 from ola_augment.training.metrics import hits
 from ola_augment.training.policy_gradient import UpdateStats
+from ola_augment.training.rejoin import known_size
 
 __all__ = ["Pairs", "read_images", "with_images"]
 
@@ -22,7 +24,8 @@ class Pairs:
     """Hands the micro-batches of a loop that steps by itself to a learner, half by half.
 
     The batches of one update are one half of a pair, however many they are; with
-    ``reference="current"`` they are both, the plain half first.
+    ``reference="current"`` they are both, the plain half first. Held-out images join them when the
+    learner lets them (:meth:`OLALearner.rejoin`).
 
     Args:
         learner: of the policy.
@@ -69,6 +72,23 @@ class Pairs:
         self._ran = 0  # micro-batches of the update under way
         self._whole = False  # that update's half has ended
         self._updated = False
+        self._size: int | None = None  # of an epoch
+        self._counted = [0, 0]  # images of an epoch: of the longest so far, of the one under way
+
+    def epoch(self, loader: Any) -> None:
+        """An epoch begins.
+
+        Args:
+            loader: of the training. How many images one of unknown length holds, which held-out
+                images join in proportion, is what an epoch has shown so far.
+        """
+        self._size = known_size(loader) if self.learner.rejoins else None
+        self._counted = [max(self._counted), 0]
+
+    def _joined(self, batch: Any) -> Any:
+        self._counted[1] += len(read_images(batch)[0]) * world_size()
+        size = max(self._counted) if self._size is None else self._size
+        return self.learner.rejoin(batch, size)
 
     @contextlib.contextmanager
     def batch(
@@ -86,10 +106,11 @@ class Pairs:
             The batch for the model: augmented where it is its turn, without the workers' actions.
 
         Raises:
-            ValueError: a batch without images, or an odd ``accumulate`` with
-                ``reference="current"``.
+            ValueError: a batch without images, one that held-out images cannot join, or an odd
+                ``accumulate`` with ``reference="current"``.
         """
         learner = self.learner
+        batch = self._joined(batch)
         images, actions = read_images(batch)
         last = self._ran + 1 == accumulate if last is None else last
         if learner.plain_first and accumulate % 2 and not self._updated:
@@ -152,7 +173,7 @@ class Pairs:
         except RuntimeError:  # a capture cannot be saved
             self.learner.drop()
             state = self.learner.state_dict()
-        return {"learner": state, "plain_next": self._plain_next}
+        return {"learner": state, "plain_next": self._plain_next, "counted": list(self._counted)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.
@@ -163,10 +184,12 @@ class Pairs:
         Raises:
             ValueError: it does not fit; nothing has changed.
         """
-        if not isinstance(state, Mapping) or not isinstance(state.get("plain_next"), bool):
+        known = isinstance(state, Mapping) and state.keys() >= {"learner", "plain_next", "counted"}
+        if not known or not isinstance(state["plain_next"], bool):
             raise ValueError("not a state of a learner in another framework's loop")
         self.learner.load_state_dict(state["learner"])
         self._plain_next, self._ran = state["plain_next"], 0
+        self._counted = [int(count) for count in state["counted"]]
 
 
 def read_images(batch: Any) -> tuple[Tensor, Actions | None]:

@@ -38,7 +38,21 @@ def spare_flat(
     if not count:
         return after, actions, 0
     after = torch.where(flat.view(-1, *(1,) * (after.dim() - 1)), before, after)
-    kept = actions.keep & ~flat.to(actions.keep.device)[:, None]
+    return after, nothing_applied(actions, flat, policy), count
+
+
+def nothing_applied(actions: Actions, where: Tensor, policy: Policy) -> Actions:
+    """Actions of which some examples count as ones for which every operation was dropped.
+
+    Args:
+        actions: of B examples.
+        where: (B,) bool, those examples.
+        policy: that drew the actions.
+
+    Returns:
+        New actions, with the log-probability that these have today.
+    """
+    kept = actions.keep & ~where.to(actions.keep.device)[:, None]
     actions = actions._replace(
         keep=kept,
         magnitude_bins=torch.where(kept, actions.magnitude_bins, 0),
@@ -47,7 +61,7 @@ def spare_flat(
     )
     with torch.no_grad():
         log_prob = policy.log_prob(actions).to(actions.log_prob)
-    return after, actions._replace(log_prob=log_prob), count
+    return actions._replace(log_prob=log_prob)
 
 
 def _spread(images: Tensor) -> Tensor:

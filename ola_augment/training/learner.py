@@ -216,7 +216,9 @@ class OLALearner:
         )
         if rejoin and isinstance(reference, str):
             raise ValueError("rejoin needs held-out batches")
-        self._rejoin = Rejoin(reference) if rejoin and not isinstance(reference, str) else None
+        self._rejoin = (
+            Rejoin(reference, augment.policy) if rejoin and not isinstance(reference, str) else None
+        )
         self._rejoin_half: Rejoin | None = None
         self._checked_rejoin = False
         self.thermostat = thermostat
@@ -247,6 +249,7 @@ class OLALearner:
         *,
         preprocess: Callable[[Tensor], Tensor] | None = None,
         target_domain: bool = True,
+        rejoin: bool = True,
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
@@ -260,7 +263,7 @@ class OLALearner:
             model: that is trained.
             augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
             held_out: batches of labelled images of the target domain, or of a part of the training
-                images; they come back into the training by :meth:`loader`.
+                images, which look like the training's; they come back into it by :meth:`loader`.
             pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
                 a batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
@@ -269,6 +272,7 @@ class OLALearner:
             target_domain: whether held-out images are of another domain than the training images.
                 Where they are a part of the training images, operations are not told apart, since
                 what a few such images prefer is chance; only how much of all is to be used.
+            rejoin: False leaves held-out images out of the training for good.
 
         Returns:
             The learner, to be used like any other.
@@ -314,7 +318,7 @@ class OLALearner:
             learn_every=-(-first // min(-(-pairs // 16), 500)),
             learn_pairs=learn_pairs,
             trial=trial,
-            rejoin=True,
+            rejoin=rejoin,
             calibrate=True,
             updater=ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True),
             loss=held_out_loss(loss, preprocess),
@@ -394,7 +398,8 @@ class OLALearner:
         """What :meth:`loader` does with a batch, for loops of somebody else.
 
         Args:
-            batch: of the training, any nesting of tensors (B, ...).
+            batch: of the training, any nesting of tensors (B, ...); of workers that augment, with
+                their :class:`Actions`.
             train_size: number of training images in an epoch.
 
         Returns:
@@ -417,7 +422,7 @@ class OLALearner:
     def _half_of_held_out(self) -> Rejoin:
         if self._rejoin_half is None:
             assert self._held_out is not None
-            self._rejoin_half = Rejoin(self._held_out.halves[0])
+            self._rejoin_half = Rejoin(self._held_out.halves[0], self.policy)
         return self._rejoin_half
 
     @property

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ola_augment.actions import Actions, as_actions
+from ola_augment.policy import Policy
 from ola_augment.streams import rank_here
+from ola_augment.training.batches import IMAGES, TARGETS
+from ola_augment.training.flat import nothing_applied
 
 #: Held-out examples that are shuffled together; so many are kept in memory.
 _SHUFFLED = 512
@@ -24,12 +30,17 @@ class Rejoin:
     its number of batches. Held-out examples come in a random order, whatever that of their batches:
     images that lie sorted by class would fill each training batch with one class.
 
+    Batches are any nesting of tensors (B, ...); a mapping and a tuple fit each other, images before
+    targets. To images that join a batch whose images workers augmented, nothing was applied.
+
     Args:
         batches: a list or loader of held-out batches that look like those of the training.
+        policy: that draws, where batches of the training hold :class:`Actions`.
     """
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Iterable[Any], policy: Policy | None = None) -> None:
         self._batches = batches
+        self._policy = policy
         self._stream: Iterator[list[Tensor]] = iter(())
         self._left: list[Tensor] = []  # of the block that is being used
         self._size = 0
@@ -47,7 +58,7 @@ class Rejoin:
         block: list[list[Tensor]] = []
         for batch in itertools.chain(self._batches, [None]):
             if batch is not None:
-                block.append(_leaves(batch, "held-out images")[0])
+                block.append(_leaves(batch, "held-out images"))
             if block and (batch is None or sum(len(parts[0]) for parts in block) >= _SHUFFLED):
                 joined = [torch.cat(parts) for parts in zip(*block, strict=True)]
                 order = torch.randperm(len(joined[0]), generator=generator)
@@ -60,8 +71,8 @@ class Rejoin:
         Raises:
             ValueError: they differ in structure, shape or dtype.
         """
-        own, _ = _leaves(batch, "the training")
-        held, _ = _leaves(next(iter(self._batches)), "held-out images")
+        own = _leaves(batch, "the training")
+        held = _leaves(next(iter(self._batches)), "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         if what[0] != what[1]:
             raise ValueError(
@@ -74,13 +85,14 @@ class Rejoin:
         """A batch of which some examples, the last ones, are held-out ones.
 
         Args:
-            batch: of the training; any nesting of tensors (B, ...).
+            batch: of the training.
             train_size: number of training images in an epoch.
 
         Returns:
             A batch of the same structure and shapes.
         """
-        own, spec = _leaves(batch, "the training")
+        leaves, spec = tree_flatten(_in_order(batch), is_leaf=_are_actions)
+        own = _leaves(batch, "the training")
         self._size = self._size or self._count()
         size = len(own[0])
         self._owed += size * self._size / (self._size + train_size)
@@ -88,15 +100,24 @@ class Rejoin:
         self._owed -= count
         if not count:
             return batch
-        held = self._take(count)
-        mixed = [
-            torch.cat((part[: size - count], other.to(part.device)))
-            for part, other in zip(own, held, strict=True)
-        ]
-        return tree_unflatten(mixed, spec)
+        held = iter(self._take(count))
+        mixed = tree_unflatten([self._joined(part, held, count) for part in leaves], spec)
+        if not isinstance(batch, Mapping):
+            return mixed
+        changed: Any = copy.copy(batch)
+        changed.update(mixed)
+        return changed
+
+    def _joined(self, part: Any, held: Iterator[Tensor], count: int) -> Any:
+        if not _are_actions(part):
+            return torch.cat((part[: len(part) - count], next(held).to(part.device)))
+        assert self._policy is not None
+        actions = Actions(*(field.cpu() for field in as_actions(part)))
+        last = torch.arange(len(actions.keep), device="cpu") >= len(actions.keep) - count
+        return nothing_applied(actions, last, self._policy)
 
     def _count(self) -> int:
-        return sum(len(_leaves(batch, "held-out images")[0][0]) for batch in self._batches)
+        return sum(len(_leaves(batch, "held-out images")[0]) for batch in self._batches)
 
     def _take(self, count: int) -> list[Tensor]:
         parts = []
@@ -155,22 +176,51 @@ def train_size(loader: Iterable[Any]) -> int:
     Args:
         loader: with a dataset or a length; one that has neither is read through.
     """
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, Sized):
-        return len(dataset)
-    known = isinstance(loader, Sized)
-    first = next(iter(loader), None) if known else None
-    if first is not None:
-        return len(loader) * len(_leaves(first, "the training")[0][0])  # type: ignore[arg-type]
-    return sum(len(_leaves(batch, "the training")[0][0]) for batch in loader)
+    known = known_size(loader)
+    if known is not None:
+        return known
+    return sum(len(_leaves(batch, "the training")[0]) for batch in loader)
 
 
-def _leaves(batch: Any, whose: str) -> tuple[list[Tensor], Any]:
-    parts, spec = tree_flatten(batch)
+def known_size(loader: Any) -> int | None:
+    """Number of images in an epoch of a loader; None of a stream, which only its end would tell.
+
+    Args:
+        loader: with a dataset or a length, or without.
+    """
+    whole_batches = getattr(loader, "batch_sampler", loader) is None  # the dataset's entries
+    with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
+        if not whole_batches:
+            return len(loader.dataset)
+    with contextlib.suppress(NotImplementedError, TypeError):
+        batches = len(loader)
+        return batches and batches * len(_leaves(next(iter(loader)), "the training")[0])
+    return None
+
+
+def _in_order(batch: Any) -> Any:
+    """Entries of mappings lie as those of a tuple would: images, targets, others by their names."""
+    if isinstance(batch, Mapping):
+        return {name: _in_order(batch[name]) for name in sorted(batch, key=_place)}
+    return type(batch)(map(_in_order, batch)) if type(batch) in (tuple, list) else batch
+
+
+def _place(name: Any) -> tuple[bool, bool, str]:
+    return name not in IMAGES, name not in TARGETS, str(name)
+
+
+def _are_actions(part: Any) -> bool:
+    return isinstance(as_actions(part), Actions)
+
+
+def _leaves(batch: Any, whose: str) -> list[Tensor]:
+    """Tensors of a batch, without actions."""
+    parts, _ = tree_flatten(_in_order(batch), is_leaf=_are_actions)
+    parts = [part for part in parts if not _are_actions(part)]
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
         kinds = sorted({type(part).__name__ for part in parts})
         raise ValueError(
             f"batches of {whose} must consist of tensors (B, ...) for held-out images to join the "
             f"training, got {', '.join(kinds)}; leave them out for good with rejoin=False"
         )
-    return parts, spec
+    return parts
