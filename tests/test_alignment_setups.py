@@ -402,3 +402,21 @@ def test_other_libraries_hooks_in_the_same_backward_are_refused_by_name() -> Non
     with engine.capture() as captured:  # left whole
         model(x).sum().backward()
     assert captured.align(random_direction(model)).shape == (5,)
+
+
+def test_units_that_are_all_dead_are_named_as_the_cause() -> None:
+    """Nothing tells the examples apart behind them, and the last layer gets a gradient."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    engine = GradientAlignment(model)
+    with (
+        pytest.raises(RuntimeError, match=r"'2.bias' and 1 others .* units before it are dead"),
+        engine.capture(),
+    ):
+        model(torch.randn(6, 4)).square().sum().backward()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    with engine.capture() as captured:
+        model(torch.randn(6, 4)).square().sum().backward()
+    assert captured.align(engine.gradients()).shape == (6,)

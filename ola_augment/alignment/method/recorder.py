@@ -69,6 +69,8 @@ class Recorder(Watch[Tape]):
     ) -> None:
         super().__init__(leaves(parameters))
         self.tapes: list[Tape] = []
+        #: Parameters of uses that were the same whatever the examples are.
+        self.constant: set[str] = set()
         self.values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self.means = means
@@ -201,6 +203,7 @@ class Recorder(Watch[Tape]):
             use.constant = decision is Unrelated.CONSTANT
             if decision is not None and not use.constant:
                 use.settle(decision, origin.batch)
+            self.constant |= use.names if use.constant else set()
             return not use.constant
         use.by_contract(about, output, origin.batch)
         return True

@@ -139,7 +139,7 @@ class Session:
             explained = {name for tape in tapes for name in tape.explained()}
             if self._direction is not None:
                 explained |= self._parameters.keys() - self._direction.keys()
-            received = self._examination.conclude(explained)
+            received = self._examination.conclude(explained, recorder.constant)
             means = recorder.means
             factors = [
                 (1.0 if means is None else means.of(number)) / loss_scale

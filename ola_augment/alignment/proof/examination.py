@@ -182,11 +182,12 @@ class Examination:
         """A use of parameters gave a term: what it comes to along `random`, (batch,)."""
         self._along_random.append((names, along_random))
 
-    def conclude(self, explained: set[str]) -> list[str]:
+    def conclude(self, explained: set[str], constant: set[str]) -> list[str]:
         """The capture ends.
 
         Args:
             explained: parameters that have a term, or of which none is needed.
+            constant: parameters of uses that were the same whatever the examples are.
 
         Returns:
             The parameters that received a gradient.
@@ -200,7 +201,7 @@ class Examination:
                 "a loss that depends on the model inside it, without set_to_none in between"
             )
         if missed := self._received - explained:
-            raise RuntimeError(unexplained(missed))
+            raise RuntimeError(_dead(missed) if missed <= constant else unexplained(missed))
         if self.verifying:
             self._exact.compare(self._along_random, self.random)
         return sorted(self._received)
@@ -255,6 +256,17 @@ class Examination:
             frozenset(self._parameters),
             torch.is_autocast_enabled(tensors[0].device.type),
         )
+
+
+def _dead(names: set[str]) -> str:
+    first, *rest = sorted(names)
+    listed = repr(first) + (f" and {len(rest)} others" if rest else "")
+    return (
+        f"parameter {listed} received a gradient, but what it was used with is the same whatever "
+        "the examples are: the units before it are dead (a ReLU that gives zeros alone, after a "
+        "step that was too large?), so that nothing tells the examples apart. Lower the learning "
+        "rate or clip gradients; initialise the layer before it anew, or freeze the parameter"
+    )
 
 
 def _refuse_other_batch(args: Any, kwargs: Any, output: Any) -> None:
