@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ola_augment import GARUpdater, OLAAugment, OLALearner
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater, ranks
+from ola_augment.training.everyone import Everyone
 
 RANKS = 2
 
@@ -26,7 +27,7 @@ def weights(model):
 
 
 def loader(rank, size=32):
-    sampler = DistributedSampler(dataset(size), RANKS, rank, shuffle=False)
+    sampler = DistributedSampler(dataset(size), dist.get_world_size(), rank, shuffle=False)
     return DataLoader(dataset(size), batch_size=4, sampler=sampler)
 
 
@@ -168,29 +169,74 @@ def a_group_of_one_kind_of_device(rank, given):
     return {"types": [reducible.type, here.type, *asked]}
 
 
+SENDING = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast", "reduce")
+
+
 def messages_of_pairs(rank, given):
     """What the policy adds to DDP's own reductions, which are not counted here."""
-    sent, original = [], dist.all_reduce
+    sent, originals = [], {name: getattr(dist, name) for name in SENDING}
 
-    def counted(*arguments, **options):
-        sent.append(0)
-        return original(*arguments, **options)
+    def counted(name):
+        def send(*arguments, **options):
+            sent.append(name)
+            return originals[name](*arguments, **options)
+
+        return send
+
+    def learners():
+        held_out = list(loader(rank, 16))
+        yield "next", learner_of(model(), learn_every=2)
+        yield "held out", learner_of(model(), reference=held_out, learn_every=2)
+        augment = OLAAugment("rand_augment", strength=1.0)
+        given = OLALearner.recommended(model(), augment, held_out, pairs=2000)
+        given.learn_every = 2
+        yield "recommended", given
+
+    def model():
+        return DistributedDataParallel(network())
 
     found = {}
-    for reference in ("next", [(x, y) for x, y in loader(rank, 16)]):
-        model = DistributedDataParallel(network())
-        learner = learner_of(model, reference=reference, learn_every=2)
+    for name, learner in learners():
         counts = []
-        dist.all_reduce = counted
+        for way in SENDING:
+            setattr(dist, way, counted(way))
         try:
             for images, targets in list(loader(rank))[:4]:
                 sent.clear()
-                plain_loop(model, learner, [(images, targets)] * 2)
+                plain_loop(learner._wrapper, learner, [(images, targets)] * 2)
                 counts.append(len(sent))
         finally:
-            dist.all_reduce = original
-        found[learner.reference] = torch.tensor(counts)
+            for way, original in originals.items():
+                setattr(dist, way, original)
+        found[name] = torch.tensor(counts)
     return found
+
+
+def examples_of_all_ranks(rank, given):
+    """Each rank has all of them, however many are whose, and learns as one process would."""
+    sample = torch.Generator().manual_seed(0)
+    augment, alone = OLAAugment(strength=1.0), OLAAugment(strength=1.0)
+    whole = augment.policy.sample(12, sample)
+    signal = torch.randn(12, generator=sample), torch.rand(12, generator=sample)
+    everyone, cpu = Everyone(), torch.device("cpu")
+    for border in (5, 9, 0):
+        own = slice(border) if rank == 0 else slice(border, None)
+        parts = [whole.select(own)], tuple(part[own] for part in signal)
+        found = everyone.gather(*parts, cpu)
+        assert (everyone.bad, everyone.odd, everyone.examples) == (False, False, 12)
+        for one, expected in zip((*found[0], *found[1]), (*whole, *signal), strict=True):
+            assert one.dtype == expected.dtype
+            assert torch.equal(one, expected)
+    updater, expected = ValueUpdater(augment.policy), ValueUpdater(alone.policy)
+    with ranks.alike():
+        updater.step(found[0], *found[1])
+        expected.step(whole, *signal)
+    assert torch.equal(updater.state_dict()["moment"], expected.state_dict()["moment"])
+    assert everyone.gather([whole], None if rank else signal, cpu) is None
+    assert everyone.bad
+    assert everyone.gather([whole], signal if rank else (signal[0][:3], signal[1]), cpu) is None
+    assert (everyone.bad, everyone.odd) == (False, True)
+    return {"moment": updater.state_dict()["moment"]}
 
 
 class Device:
@@ -202,8 +248,7 @@ class Device:
 def recommended_by_loop(rank, given):
     model = DistributedDataParallel(network())
     augment = OLAAugment("rand_augment", strength=1.0)
-    held_out = [(x.float() / 255, y) for x, y in loader(rank, 16)]
-    learner = OLALearner.recommended(model, augment, held_out, pairs=4)
+    learner = OLALearner.recommended(model, augment, list(loader(rank, 16)), pairs=400)
     optimizer = optimizer_of(model)
     for index, (images, targets) in enumerate(loader(rank)):
         with learner.augmented_step() if index % 2 == 0 else learner.plain_step():
@@ -219,8 +264,7 @@ def recommended_by_lightning(rank, given):
 
     module = case.Module()
     augment = OLAAugment("rand_augment", strength=1.0)
-    held_out = [(x.float() / 255, y) for x, y in loader(rank, 16)]
-    learner = OLALearner.recommended(module.network, augment, held_out, pairs=4)
+    learner = OLALearner.recommended(module.network, augment, list(loader(rank, 16)), pairs=400)
     case.trainer(
         case.OLACallback(learner), devices=RANKS, strategy="ddp", use_distributed_sampler=False,
         gradient_clip_val=None,
@@ -233,7 +277,8 @@ def recommended_by_lightning(rank, given):
 CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
     one_example_of_each_rank_is_enough, sharded_at_any_moment,
-    messages_of_pairs, a_group_of_one_kind_of_device, recommended_by_loop, recommended_by_lightning,
+    messages_of_pairs, examples_of_all_ranks, a_group_of_one_kind_of_device,
+    recommended_by_loop, recommended_by_lightning,
     inside_join,  # the last one: whoever leaves a Join by an error may be out of step
 )  # fmt: skip
 
@@ -308,15 +353,27 @@ def test_sharded_models_are_refused_by_name_at_any_moment(found):
             assert "0.weight" in said
 
 
+def test_three_ranks_learn_one_policy(tmp_path):
+    results = run_checks((as_always, recommended_by_loop), tmp_path, ranks=3)
+    assert same(whole(results["as_always"]))["logits"].abs().max() > 0.05
+    assert same(whole(results["recommended_by_loop"]))["moment"].any()
+
+
 def test_join_is_refused_by_name(found):
     for rank in whole(found["inside_join"]):
         assert "cannot learn inside Join" in rank["said"]
 
 
 def test_what_a_pair_sends_does_not_grow_with_the_model(found):
+    """The first message finds out how large the next ones are."""
     first = same(whole(found["messages_of_pairs"]))
-    assert first["next"].tolist() == [7, 0, 7, 0]
-    assert first["held out"].tolist() == [8, 0, 8, 0]  # the held-out gradient, in one
+    assert first["next"].tolist() == [2, 0, 1, 0]
+    for name in ("held out", "recommended"):  # and the held-out gradient, in one
+        assert first[name].tolist() == [3, 0, 2, 0]
+
+
+def test_each_rank_learns_from_the_examples_of_all(found):
+    assert same(whole(found["examples_of_all_ranks"]))["moment"].any()
 
 
 def test_sums_are_made_where_the_group_can_make_them(found):

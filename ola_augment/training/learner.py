@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,11 +20,12 @@ from ola_augment.alignment.proof import trainable_parameters, unwrapped
 from ola_augment.files import describe_policy
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.streams import world_size
+from ola_augment.training.everyone import Everyone
 from ola_augment.training.evidence import Evidence, gather
 from ola_augment.training.flat import spare_flat
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.ranks import own_policy, refuse_join, sum_over_ranks
+from ola_augment.training.ranks import alike, own_policy, refuse_join, sum_over_ranks
 from ola_augment.training.rejoin import Rejoin, Rejoined
 from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
@@ -38,6 +40,8 @@ _VERSION = 3
 _IN_VAIN = 10
 #: Images before the share of flat ones is worth a word.
 _ENOUGH_TO_TELL = 200
+#: Updaters that learn from a batch of all ranks as from any other.
+_OURS = (GARUpdater, ValueUpdater)
 _ADVICE = {
     "not finite": "losses or alignments are NaN or Inf",
     "one example": "rewards tell the examples of a batch apart, and there is only one: make "
@@ -236,6 +240,7 @@ class OLALearner:
         self._lost = False  # the pair's first half was given up
         self._alone = False  # the second half has none before it
         self._drawn: list[Actions] = []
+        self._everyone = Everyone()
         self._clear()
 
     @classmethod
@@ -692,9 +697,14 @@ class OLALearner:
                 signal = self._signal.read(gradients, step.loss, loss_scale)
             if signal is not None and not all(bool(part.isfinite().all()) for part in signal):
                 signal = None
-        examples = sum(len(part.log_prob) for part in actions)
-        bad, everywhere = self._over_ranks(signal is None, examples)
-        if signal is None or bad:
+        learn: Callable[[], UpdateStats]
+        if world_size() > 1 and _compares(self.updater) and type(self.updater) in _OURS:
+            bad, everywhere, learn = self._from_all_ranks(actions, signal)
+        else:
+            examples = sum(len(part.log_prob) for part in actions)
+            bad, everywhere = self._over_ranks(signal is None, examples)
+            learn = functools.partial(self._learn, actions, signal)
+        if bad:
             if not self._lost:
                 self._skip("no first half" if self._alone else "not finite")
             return None
@@ -702,7 +712,26 @@ class OLALearner:
             self._skip("one example")
             return None
         self._settled, self._in_vain = True, 0
+        return learn()
+
+    def _learn(self, actions: list[Actions], signal: tuple[Tensor, ...] | None) -> UpdateStats:
+        assert signal is not None
         return self.updater.step(Actions.cat(actions), *signal)
+
+    def _from_all_ranks(
+        self, actions: list[Actions], signal: tuple[Tensor, ...] | None
+    ) -> tuple[bool, int, Callable[[], UpdateStats]]:
+        """Whether a rank is bad, all ranks' examples, and how to learn from these."""
+        device = next(self._model.parameters()).device
+        found = self._everyone.gather(actions, signal, device)
+
+        def learn() -> UpdateStats:
+            if found is None:  # somewhere the updater has a word to say
+                return self._learn(actions, signal)
+            with alike():
+                return self._learn([found[0]], found[1])
+
+        return self._everyone.bad, self._everyone.examples, learn
 
     def _over_ranks(self, bad: bool, examples: int) -> tuple[bool, int]:
         if world_size() == 1:  # without a word to the device
@@ -874,7 +903,7 @@ def _of_each_pass(drawn: list[Actions], passes: tuple[int, ...]) -> list[Actions
 
 
 def _compares(updater: object) -> bool:
-    """Whether rewards are differences within a batch."""
+    """Whether rewards are differences within a batch, of which nothing else is known."""
     return getattr(updater, "reward", None) in (gradient_alignment_reward, cosine_reward)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -14,17 +16,34 @@ from ola_augment.streams import rank_here, world_size
 
 #: Numbers that travel in one message: as much again as they take is needed for it.
 _BUCKET = 2**23
+#: Whether all ranks are doing the same with the same numbers.
+_ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
+
+
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """A block in which every rank has all examples: sums and decisions need no message."""
+    token = _ALIKE.set(True)
+    try:
+        yield
+    finally:
+        _ALIKE.reset(token)
+
+
+def _summed() -> int:
+    """Number of ranks whose values make a sum."""
+    return 1 if _ALIKE.get() else world_size()
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean over all ranks; the values themselves in a single process."""
-    ranks = world_size()
+    ranks = _summed()
     return values if ranks == 1 else sum_over_ranks(values) / ranks
 
 
 def all_ranks(okay: bool, device: torch.device) -> bool:
     """Whether it is true on every rank: none goes a way of its own."""
-    if world_size() == 1:  # without a word to the device
+    if _summed() == 1:  # without a word to the device
         return okay
     return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
 
@@ -35,7 +54,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     On the device of the values, or on one that the process group can reduce: NCCL takes no tensors
     of the CPU.
     """
-    if world_size() == 1:
+    if _summed() == 1:
         return values
     total = values.to(_reducible(values.device), copy=True)
     dist.all_reduce(total)
@@ -51,7 +70,7 @@ def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Tensors of their shapes; the values themselves in a single process.
     """
-    if world_size() == 1:
+    if _summed() == 1:
         return list(values)
     found: list[Tensor] = []
     for _, group in itertools.groupby(values, lambda value: (value.dtype, value.device)):
@@ -70,8 +89,24 @@ def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
 
 def means_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
     """Means of many tensors; the values themselves in a single process."""
-    ranks = world_size()
+    ranks = _summed()
     return list(values) if ranks == 1 else [total / ranks for total in sums_over_ranks(values)]
+
+
+def gather_over_ranks(values: Tensor, device: torch.device) -> list[Tensor]:
+    """The values of every rank, in their order.
+
+    Args:
+        values: a tensor of the CPU, of one shape on all ranks.
+        device: of the model; they travel there, or where the process group can gather.
+
+    Returns:
+        Tensors of the CPU.
+    """
+    sent = values.to(_reducible(device))
+    found = sent.new_empty(world_size(), *sent.shape)
+    dist.all_gather_into_tensor(found, sent.unsqueeze(0))
+    return list(found.cpu())
 
 
 def own_policy(policy: object) -> None:
