@@ -1,0 +1,136 @@
+"""Frameworks that start processes, copy learners or average weights, as they are."""
+
+import copy
+import os
+import socket
+
+import pytest
+import torch
+from loops import (
+    learner_of,
+    loader,
+    logits,
+    loss_of,
+    network,
+    plain_loop,
+    rejoining_learner,
+)
+from torch import nn
+
+from ola_augment import OLAAugment, OLALearner
+
+# The frameworks' own warnings are not ours.
+pytestmark = [pytest.mark.filterwarnings(which) for which in ("ignore", "error:::ola_augment")]
+
+
+def recommended(model):
+    held_out = [tuple(batch) for batch in loader(16)]
+    return OLALearner.recommended(model, OLAAugment("rand_augment", strength=1.0), held_out, 400)
+
+
+def written(folder, rank, model, learner):
+    torch.save(
+        {
+            "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+            "values": learner.updater.state_dict()["moment"],
+            "draws": learner.transform.policy.sample(8).ops,
+            "pairs": torch.tensor(learner.pairs),
+            "skipped": torch.tensor(learner.skipped.total()),
+        },
+        folder / f"{rank}.pt",
+    )
+
+
+def check_ranks(folder, pairs):
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in ("weights", "values", "pairs", "skipped"):
+        assert torch.equal(first[name], second[name]), name
+    assert first["values"].any()
+    assert (first["pairs"], first["skipped"]) == (pairs, 0)
+
+
+def test_lightning_forks_ranks(tmp_path):
+    """``ddp_fork``, as in notebooks: model and learner were made before the ranks."""
+    case = pytest.importorskip("test_integrations_lightning")
+
+    class Writes(case.lightning.Callback):
+        def on_fit_end(self, trainer, pl_module):
+            written(tmp_path, trainer.global_rank, pl_module, callback.learner)
+
+    module = case.Module()
+    callback = case.OLACallback(recommended(module.network))
+    run = case.trainer(callback, Writes(), strategy="ddp_fork", devices=2, gradient_clip_val=None)
+    run.fit(module, loader(32))
+    check_ranks(tmp_path, pairs=2)
+
+
+def by_accelerate(folder, learner):
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    model = learner._model
+    batches = accelerator.prepare(loader(32))
+    prepared = accelerator.prepare(model)
+    own = OLALearner.recommended(prepared, learner.transform, list(loader(16)), 400)
+    plain_loop(prepared, own, list(batches))
+    written(folder, accelerator.process_index, model, own)
+
+
+def test_a_notebook_launches_ranks(tmp_path, monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    learner = recommended(network())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    accelerate.notebook_launcher(by_accelerate, (tmp_path, learner), num_processes=2, use_port=port)
+    check_ranks(tmp_path, pairs=2)
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averaged_weights(kind):
+    """They copy the module, with a learner among its attributes."""
+    case = pytest.importorskip("test_integrations_lightning")
+    options = {"swa_lrs": 0.05, "swa_epoch_start": 1} if kind.startswith("Stochastic") else {}
+    average = getattr(case.lightning.callbacks, kind)(**options)
+    module = case.Module()
+    module.learner = learner_of(module.network)
+    run = case.trainer(average, case.OLACallback(module.learner), epochs=3)
+    run.fit(module, loader(16), loader(8))
+    assert module.learner.pairs == 6
+    assert not module.learner.skipped
+    assert logits(module.learner).any()
+
+
+def test_skorch():
+    """A net whose ``train_step_single`` is half of a pair, and which is copied."""
+    skorch = pytest.importorskip("skorch")
+
+    class Net(skorch.NeuralNetClassifier):
+        def initialize(self):
+            super().initialize()
+            self.learner_ = rejoining_learner(self.module_)
+            return self
+
+        def train_step_single(self, batch, **options):
+            learner = self.learner_
+            images, targets = learner.rejoin(tuple(batch), train_size=48)
+            self._second = not getattr(self, "_second", True)
+            with learner.plain_step() if self._second else learner.augmented_step():
+                seen = images if self._second else learner.augment(images)
+                self._set_training(True)
+                loss = loss_of(self.module_, seen, targets)
+                loss.backward()
+            return {"loss": loss.detach(), "y_pred": targets}
+
+    images, targets = loader(48).dataset[:]
+    net = Net(
+        network(), criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=0.1, batch_size=4,
+        max_epochs=2, train_split=None, verbose=0, iterator_train__shuffle=False,
+    )  # fmt: skip
+    net.fit(images, targets)
+    assert (net.learner_.pairs, net.learner_.skipped.total()) == (12, 0)
+    assert logits(net.learner_).any()
+    assert copy.deepcopy(net).learner_.pairs == 12
