@@ -148,6 +148,12 @@ def sharded_at_any_moment(rank, given):
             later(torch.ones(2, 4)).sum().backward()
 
     found["sharded later"] = said(capture)
+    trained = network()
+    learner = OLALearner.recommended(
+        trained, OLAAugment("rand_augment", strength=1.0), list(loader(rank, 16)), 400
+    )
+    fully_shard(trained, mesh=mesh)
+    found["a learner's"] = said(lambda: plain_loop(trained, learner, list(loader(rank, 16))))
     return found
 
 
@@ -346,7 +352,7 @@ def test_the_recommended_learner_is_one_on_all_ranks_and_in_all_loops(found):
 
 def test_sharded_models_are_refused_by_name_at_any_moment(found):
     for rank in whole(found["sharded_at_any_moment"]):
-        assert len(rank) == 7
+        assert len(rank) == 8
         for moment, said in rank.items():
             assert said is not None, moment
             assert "sharded over processes" in said
