@@ -69,8 +69,7 @@ class Recorder(Watch[Tape]):
     ) -> None:
         super().__init__(leaves(parameters))
         self.tapes: list[Tape] = []
-        #: Parameters of uses that were the same whatever the examples are.
-        self.constant: set[str] = set()
+        self.constant: set[str] = set()  # parameters of uses that no example changes
         self.values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self.means = means
@@ -256,16 +255,14 @@ class Recorder(Watch[Tape]):
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
         if self._examination.verifying:
-            tangent = Tangents(self._examination.random, tape.values)(node)
-            if tangent is not None:
+            if (tangent := Tangents(self._examination.random, tape.values)(node)) is not None:
                 self._examination.term(node.names, term.contract(tangent))
         if tape.norms is not None:
             tape.norms.add(node, term, shape, last=not self._retain_graph)
         if self._direction is None:
             tape.terms.append((node, term.pack(self._storage, shape)))
             return
-        tangent = self._tangents(tape)(node)
-        if tangent is not None:
+        if (tangent := self._tangents(tape)(node)) is not None:
             tape.contracted.append((node.names, term.contract(tangent)))
 
     def _tangents(self, tape: Tape) -> Tangents:
