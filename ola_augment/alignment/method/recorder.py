@@ -73,8 +73,7 @@ class Recorder(Watch[Tape]):
         self.values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self.means = means
-        # Unknown for a torch.autograd.backward, which cannot be watched.
-        self._retain_graph = True
+        self._retain_graph = True  # or unknown: torch.autograd.backward cannot be watched
         self._parameters = parameters
         self._norms = norms
         self._examination = examination
@@ -255,7 +254,8 @@ class Recorder(Watch[Tape]):
 
     def _keep(self, tape: Tape, node: Node, term: Term, shape: torch.Size) -> None:
         if self._examination.verifying:
-            if (tangent := Tangents(self._examination.random, tape.values)(node)) is not None:
+            tangent = Tangents(self._examination.random, tape.values)(node)
+            if tangent is not None:
                 self._examination.term(node.names, term.contract(tangent))
         if tape.norms is not None:
             tape.norms.add(node, term, shape, last=not self._retain_graph)
