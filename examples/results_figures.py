@@ -22,16 +22,13 @@ _MOST = 12
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[str]:
-    """Beds on which none has run: photographs first, then the other domain shifts, then the rest."""
+    """Beds on which none has run: photographs first, then other domain shifts, then the rest."""
     beds = [bed for bed in BEDS if scores_of(rows, bed, "none")]
-    return sorted(
-        beds, key=lambda bed: (not bed.startswith("photographs"), BEDS[bed].shift is None)
-    )
 
+    def key(bed: str) -> tuple[bool, bool]:
+        return not bed.startswith("photographs"), BEDS[bed].shift is None
 
-def scores_of(rows: list[dict[str, Any]], bed: str, method: str) -> list[float]:
-    """Test accuracies (%) of the seeds that ran."""
-    return [row["accuracy"] for row in rows if (row["bed"], row["method"]) == (bed, method)]
+    return sorted(beds, key=key)
 
 
 def compared(rows: list[dict[str, Any]]) -> plt.Figure:
