@@ -21,6 +21,11 @@ COLORS |= {"uniform": "#e69f00", "ola": "#d55e00"}
 _MOST = 12
 
 
+def scores_of(rows: list[dict[str, Any]], bed: str, method: str) -> list[float]:
+    """Test accuracies (%) of the seeds that ran."""
+    return [row["accuracy"] for row in rows if (row["bed"], row["method"]) == (bed, method)]
+
+
 def in_order(rows: list[dict[str, Any]]) -> list[str]:
     """Beds on which none has run: photographs first, then other domain shifts, then the rest."""
     beds = [bed for bed in BEDS if scores_of(rows, bed, "none")]

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 #: Levels above which inputs are not scaled.
 _LEVELS = 10.0
+#: Halves in which forgotten gradients are looked for; each look waits for the device.
+_LOOKS = 8
 
 
 class InputRanges:
@@ -37,19 +39,21 @@ class InputRanges:
             yield
             return
 
+        calls: list[Any] = []
+
         def look(model: nn.Module, arguments: Any, options: Any) -> None:
-            if kind in self._seen:
-                return
-            inputs = [part for part in tree_leaves((arguments, options)) if _is_input(part)]
-            if inputs and inputs[0].isfinite().all():
-                self._seen[kind] = float(inputs[0].min()), float(inputs[0].max())
-                self._compare()
+            if not calls:  # an engine that watches torch's calls sees none of ours
+                calls.append((arguments, options))
 
         handle = model.register_forward_pre_hook(look, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
+        inputs = [part.detach() for part in tree_leaves(calls) if _is_input(part)]
+        if inputs and inputs[0].isfinite().all():
+            self._seen[kind] = float(inputs[0].min()), float(inputs[0].max())
+            self._compare()
 
     def _compare(self) -> None:
         if len(self._seen) < 2:
@@ -84,45 +88,46 @@ def _scale(low: float, high: float) -> str | None:
 class Leftovers:
     """Notices gradients that are still there after the optimizer has stepped.
 
-    Of one parameter: its gradient is the same tensor as at the end of the block before, untouched
-    since, the parameter has changed meanwhile, and the block only added to it.
+    Of one parameter, in the first halves of a run: it has changed since the block before, its
+    gradient is still the same tensor and not zero, and the block did nothing but add to it.
     """
 
-    _last: tuple[Tensor, int, Tensor, int] | None = None  # gradient, parameter, with versions
-    _kept: tuple[Tensor, int] | None = None
-    _told = False
+    _last: tuple[Tensor, Tensor, int] | None = None  # gradient, parameter and its version
+    _kept: tuple[Tensor, int] | None = None  # a gradient that is still there, and its version
+    _left = _LOOKS
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_told": self._told}  # tensors stay with their model
+        return {"_left": self._left}  # tensors stay with their model
 
     def begin(self) -> None:
         """Before the first backward pass of a half."""
         self._kept = None
-        if self._last is None or self._told:
+        if self._last is None or not self._left:
             return
-        gradient, version, parameter, before = self._last
-        stepped = parameter._version != before
-        if stepped and parameter.grad is gradient and gradient._version == version:
-            self._kept = gradient, version
+        gradient, parameter, before = self._last
+        same = parameter.grad is gradient and parameter._version != before
+        if same and bool(gradient.any()):
+            self._kept = gradient, gradient._version
 
     def end(self, model: nn.Module) -> None:
         """After the last backward pass of a half."""
-        if self._told:
+        if not self._left:
             return
-        if self._kept is not None and self._kept[0]._version == self._kept[1] + 1:
-            self._told, self._kept, self._last = True, None, None
+        self._left -= 1
+        forgotten = self._kept is not None and self._kept[0]._version == self._kept[1] + 1
+        if forgotten:
+            self._left = 0
+        self._last = self._kept = None
+        if forgotten:
             warnings.warn(
                 "gradients of the step before were still there after the optimizer had stepped, "
                 "and this step's were added to them: call optimizer.zero_grad() after each "
                 "optimizer.step()",
                 stacklevel=2,
             )
-            return
-        self._last = None
         for parameter in reversed(list(model.parameters())):  # the last ones are small
-            gradient = parameter.grad
-            if gradient is not None and parameter.requires_grad:
-                self._last = gradient, gradient._version, parameter, parameter._version
+            if self._left and parameter.grad is not None and parameter.requires_grad:
+                self._last = parameter.grad, parameter, parameter._version
                 return
 
 

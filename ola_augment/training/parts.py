@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -61,7 +62,7 @@ class Parts:
         return self._frozen or (learned and (self.trial is None or self.trial.over))
 
     @property
-    def skipped(self) -> dict[str, int]:
+    def skipped(self) -> Counter[str]:
         """Pairs that should have taught the policy something, and did not, by their cause.
 
         "not finite" (on some rank), "one example" (a reward tells the examples of a batch apart),

@@ -147,10 +147,9 @@ class Stepping(Parts):
                     pair.gradients = self._held_out.gradients(self._model)
             # An engine that computes the losses is needed in every pair.
             captures = step.learns and (first or pair.gradients is not None)
+            watched = self._inputs.watch(self._model, "training")
             with (
-                self._inputs.watch(self._model, "training")
-                if self._held_out is not None
-                else contextlib.nullcontext(),
+                watched if self._held_out is not None else contextlib.nullcontext(),
                 self._signal.capture(batch, pair.gradients, loss_scale)
                 if captures or batch
                 else contextlib.nullcontext() as given,
