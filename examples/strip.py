@@ -1,7 +1,7 @@
 """Draw the front page's picture: photographs, the target domain, and what policies make of them.
 
-    python examples/comparison.py --bed rotated --seeds 1 --method ola
-    python examples/strip.py --policy runs/comparison/rotated/runs/ola-seed0/policy.json
+    python examples/train.py --data digits-rotated --train-size 300 --epochs 500 --method ola
+    python examples/strip.py --seed 3 --policy runs/train/ola-seed0/policy.json
 
 Four rows: training images, images of the target domain, training images as the learned policy
 augments them, and as a uniform policy does. Both apply as many operations to an image
@@ -29,6 +29,8 @@ from ola_augment.files import load_policy
 
 #: Pixels a side of what is shown.
 SIZE = 224
+#: Degrees by which the photographs of the target domain are rotated.
+ANGLES = (-55, 35, 45, -40, 60)
 
 
 def square(image: Image.Image, angle: float, light: float) -> Tensor:
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--strength", type=float, default=2.0, help="operations an image")
     add("--columns", type=int, default=5, help="photographs, at most five")
     add("--seed", type=int, default=0, help="of the angles and of the draws")
-    add("--out", type=Path, default=Path("docs/figures/photographs.png"))
+    add("--out", type=Path, default=Path("docs/figures/photographs.jpg"))
     options = parser.parse_args(arguments)
     path = options.policy
     if path is None:
@@ -85,12 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
         learned.space, max_ops=learned.max_ops, strength=options.strength, generator=generator
     )
     pictures = list(photographs().values())[: options.columns]
-    angles = np.linspace(-60, 60, len(pictures))
     images = torch.stack([square(picture, 0, 1) for picture in pictures])
     rows = {
         "training": images,
         "target domain": torch.stack(
-            [square(p, a, options.light) for p, a in zip(pictures, angles, strict=True)]
+            [square(p, a, options.light) for p, a in zip(pictures, ANGLES, strict=False)]
         ),
         "learned": PolicyTransform(learned, generator=generator).augment(images)[0],
         "uniform": uniform.augment(images)[0],
