@@ -30,7 +30,7 @@ def digest(tensors):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--mixed-precision", default="bf16")
     options = parser.parse_args(arguments)
 

@@ -61,7 +61,7 @@ def train(config):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", default="/tmp", help="a folder that all workers see")
     options = parser.parse_args(arguments)
     ray.init(ignore_reinit_error=True)

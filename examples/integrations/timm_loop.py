@@ -31,7 +31,7 @@ def data(size=96):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--model", default="test_vit")
     parser.add_argument("--space", default="rand-m9-mstd0.5-inc1")
     options = parser.parse_args(arguments)

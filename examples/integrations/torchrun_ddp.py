@@ -49,7 +49,7 @@ def loop(model, learner, loader, optimizer, epochs):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--fit", action="store_true", help="by fit instead of a loop of one's own")
     options = parser.parse_args(arguments)
 
