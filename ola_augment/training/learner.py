@@ -11,6 +11,7 @@ from ola_augment.alignment import GradientAlignment
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.training import learner_state
 from ola_augment.training.checks import InputRanges, Leftovers
+from ola_augment.training.everyone import Everyone
 from ola_augment.training.flat import FlatImages
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.pair import Pair
@@ -73,7 +74,7 @@ class OLALearner(Stepping):
             ignored), else ``GARUpdater(augment.policy, lr)``.
         engine: instead of ``GradientAlignment(model)``.
         loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of a
-            batch (inputs, targets), uint8 inputs scaled to [0, 1].
+            batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
 
     Attributes:
         policy: that learns.
@@ -149,7 +150,7 @@ class OLALearner(Stepping):
         self._held_out = self._rejoin = self._rejoin_half = None
         if not isinstance(reference, str):
             self._held_out = HeldOut(reference, smoothing, loss, calibrate)
-            self._rejoin = Rejoin(reference) if rejoin else None
+            self._rejoin = Rejoin(reference, augment.policy) if rejoin else None
         self._checked_rejoin = False
         self.thermostat = thermostat
         self.trial = trial
@@ -161,6 +162,7 @@ class OLALearner(Stepping):
         self._drawn = []
         self._flats = FlatImages()
         self._inputs, self._leftovers = InputRanges(), Leftovers()
+        self._everyone = Everyone()
 
     @classmethod
     def recommended(
@@ -173,6 +175,7 @@ class OLALearner(Stepping):
         *,
         preprocess: Callable[[Tensor], Tensor] | None = None,
         target_domain: bool = True,
+        rejoin: bool = True,
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
@@ -186,15 +189,16 @@ class OLALearner(Stepping):
             model: that is trained.
             augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
             held_out: batches of labelled images of the target domain, or of a part of the training
-                images; they come back into the training by :meth:`loader`.
+                images, which look like the training's; they come back into it by :meth:`loader`.
             pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
-                a batch (inputs, targets), uint8 inputs scaled to [0, 1].
+                a batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
             preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the
                 training images get.
             target_domain: whether held-out images are of another domain than the training images.
                 Where they are a part of the training images, operations are not told apart, since
                 what a few such images prefer is chance; only how much of all is to be used.
+            rejoin: False leaves held-out images out of the training for good.
 
         Returns:
             The learner, to be used like any other.
@@ -214,7 +218,7 @@ class OLALearner(Stepping):
             (1000, 4, 16)
         """
         measured = held_out_loss(loss, preprocess)
-        parts = recommended_parts(augment, held_out, pairs, measured, target_domain)
+        parts = recommended_parts(augment, held_out, pairs, measured, target_domain, rejoin)
         return cls(model, augment, **parts)
 
     def state_dict(self) -> dict[str, Any]:

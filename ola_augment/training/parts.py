@@ -192,7 +192,8 @@ class Parts:
         """What :meth:`loader` does with a batch, for loops of somebody else.
 
         Args:
-            batch: of the training, any nesting of tensors (B, ...).
+            batch: of the training, any nesting of tensors (B, ...); of workers that augment, with
+                their :class:`Actions`.
             train_size: number of training images in an epoch.
 
         Returns:
@@ -215,7 +216,7 @@ class Parts:
     def _half_of_held_out(self) -> Rejoin:
         if self._rejoin_half is None:
             assert self._held_out is not None
-            self._rejoin_half = Rejoin(self._held_out.halves[0])
+            self._rejoin_half = Rejoin(self._held_out.halves[0], self.policy)
         return self._rejoin_half
 
 

@@ -18,6 +18,7 @@ def recommended_parts(
     pairs: int,
     loss: BatchLoss,
     target_domain: bool,
+    rejoin: bool,
 ) -> dict[str, Any]:
     """Arguments of an :class:`OLALearner`, beside model and transform, for a run of known length.
 
@@ -27,6 +28,7 @@ def recommended_parts(
         pairs: of steps in the whole run.
         loss: of a held-out batch.
         target_domain: whether operations are to be told apart.
+        rejoin: whether held-out images join the training.
 
     Raises:
         TypeError, ValueError: what :meth:`OLALearner.recommended` refuses.
@@ -56,7 +58,7 @@ def recommended_parts(
         "learn_every": -(-first // min(-(-pairs // 16), 500)),
         "learn_pairs": learn_pairs,
         "trial": trial,
-        "rejoin": True,
+        "rejoin": rejoin,
         "calibrate": True,
         "updater": ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True),
         "loss": loss,

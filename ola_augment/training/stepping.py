@@ -12,11 +12,12 @@ from ola_augment.actions import Actions
 from ola_augment.alignment import NotFinite
 from ola_augment.alignment.method.captured import Captured
 from ola_augment.training.checks import InputRanges, Leftovers
+from ola_augment.training.everyone import Everyone
+from ola_augment.training.outcome import compares, outcome
 from ola_augment.training.pair import Step, of_each_pass
 from ola_augment.training.parts import Parts
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.ranks import own_policy, refuse_join, shared_outcome
-from ola_augment.training.reward import cosine_reward, gradient_alignment_reward
+from ola_augment.training.ranks import own_policy, refuse_join
 from ola_augment.training.signals import trained_gradients
 from ola_augment.training.values import ValueUpdater
 
@@ -28,6 +29,7 @@ class Stepping(Parts):
     _drawn: list[Actions]
     _inputs: InputRanges
     _leftovers: Leftovers
+    _everyone: Everyone
 
     def augment(self, images: Tensor, *, clips: bool = True) -> Tensor:
         """Augment a batch for the augmented step, and remember what was drawn.
@@ -273,20 +275,14 @@ class Stepping(Parts):
                 signal = self._signal.read(gradients, step.loss, loss_scale)
             if signal is not None and not all(bool(part.isfinite().all()) for part in signal):
                 signal = None
-        examples = sum(len(part.log_prob) for part in actions)
         device = next(self._model.parameters()).device
-        bad, everywhere = shared_outcome(signal is None, examples, device)
-        if signal is None or bad:
+        bad, everywhere, learn = outcome(self.updater, self._everyone, actions, signal, device)
+        if bad:
             if not pair.lost:
                 pair.skip("no first half" if pair.alone else "not finite")
             return None
-        if everywhere == 1 and _compares(self.updater):
+        if everywhere == 1 and compares(self.updater):
             pair.skip("one example")
             return None
         pair.taught()
-        return self.updater.step(Actions.cat(actions), *signal)
-
-
-def _compares(updater: object) -> bool:
-    """Whether rewards are differences within a batch."""
-    return getattr(updater, "reward", None) in (gradient_alignment_reward, cosine_reward)
+        return learn()
