@@ -173,13 +173,13 @@ def main(given: list[str] | None = None) -> None:
         made.write(unfinished, train=81, test=60, reference=12, side=96, size=32, seed=0)
         unfinished.rename(photographs)
     from data import load_data
-    from train import learned, load_policy
+    from train import what_was_learned
 
     print(data_lines(load_data(f"imagefolder:{photographs}")), flush=True)
     results = collect(options)
     if "ola" in results:
         folders = [options.out / "runs" / f"ola-seed{seed}" for seed in range(options.seeds)]
-        print("\n" + learned([load_policy(folder / "policy.json") for folder in folders]))
+        print(f"\n{what_was_learned(folders)}")
         print(f"\nWhat that looks like: {picture(options)}")
     print(f"\n{verdict(results)}")
 

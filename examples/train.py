@@ -216,12 +216,24 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def what_was_learned(folders: list[Path]) -> str:
+    """The evidence of each run of ola, or what the policies of all have in common."""
+    known = [folder / "evidence.txt" for folder in folders]
+    texts = [f"{file.parent.name}: {file.read_text().rstrip()}" for file in known if file.exists()]
+    return "\n\n".join(texts) or learned([load_policy(f / "policy.json") for f in folders])
+
+
 def learned(policies: list[OLAPolicy]) -> str:
-    """What policies of several seeds have in common, in a sentence."""
+    """What policies of several seeds have in common beyond chance, in a sentence."""
     log_probs = [policy.log_probs() for policy in policies]
     given = policies[0].strength is not None
-    probs = torch.stack([(lp.ops if given else lp.keep).detach().exp() for lp in log_probs]).mean(0)
+    each = torch.stack([(lp.ops if given else lp.keep).detach().exp() for lp in log_probs])
+    probs, count = each.mean(0), len(policies)
     start = 1 / len(probs) if given else 0.5
+    if count < 2:
+        return "ola: one seed does not tell what it prefers from chance"
+    chance = beyond_chance(count, len(probs)) * each.std(0) / count**0.5
+    differs = (probs - start).abs() > chance
     magnitudes = torch.stack([lp.magnitude.detach().exp() for lp in log_probs]).mean(0)
     space = policies[0].space
     means = (magnitudes.double() * space.magnitudes(32, 32)).sum(1).tolist()
@@ -232,10 +244,20 @@ def learned(policies: list[OLAPolicy]) -> str:
             f"{operation.name} {'±' * operation.signed}{text}".strip() if text else operation.name
         )
     order = probs.argsort(descending=True).tolist()
-    use = [names[i] for i in order[:4] if probs[i] > 1.25 * start]
-    avoid = [space.operations[i].name for i in order[:-6:-1] if probs[i] < 0.75 * start]
-    use_text, avoid_text = ", ".join(use) or "all alike", ", ".join(avoid) or "none"
-    return f"ola learned to use: {use_text}; to avoid: {avoid_text}"
+    use = [names[i] for i in order if differs[i] and probs[i] > 1.25 * start]
+    avoid = [
+        space.operations[i].name for i in order[::-1] if differs[i] and probs[i] < 0.75 * start
+    ]
+    parts = [("to use", use), ("to avoid", avoid)]
+    text = "; ".join(f"{what}: {', '.join(found)}" for what, found in parts if found)
+    return f"ola learned {text or 'nothing that differs from chance'} ({count} seeds)"
+
+
+def beyond_chance(seeds: int, operations: int) -> float:
+    """Standard errors that no operation exceeds by chance, in 19 of 20 runs where all are alike."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - 0.05 / (2 * operations), seeds - 1))
 
 
 def interval(scores: list[float]) -> str:
@@ -282,13 +304,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{sentence}")
     print(f"\nPictures and metrics: {options.out}/METHOD-seedN/")
     if "ola" in results:
-        files = [options.out / f"ola-seed{seed}" / "policy.json" for seed in range(options.seeds)]
-        known = [file.with_name("evidence.txt") for file in files]
-        for file in known:
-            if file.exists():
-                print(f"\n{file.parent.name}: {file.read_text().rstrip()}")
-        if not any(file.exists() for file in known):
-            print("\n" + learned([load_policy(file) for file in files]))
+        folders = [options.out / f"ola-seed{seed}" for seed in range(options.seeds)]
+        print(f"\n{what_was_learned(folders)}")
 
 
 if __name__ == "__main__":

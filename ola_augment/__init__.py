@@ -1,4 +1,4 @@
-"""Image augmentation that learns, while the model trains, which operations help."""
+"""Image augmentation that finds out, early in a run, which operations help, and uses those."""
 
 from typing import TYPE_CHECKING, Any
 

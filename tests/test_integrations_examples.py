@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ola_augment import OLALearner
 from ola_augment.training import ValueUpdater
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "integrations"
@@ -21,6 +22,19 @@ def run(script, *arguments):
     torch.manual_seed(0)
     main = runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="example")["main"]
     return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def _learns_in_few_pairs(monkeypatch):
+    """The recommended setting learns nothing in runs that are too short for its trial."""
+    recommended = OLALearner.recommended.__func__
+
+    def at_once(cls, *arguments, **options):
+        learner = recommended(cls, *arguments, **options)
+        learner.learn_pairs, learner.learn_every = None, 1
+        return learner
+
+    monkeypatch.setattr(OLALearner, "recommended", classmethod(at_once))
 
 
 def learned(learner):

@@ -59,6 +59,7 @@ def reader():
         "criterion": cross_entropy,
         "normalize": lambda x: x.float() / 255 - 0.5,
         "pairs": [(batch, batch)] * 2,
+        "loader": [batch] * 4,
         "images": images,
         "targets": targets,
         "next_images": floats,
@@ -78,16 +79,28 @@ def test_every_page_with_code_has_its_test():
 
 
 def test_first_page():
-    names = reader()
-    names["model"] = nn.Sequential(ToFloat(), names["model"])
-    names["held_out"] = [(names["images"], names["targets"])]
+    names = reader() | {"held_out": reader()["loader"]}
     run("index", names)
     assert names["learner"].pairs == 2
 
 
-class ToFloat(nn.Module):
-    def forward(self, images):
-        return images.float() / 255
+def changed(page):
+    """Lines of a page's diff, as they are after the change."""
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    return [line[1:].strip() for line in diff.splitlines() if not line.startswith("-")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_diff_is_what_the_whole_loop_has(page):
+    text = (DOCS.parent / page).read_text()
+    whole = [
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    lines = changed(text)
+    assert len(lines) > 7
+    assert [line for line in whole if line in lines] == lines
 
 
 def test_alignment():
@@ -110,9 +123,15 @@ def test_architecture():
 
 
 def test_gpu_loop():
-    names = reader() | {"scaler": torch.amp.GradScaler("cpu")}
+    names = reader() | {"scaler": torch.amp.GradScaler("cpu"), "held_out": reader()["loader"]}
     run("guides/gpu_loop", names, {'"cuda", torch.float16': '"cpu", torch.bfloat16'})
     assert names["learner"].pairs == 2
+
+
+def test_paper_method():
+    names = reader()
+    run("paper_method", names)
+    assert (names["learner"].pairs, names["learner"].reference) == (2, "next")
 
 
 def test_reference_and_strength():
@@ -128,6 +147,7 @@ def test_reference_and_strength():
 
 def test_workers():
     names = reader() | {"OLAAugment": OLAAugment, "OLALearner": OLALearner}
+    names["held_out"] = names["loader"]
     names["dataset"] = TensorDataset(names["images"].repeat(4, 1, 1, 1), names["targets"].repeat(4))
     run(
         "guides/workers",
@@ -296,16 +316,15 @@ def test_timm():
         "timm": timm,
         "F": nn.functional,
         "OLALearner": OLALearner,
-        "augment": OLAAugment(),
+        "OLAAugment": OLAAugment,
+        "pairs": 4000,
         "SoftTargetCrossEntropy": SoftTargetCrossEntropy,
         "mixup": Mixup(mixup_alpha=0.2, num_classes=4),
     }
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    names |= {"images": images, "plain_images": images}
-    names |= {"labels": torch.tensor([0, 3]), "plain_labels": torch.tensor([1, 2])}
+    names["loader"] = names["held_out"] = [(images, torch.tensor([0, 3]))] * 2
     smaller = {
         '"vit_tiny_patch16_224"': '"vit_tiny_patch16_224", img_size=32, depth=1, num_classes=4',
-        "\n...\n": "\nmodel.zero_grad()\n",
     }
     run("guides/timm", names, smaller)
     assert names["fixed"](images).shape == images.shape

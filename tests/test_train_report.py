@@ -1,6 +1,7 @@
 """What `examples/train.py` says: of the data, of mistakes, of what is left, and in the end."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -191,3 +192,24 @@ def test_samples_and_lines_of_a_run(tmp_path, capsys):
     assert "; 1 left, about " in printed
     assert (tmp_path / "out" / "uniform-seed0" / "samples.png").stat().st_size > 1000
     assert json.loads((tmp_path / "out/none-seed0/result.json").read_text())["seconds"] > 0
+
+
+def test_the_chart_of_the_results(tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
+    figures = importlib.import_module("results_figures")
+    scores = {"none": (60.0, 62.0), "uniform": (61.0, 63.0), "ola": (90.0, 92.0)}
+    rows = [
+        {"bed": bed, "method": method, "seed": seed, "accuracy": score}
+        for bed in ("cifar-1000", "rotated", "photographs-240")
+        for method, pair in scores.items()
+        for seed, score in enumerate(pair)
+        if (bed, method) != ("photographs-240", "uniform")
+    ]
+    rows.append({"bed": "dark", "method": "ola", "seed": 0, "accuracy": 90.0})  # none is to come
+    assert figures.in_order(rows) == ["photographs-240", "rotated", "cifar-1000"]
+    figure = figures.compared(rows)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["none", "ola", "uniform"]
+    assert [text.get_text().strip() for text in axes.texts] == ["+30"] * 3  # clipped, with a number
+    assert max(max(line.get_xdata()) for line in axes.lines) <= 15
+    figure.savefig(tmp_path / "compared.png")

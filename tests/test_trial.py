@@ -14,8 +14,8 @@ from torch import nn
 from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
 from ola_augment.training import Trial
 from ola_augment.training.calibration import calibrated
+from ola_augment.training.estimates import trusted_share
 from ola_augment.training.rejoin import Rejoin, known_size, train_size
-from ola_augment.training.values import trusted_share
 
 
 def network():

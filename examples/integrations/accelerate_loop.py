@@ -30,7 +30,7 @@ def digest(tensors):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--mixed-precision", default="bf16")
     options = parser.parse_args(arguments)
 
@@ -49,11 +49,9 @@ def main(arguments=None):
     learner = OLALearner.recommended(model, augment, held_out, pairs)
 
     for _ in range(options.epochs):
-        for index, (x, y) in enumerate(loader):
-            augmented = index % 2 == 0
-            with learner.augmented_step() if augmented else learner.plain_step():
-                outputs = model((learner.augment(x) if augmented else x).float() / 255)
-                accelerator.backward(F.cross_entropy(outputs, y))
+        for x, y in loader:
+            with learner.step(x) as step:
+                accelerator.backward(F.cross_entropy(model(step.images.float() / 255), y))
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

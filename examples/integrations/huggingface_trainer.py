@@ -37,7 +37,7 @@ def to_uint8(examples):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--out", default=None, help="for checkpoints; none are kept without")
     parser.add_argument("--resume", action="store_true")

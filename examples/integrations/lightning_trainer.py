@@ -53,7 +53,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--precision", default="bf16-mixed")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
 

@@ -46,11 +46,9 @@ def train(config):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for epoch in range(config["epochs"]):
         loader.sampler.set_epoch(epoch)
-        for index, (x, y) in enumerate(loader):
-            augmented = index % 2 == 0
-            with learner.augmented_step() if augmented else learner.plain_step():
-                outputs = model((learner.augment(x) if augmented else x).float() / 255)
-                F.cross_entropy(outputs, y).backward()
+        for x, y in loader:
+            with learner.step(x) as step:
+                F.cross_entropy(model(step.images.float() / 255), y).backward()
             optimizer.step()
             optimizer.zero_grad()
     drawn = augment.augment(images)[1]
@@ -63,7 +61,7 @@ def train(config):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", default="/tmp", help="a folder that all workers see")
     options = parser.parse_args(arguments)
     ray.init(ignore_reinit_error=True)

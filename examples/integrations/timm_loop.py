@@ -20,18 +20,18 @@ from ola_augment import OLAAugment, OLALearner
 from ola_augment.integrations.timm import TimmRandAugmentPolicy
 
 
-def data(size=64):
+def data(size=96):
     """Dark squares and light ones, on noise: inverting an image changes its class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (size,), generator=generator)
     images = torch.randint(96, 160, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images[:, :, 8:24, 8:24] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
-    return TensorDataset(images, labels)
+    return images, labels
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--model", default="test_vit")
     parser.add_argument("--space", default="rand-m9-mstd0.5-inc1")
     options = parser.parse_args(arguments)
@@ -39,7 +39,9 @@ def main(arguments=None):
     torch.manual_seed(0)
     model = timm.create_model(options.model, num_classes=2, img_size=32)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
-    loader = DataLoader(data(), batch_size=8, shuffle=True)
+    images, labels = data()
+    held_out = [(images[:32], labels[:32])]
+    loader = DataLoader(TensorDataset(images[32:], labels[32:]), batch_size=8, shuffle=True)
     scheduler, _ = create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=options.epochs, updates_per_epoch=len(loader),
         step_on_epochs=False,
@@ -47,23 +49,24 @@ def main(arguments=None):
     ema = ModelEmaV3(model, decay=0.99)
     mixup = Mixup(mixup_alpha=0.2, label_smoothing=0.1, num_classes=2)
     augment = OLAAugment(
-        TimmRandAugmentPolicy(options.space).space, max_ops=2,
+        TimmRandAugmentPolicy(options.space).space, strength=1,
         interpolation=InterpolationMode.BILINEAR, fill=128,
     )  # fmt: skip
-    learner = OLALearner(model, augment)
+    pairs = options.epochs * len(loader) // 2
+    learner = OLALearner.recommended(model, augment, held_out, pairs)
 
     for update in range(options.epochs * len(loader)):
         if update % len(loader) == 0:
             batches = iter(loader)
         images, labels = next(batches)
-        if update % 2 == 0:
-            with learner.augmented_step():
-                outputs = model(learner.augment(images).float() / 255)
-                F.cross_entropy(outputs, labels, label_smoothing=0.1).backward()
-        else:
-            with learner.plain_step():
-                mixed, targets = mixup(images.float() / 255, labels)
-                SoftTargetCrossEntropy()(model(mixed), targets).backward()
+        with learner.step(images) as step:
+            seen = step.images.float() / 255
+            if step.augmented:
+                loss = F.cross_entropy(model(seen), labels, label_smoothing=0.1)
+            else:
+                mixed, targets = mixup(seen, labels)
+                loss = SoftTargetCrossEntropy()(model(mixed), targets)
+            loss.backward()
         dispatch_clip_grad(model.parameters(), 1.0, mode="norm")
         optimizer.step()
         optimizer.zero_grad()

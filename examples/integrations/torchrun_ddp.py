@@ -40,21 +40,16 @@ def digest(tensors):
 def loop(model, learner, loader, optimizer, epochs):
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
-        batches = iter(loader)
-        for (images, labels), (plain_images, plain_labels) in zip(batches, batches, strict=False):
-            with learner.augmented_step():
-                F.cross_entropy(model(learner.augment(images).float() / 255), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with learner.plain_step():
-                F.cross_entropy(model(plain_images.float() / 255), plain_labels).backward()
+        for images, labels in learner.loader(loader):
+            with learner.step(images) as step:
+                F.cross_entropy(model(step.images.float() / 255), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--fit", action="store_true", help="by fit instead of a loop of one's own")
     options = parser.parse_args(arguments)
 

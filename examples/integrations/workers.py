@@ -14,13 +14,13 @@ from ola_augment import OLAAugment, OLALearner
 from ola_augment.training import fit
 
 
-def data(size=128):
+def data(size=160):
     """Dark squares and light ones, on noise: inverting an image changes its class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (size,), generator=generator)
     images = torch.randint(96, 160, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
     images[:, :, 4:12, 4:12] = (255 * labels).to(torch.uint8).reshape(-1, 1, 1, 1)
-    return TensorDataset(images, labels)
+    return images, labels
 
 
 def main(arguments=None):
@@ -34,21 +34,23 @@ def main(arguments=None):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 2)
     )
-    augment = OLAAugment("wide_long")
-    learner = OLALearner(model, augment)
+    augment = OLAAugment("wide_long", strength=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    images, labels = data()
+    held_out = [(images[:32], labels[:32])]
     loader = DataLoader(
-        data(), batch_size=8, shuffle=True, num_workers=options.workers,
-        collate_fn=augment.collate, persistent_workers=options.workers > 0,
+        TensorDataset(images[32:], labels[32:]), batch_size=8, shuffle=True,
+        num_workers=options.workers, collate_fn=augment.collate,
+        persistent_workers=options.workers > 0,
     )  # fmt: skip
+    learner = OLALearner(model, augment, reference=held_out)
     if options.fit:
         fit(model, loader, optimizer, epochs=options.epochs, learner=learner, progress=False)
     else:
         for _ in range(options.epochs):
-            for index, (images, labels, actions) in enumerate(loader):
-                first = index % 2 == 0
-                with learner.augmented_step(actions=actions) if first else learner.plain_step():
-                    F.cross_entropy(model(images.float() / 255), labels).backward()
+            for images, labels, actions in loader:
+                with learner.step(images, actions=actions) as step:
+                    F.cross_entropy(model(step.images.float() / 255), labels).backward()
                 optimizer.step()
                 optimizer.zero_grad()
     print(f"{learner.pairs} pairs; {augment.policy}")

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parents[2]
 #: What no distribution may hold: caches, pictures of the documentation, what runs write.
 UNWANTED = re.compile(
-    r"__pycache__|\.py[co]$|\.nb[ic]$|\.png$|(^|/)(runs|_build|generated|\.venv)/"
+    r"__pycache__|\.py[co]$|\.nb[ic]$|\.png$|\.jpg$|(^|/)(runs|_build|generated|\.venv)/"
 )
 MOST_KILOBYTES = {"wheel": 400, "sdist": 800}
 TRIED = """

@@ -12,8 +12,9 @@ from torch import Tensor
 from ola_augment.actions import Actions, as_actions
 from ola_augment.streams import world_size
 from ola_augment.training.batches import IMAGES, TARGETS
-from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits
+from ola_augment.training.pair import Step
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.rejoin import known_size
 

@@ -1,11 +1,13 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
 from ola_augment.training.callbacks import Callback, CSVLogger, TensorBoardLogger
+from ola_augment.training.estimates import Values
 from ola_augment.training.evidence import Evidence, OperationEvidence
 from ola_augment.training.fit import fit
-from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.learner import OLALearner
 from ola_augment.training.meta_gradient import MetaGradientUpdater
 from ola_augment.training.metrics import accuracy, policy_metrics, scale_to_float
+from ola_augment.training.pair import Step
 from ola_augment.training.policy_gradient import UpdateStats
 from ola_augment.training.reward import (
     cosine_reward,
@@ -17,7 +19,7 @@ from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPol
 from ola_augment.training.thermostat import Thermostat
 from ola_augment.training.trial import Contrast, Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
-from ola_augment.training.values import Values, ValueUpdater
+from ola_augment.training.values import ValueUpdater
 
 __all__ = [
     "CSVLogger",

@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions
 from ola_augment.policy import Policy
+from ola_augment.transforms import PolicyTransform
 
 #: Standard deviation below which an image is flat: 8 of 255 grey levels.
 FLAT = 8 / 255
 #: Pixels that are looked at lie so far apart, so that this costs next to nothing at large sizes.
 _SAMPLED = 64
+#: Images before the share of flat ones is worth a word.
+_ENOUGH_TO_TELL = 200
+
+
+class FlatImages:
+    """Counts the images that stay as they were, and says so where there are many.
+
+    Attributes:
+        augmented: images that were looked at.
+        flat: of them, those of which augmentation left nothing to see.
+    """
+
+    def __init__(self) -> None:
+        self.augmented = 0
+        self.flat = 0
+        self._told = False
+
+    def spare(
+        self, before: Tensor, after: Tensor, actions: Actions, transform: PolicyTransform
+    ) -> tuple[Tensor, Actions]:
+        """Undo the augmentation of images that it made flat, where each image has a draw.
+
+        Args:
+            before: (B, ..., C, H, W) images.
+            after: the same, augmented.
+            actions: of them.
+            transform: that augmented.
+
+        Returns:
+            Images and actions.
+        """
+        if len(actions.keep) != len(before):
+            return after, actions
+        top = transform.range_of(before)
+        after, actions, count = spare_flat(before, after, actions, transform.policy, top)
+        self.flat += count
+        self.augmented += len(before)
+        rare = 10 * self.flat < self.augmented
+        if not (rare or self._told or self.augmented < _ENOUGH_TO_TELL):
+            self._told = True
+            warnings.warn(
+                f"augmentation made {100 * self.flat / self.augmented:.0f} % of the images flat "
+                "(less than 8 of 255 levels of standard deviation); they were left as they are: "
+                "take a space of smaller magnitudes, or images of more contrast",
+                stacklevel=3,
+            )
+        return after, actions
 
 
 def spare_flat(

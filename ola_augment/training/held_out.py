@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, IterableDataset
 
 from ola_augment.alignment.proof import trainable_parameters
-from ola_augment.training.batches import move, read_batch
+from ola_augment.training.batches import TARGETS, move, read_batch
 from ola_augment.training.calibration import calibrated
+from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
 
@@ -53,6 +55,7 @@ class HeldOut:
         self.calibrate = calibrate
         self._loss = loss or held_out_loss(None, None)
         self._count = 0
+        self._classes = HeldOutClasses()
         self._halves: tuple[list[Any], list[Any]] = ([], [])
         self._mean: dict[str, Tensor] = {}
 
@@ -62,7 +65,9 @@ class HeldOut:
         Gradients and buffers of the model stay as they are. A gradient that is not finite is
         returned as it is, and does not enter the mean.
         """
-        new = self._of(model, self._batches.next())
+        batch = self._batches.next()
+        self._classes.see(batch, first=self._batches.position == 1)
+        new = self._of(model, batch)
         if not all(bool(gradient.isfinite().all()) for gradient in new.values()):
             return new
         mean, share = self._mean, 1 - self.smoothing
@@ -89,6 +94,7 @@ class HeldOut:
         """
         if not self._halves[1]:
             sample = self._batches.first(_MOST_EXAMPLES)
+            self._classes.whole(sample)
             train, tell = ([_every_other(batch, start) for batch in sample] for start in (1, 0))
             self._halves = [batch for batch in train if _examples(batch)], tell
         return self._halves
@@ -154,11 +160,14 @@ class _Cycle:
     def __init__(self, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:  # it can be read once only
             raise ValueError("reference must be a list or loader of batches, got an iterator")
-        if isinstance(batches, (list, tuple)) and any(isinstance(part, Tensor) for part in batches):
+        if isinstance(batches, (list, tuple)) and any(hasattr(part, "shape") for part in batches):
             raise ValueError(
-                "reference must be a list or loader of batches, got tensors; [(images, targets)] "
-                "is one batch, DataLoader(TensorDataset(images, targets), 128) makes smaller ones"
+                "held-out reference must be a list or loader of batches, got tensors; [(images, "
+                "targets)] is one batch, DataLoader(TensorDataset(images, targets), 64) makes more"
             )
+        listed = isinstance(batches, (list, tuple, Dataset))
+        if listed and not isinstance(batches, IterableDataset):
+            refuse_example(next(iter(batches), None))
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -198,6 +207,24 @@ class _Cycle:
         return {**self.__dict__, "_iterator": iter(()), "_read": -1}
 
 
+def refuse_example(batch: Any) -> None:
+    """Refuse a single example where a batch is wanted.
+
+    Raises:
+        ValueError: the label is one number.
+    """
+    label: Any = None
+    if isinstance(batch, Mapping):
+        label = next((batch[name] for name in TARGETS if name in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        label = batch[1]
+    if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
+        raise ValueError(
+            "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
+            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
+        )
+
+
 def _every_other(batch: Any, start: int) -> Any:
     return tree_map(lambda part: part[start::2] if isinstance(part, Tensor) else part, batch)
 
@@ -231,6 +258,7 @@ class _CrossEntropy:
         self.preprocess = preprocess
 
     def __call__(self, model: nn.Module, *batch: Any) -> Tensor:
+        refuse_example(batch[0] if len(batch) == 1 else batch)
         inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
         outputs = model(self.preprocess(inputs))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)

@@ -48,6 +48,14 @@ def all_ranks(okay: bool, device: torch.device) -> bool:
     return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
 
 
+def shared_outcome(bad: bool, count: int, device: torch.device) -> tuple[bool, int]:
+    """Whether it is bad on any rank, and the sum of the counts, in one message."""
+    if world_size() == 1:  # without a word to the device
+        return bad, count
+    told = sum_over_ranks(torch.tensor([float(bad), float(count)], device=device))
+    return bool(told[0]), int(told[1])
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum over all ranks of ``torch.distributed``; the values themselves in a single process.
 

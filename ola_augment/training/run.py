@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ola_augment.training.batches import Batch
-from ola_augment.training.learner import OLALearner, Step
+from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits, policy_metrics
+from ola_augment.training.pair import Step
 from ola_augment.training.ranks import all_ranks
 from ola_augment.transforms import PolicyTransform
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.alignment import DirectionalAlignment, GradientAlignment
+from ola_augment.alignment.proof import trainable_parameters
 
 
 class Engine(Protocol):
@@ -36,6 +37,10 @@ class Signal(Protocol):
     @property
     def needs(self) -> str:
         """What it needs of each step beside a backward pass, in words."""
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether it computes the losses of an augmented batch itself."""
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
@@ -74,9 +79,9 @@ class Alignments:
         self._cosine = cosine
         self._norms = norms
         self._accepted = accepted
-        directional = isinstance(engine, DirectionalAlignment)
+        self.takes_batch = isinstance(engine, DirectionalAlignment)
         self.needs = (
-            "the batch of each augmented step (DirectionalAlignment)" if directional else ""
+            "the batch of each augmented step (DirectionalAlignment)" if self.takes_batch else ""
         )
         self._read: list[Callable[[Mapping[str, Tensor] | None], tuple[Tensor, ...]]] = []
 
@@ -150,6 +155,7 @@ class NextStepLoss:
     """The loss of the step after: one number for all examples."""
 
     needs = "the loss of each plain step (NSLRUpdater)"
+    takes_batch = False
 
     def capture(
         self, batch: tuple[Any, ...], gradients: Mapping[str, Tensor] | None, loss_scale: float
@@ -174,3 +180,20 @@ class NextStepLoss:
 
     def clear(self) -> None:
         """Nothing is kept."""
+
+
+def trained_gradients(model: torch.nn.Module, loss_scale: float) -> dict[str, Tensor]:
+    """Gradients that a backward pass left, by parameter name.
+
+    Args:
+        model: without a wrapper.
+        loss_scale: what they are divided by.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    parameters = trainable_parameters(model)
+    held = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    if not held:
+        raise RuntimeError("no gradient reached the model: run backward inside plain_step()")
+    return {name: gradient.detach() / loss_scale for name, gradient in held.items()}

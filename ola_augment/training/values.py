@@ -3,67 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
+from ola_augment.training.estimates import Values, trusted_share
 from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
 from ola_augment.training.ranks import own_policy, sum_over_ranks
 from ola_augment.training.reward import Reward, cosine_reward, takes_norms
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
-
-
-class Values(NamedTuple):
-    """What operations and magnitudes are worth, in standard deviations of an example's reward.
-
-    Attributes:
-        operation: (A,) v(a) less the mean over operations, float64.
-        operation_std: (A,) standard deviations of these.
-        magnitude: (A, K) v(a, k) - v(a).
-        magnitude_std: (A, K) standard deviations of these, 0 for operations without magnitude.
-
-    Example:
-        >>> ValueUpdater(OLAPolicy(strength=1.0)).values().operation.shape
-        torch.Size([19])
-    """
-
-    operation: Tensor
-    operation_std: Tensor
-    magnitude: Tensor
-    magnitude_std: Tensor
-
-    @property
-    def operation_t(self) -> Tensor:
-        """(A,) v(a) less the mean, in standard deviations of the estimate."""
-        return _t(self.operation, self.operation_std)
-
-    @property
-    def magnitude_t(self) -> Tensor:
-        """(A, K) v(a, k) - v(a), likewise; 0 for operations without magnitude."""
-        return _t(self.magnitude, self.magnitude_std)
-
-
-def trusted_share(t: Tensor) -> float:
-    """The share of t-values that is no noise, tau^2 / (1 + tau^2) with tau^2 = mean t^2 - 1.
-
-    Args:
-        t: any number of them; a 0 stands for what has no value, and does not count.
-
-    Returns:
-        In [0, 1); 0 where they differ no more than chance would have it.
-    """
-    counted = t[t != 0]
-    spread = float(counted.square().mean()) - 1 if len(counted) else 0.0
-    return max(spread, 0.0) / (1 + max(spread, 0.0))
-
-
-def _t(mean: Tensor, std: Tensor) -> Tensor:
-    return torch.where(std > 1e-9, mean / std, 0.0)  # no magnitude, no deviation from its mean
 
 
 class ValueUpdater:

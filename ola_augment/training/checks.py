@@ -1,0 +1,188 @@
+"""What is looked for in somebody's loop: mistakes that would pass without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+#: Levels above which inputs are not scaled.
+_LEVELS = 10.0
+#: Halves in which forgotten gradients are looked for; each look waits for the device.
+_LOOKS = 8
+
+
+class InputRanges:
+    """Compares what the model sees of training and of held-out images, once.
+
+    Where one is normalised and the other is not, gradients of held-out images say nothing of the
+    model as it is trained.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    @contextlib.contextmanager
+    def watch(self, model: nn.Module, kind: str) -> Iterator[None]:
+        """Look at the model's first input in the block, if it was not seen yet.
+
+        Args:
+            model: without a wrapper.
+            kind: "training" or "held-out", of the images that it is called with.
+        """
+        if kind in self._seen:
+            yield
+            return
+
+        calls: list[Any] = []
+
+        def look(model: nn.Module, arguments: Any, options: Any) -> None:
+            if not calls:  # an engine that watches torch's calls sees none of ours
+                calls.append((arguments, options))
+
+        handle = model.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        inputs = [part.detach() for part in tree_leaves(calls) if _is_input(part)]
+        if inputs and inputs[0].isfinite().all():
+            self._seen[kind] = float(inputs[0].min()), float(inputs[0].max())
+            self._compare()
+
+    def _compare(self) -> None:
+        if len(self._seen) < 2:
+            return
+        kinds = {_scale(*seen) for seen in self._seen.values()} - {None}
+        if len(kinds) < 2:
+            return
+        texts = [f"in [{low:.3g}, {high:.3g}]" for low, high in self._seen.values()]
+        names = list(self._seen)
+        warnings.warn(
+            f"the model's inputs lie {texts[0]} for {names[0]} images and {texts[1]} for "
+            f"{names[1]} ones: pre-process both alike. OLALearner.recommended(..., preprocess="
+            "normalize) normalises held-out images as the training does; with loss= do so there",
+            stacklevel=2,
+        )
+
+
+def _is_input(part: Any) -> bool:
+    return (
+        isinstance(part, Tensor) and part.dim() > 1 and part.numel() > 0 and not part.is_complex()
+    )
+
+
+def _scale(low: float, high: float) -> str | None:
+    if low < -1e-3:
+        return "normalised"
+    if high > _LEVELS:
+        return "levels"
+    return "unit" if high <= 1.01 else None
+
+
+class Leftovers:
+    """Notices gradients that are still there after the optimizer has stepped.
+
+    Of one parameter, in the first halves of a run: it has changed since the block before, its
+    gradient is still the same tensor and not zero, and the block did nothing but add to it.
+    """
+
+    _last: tuple[Tensor, Tensor, int] | None = None  # gradient, parameter and its version
+    _kept: tuple[Tensor, int] | None = None  # a gradient that is still there, and its version
+    _left = _LOOKS
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_left": self._left}  # tensors stay with their model
+
+    def begin(self) -> None:
+        """Before the first backward pass of a half."""
+        self._kept = None
+        if self._last is None or not self._left:
+            return
+        gradient, parameter, before = self._last
+        same = parameter.grad is gradient and parameter._version != before
+        if same and bool(gradient.any()):
+            self._kept = gradient, gradient._version
+
+    def end(self, model: nn.Module) -> None:
+        """After the last backward pass of a half."""
+        if not self._left:
+            return
+        self._left -= 1
+        forgotten = self._kept is not None and self._kept[0]._version == self._kept[1] + 1
+        if forgotten:
+            self._left = 0
+        self._last = self._kept = None
+        if forgotten:
+            warnings.warn(
+                "gradients of the step before were still there after the optimizer had stepped, "
+                "and this step's were added to them: call optimizer.zero_grad() after each "
+                "optimizer.step()",
+                stacklevel=2,
+            )
+        for parameter in reversed(list(model.parameters())):  # the last ones are small
+            if self._left and parameter.grad is not None and parameter.requires_grad:
+                self._last = parameter.grad, parameter, parameter._version
+                return
+
+
+class HeldOutClasses:
+    """Notices held-out images that are all of one class, or each batch of one."""
+
+    def __init__(self) -> None:
+        self._batches: list[set[int]] = []
+        self._done = False
+
+    def see(self, batch: Any, first: bool) -> None:
+        """Take in a batch.
+
+        Args:
+            batch: of any structure; the labels are its only tensor of integers with one dimension.
+            first: whether it is the first of a pass over all.
+        """
+        if self._done:
+            return
+        if first and self._batches:
+            self._conclude()
+            return
+        labels = _labels(batch)
+        if labels is None:
+            self._done = True
+        else:
+            self._batches.append(labels)
+
+    def whole(self, batches: Iterable[Any]) -> None:
+        """Take in a pass over all at once."""
+        if not self._done and not self._batches:
+            for batch in batches:
+                self.see(batch, first=False)
+        if not self._done:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        self._done = True
+        classes = set().union(*self._batches)
+        if len(classes) == 1:
+            text = f"all held-out images are of one class ({classes.pop()}): what helps these may "
+            text += "harm the others; hold out some images of every class"
+        elif all(len(labels) == 1 for labels in self._batches):
+            text = "each batch of held-out images is of a single class: shuffle them, "
+            text += "DataLoader(held_out, batch_size=64, shuffle=True), or make batches larger"
+        else:
+            return
+        warnings.warn(text, stacklevel=2)
+
+
+def _labels(batch: Any) -> set[int] | None:
+    whole = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    found = [
+        part
+        for part in tree_leaves(batch)
+        if isinstance(part, Tensor) and part.dim() == 1 and part.dtype in whole and len(part)
+    ]
+    return set(found[0].tolist()) if len(found) == 1 else None

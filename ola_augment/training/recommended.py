@@ -1,0 +1,65 @@
+"""The setting that the results recommend: its numbers, and the parts that they make."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from ola_augment.training.held_out import BatchLoss
+from ola_augment.training.trial import SHARE, SHORTEST_RUN, Trial
+from ola_augment.training.values import ValueUpdater
+from ola_augment.transforms import PolicyTransform
+
+
+def recommended_parts(
+    augment: PolicyTransform,
+    held_out: Iterable[Any],
+    pairs: int,
+    loss: BatchLoss,
+    target_domain: bool,
+    rejoin: bool,
+) -> dict[str, Any]:
+    """Arguments of an :class:`OLALearner`, beside model and transform, for a run of known length.
+
+    Args:
+        augment: with a strength.
+        held_out: batches.
+        pairs: of steps in the whole run.
+        loss: of a held-out batch.
+        target_domain: whether operations are to be told apart.
+        rejoin: whether held-out images join the training.
+
+    Raises:
+        TypeError, ValueError: what :meth:`OLALearner.recommended` refuses.
+    """
+    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
+        raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
+    if not isinstance(augment, PolicyTransform):
+        raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
+    policy: Any = augment.policy  # checked by those who are given it
+    first = -(-pairs // 4)
+    trial = Trial(
+        policy,
+        first,
+        int(pairs * SHARE),
+        strength=3.0 if target_domain else 2.0,
+        expected=target_domain,
+    )
+    if not trial.windows:
+        warnings.warn(
+            f"{pairs} pairs of steps are too few to try augmentation out ({SHORTEST_RUN} are "
+            "enough): there will be none; train for longer, or take UniformAugment",
+            stacklevel=3,
+        )
+    learn_pairs = first if target_domain and trial.windows else 0
+    return {
+        "reference": held_out,
+        "learn_every": -(-first // min(-(-pairs // 16), 500)),
+        "learn_pairs": learn_pairs,
+        "trial": trial,
+        "rejoin": rejoin,
+        "calibrate": True,
+        "updater": ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True),
+        "loss": loss,
+    }
