@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "meta_lr": 0.03,
         "reference": "held-out",
         "strength": "tried",
-        "learn_until": 0.25,
+        "learn_until": 1 / 6,
     },
     "paper": {"meta_lr": 0.1, "reference": "next", "strength": "learned", "learn_until": 1.0},
 }

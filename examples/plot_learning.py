@@ -29,7 +29,7 @@ target = torch.stack([rotate(image) for image in images[300:]])
 images, target_labels, labels = images[:300], labels[300:], labels[:300]
 
 # %%
-# One body for both kinds of batches: every other one is augmented. In a quarter of the run the
+# One body for both kinds of batches: every other one is augmented. In a sixth of the run the
 # gradients of augmented images are compared with those of the target domain; then what was found is
 # tried, and used if it helps.
 model = nn.Sequential(

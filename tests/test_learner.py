@@ -722,10 +722,10 @@ def test_a_policy_that_was_frozen_while_it_explored_stays_as_it_is():
 def test_the_recommended_setting():
     model, augment = network(), OLAAugment("rand_augment", strength=1.0)
     learner = OLALearner.recommended(model, augment, [batch(99)], pairs=3000)
-    assert (learner.learn_pairs, learner.learn_every) == (750, 4)
+    assert (learner.learn_pairs, learner.learn_every) == (500, 3)
     assert learner.updater.explores
     assert learner.updater.shrink
-    assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (750, 16, 2158)
+    assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (500, 16, 1908)
     assert learner.rejoins
     with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*240 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)

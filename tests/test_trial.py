@@ -95,7 +95,7 @@ def test_the_clearer_it_is_the_sooner_it_ends(lead, windows):
     contrast = trial.contrast()
     assert contrast.windows == windows
     assert windows == 16 or contrast.t < (windows - 8) / 4 or contrast.t > 2
-    assert trial.policy.strength == pytest.approx(max(0.0, 2 * contrast.t - 1))
+    assert trial.policy.strength == pytest.approx(max(0.0, 2 * contrast.t - 2))
 
 
 @pytest.mark.parametrize("pairs", [0, 1, 47])

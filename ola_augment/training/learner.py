@@ -179,7 +179,7 @@ class OLALearner(Stepping):
     ) -> OLALearner:
         """The setting that `Results <../results.html>`__ recommends, for a run of known length.
 
-        For a quarter of the run operations are drawn uniformly, and valued by the cosine between
+        For a sixth of the run operations are drawn uniformly, and valued by the cosine between
         the gradients of the examples that got them and that of held-out images; a sixteenth of all
         pairs teach, at most 500. Then a :class:`Trial` of a quarter to a half of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
@@ -215,7 +215,7 @@ class OLALearner(Stepping):
             >>> augment = OLAAugment(strength=1)
             >>> learner = OLALearner.recommended(model, augment, held_out, pairs=4000)
             >>> learner.learn_pairs, learner.learn_every, learner.trial.windows
-            (1000, 4, 16)
+            (667, 3, 16)
         """
         measured = held_out_loss(loss, preprocess)
         parts = recommended_parts(augment, held_out, pairs, measured, target_domain, rejoin)

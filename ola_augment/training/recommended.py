@@ -38,11 +38,11 @@ def recommended_parts(
     if not isinstance(augment, PolicyTransform):
         raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
     policy: Any = augment.policy  # checked by those who are given it
-    first = -(-pairs // 4)
+    first = -(-pairs // 6)
     trial = Trial(
         policy,
         first,
-        int(pairs * SHARE),
+        int(pairs * SHARE) if pairs >= SHORTEST_RUN else 0,
         strength=3.0 if target_domain else 2.0,
         expected=target_domain,
     )

@@ -26,7 +26,7 @@ _FEWEST, _MOST = 8, 16
 _SHORTEST = 6
 #: Share of a run that a trial may last.
 SHARE = 0.47
-#: Pairs of a run that is long enough for a trial.
+#: Pairs of a run that is long enough for a trial worth the name.
 SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
 #: Standard errors above 0 at which a trial has seen enough.
 _CLEAR = 2.0
@@ -75,7 +75,7 @@ class Trial:
     What a window of B takes off that loss beyond one of A, less a common trend, is the
     :class:`Contrast`; its t decides:
 
-        strength = 2 (t - 1/2), in [0, ``most``].
+        strength = 2 (t - 1), in [0, ``most``].
 
     Where there was nothing to see, or too little time, there is no augmentation. A trial ends
     before its time, after eight or twelve windows, where enough was seen (t above 2) and where it
@@ -195,7 +195,7 @@ class Trial:
     def chosen(self) -> float:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
-        return 0.0 if math.isnan(t) else min(max(2 * t - 1, 0.0), self.most)
+        return 0.0 if math.isnan(t) else min(max(2 * t - 2, 0.0), self.most)
 
     def _decided(self) -> bool:
         t, windows = self.contrast().t, len(self._losses) - 1
