@@ -86,6 +86,7 @@ class OLALearner(Stepping):
             an engine of another model, or a combination that has no signal.
 
     Example:
+        >>> import torch
         >>> from ola_augment import OLAAugment
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
         >>> learner = OLALearner(model, OLAAugment())
@@ -209,6 +210,7 @@ class OLALearner(Stepping):
                 ``preprocess``.
 
         Example:
+            >>> import torch
             >>> from ola_augment import OLAAugment
             >>> model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
             >>> held_out = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
