@@ -238,6 +238,24 @@ def test_held_out_examples_join_in_proportion():
     assert len({tuple(one) for one in passes}) > 1  # in another order
 
 
+@pytest.mark.parametrize("target_domain", [True, False])
+def test_half_of_them_wait_for_the_trial_and_the_others_for_nothing_but_learning(target_domain):
+    model, augment = nn.Linear(1, 2), OLAAugment(strength=1.0)
+    held = [examples(1000, 8)]
+    learner = OLALearner.recommended(model, augment, held, 1200, target_domain=target_domain)
+
+    def joined():
+        seen = {int(t) for _ in range(20) for t in learner.rejoin(examples(0, 10), 24)[1]}
+        return sorted(seen - set(range(10)))
+
+    half = [1001, 1003, 1005, 1007]
+    assert joined() == ([] if target_domain else half)
+    learner.pairs = learner.trial.joins
+    assert joined() == half
+    learner.pairs, learner.trial.over = 1200, True
+    assert joined() == list(range(1000, 1008))
+
+
 def test_a_stopped_run_mixes_on_as_if_it_had_not():
     held = [examples(1000, 5), examples(1005, 3)]
     one, other = Rejoin(held), Rejoin(held)

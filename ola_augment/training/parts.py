@@ -166,8 +166,8 @@ class Parts:
 
         They replace as many examples of a batch as they would be if both were one data set. Half
         of them join before the trial, which the other half then decides: what helps images that
-        nothing is known of may be no help where half of their kind is trained on already. A
-        learner whose held-out images stay out (``rejoin=False``) gives the loader back.
+        nothing is known of may be no help where half of their kind is trained on already (from the
+        start where no operation is learned from them). A learner whose held-out images stay out (``rejoin=False``) gives the loader back.
 
         Args:
             loader: of the training, in every epoch the same.
@@ -209,7 +209,8 @@ class Parts:
             self._checked_rejoin = True
         if self.settled or (self.trial is not None and not self.trial.windows):
             return self._rejoin.mix(batch, train_size)
-        if self.trial is None or self.pairs < self.trial.joins:
+        learned_from = self.learn_pairs != 0  # by the reference gradients of the pairs before it
+        if self.trial is None or (learned_from and self.pairs < self.trial.joins):
             return batch
         return self._half_of_held_out().mix(batch, train_size)
 
