@@ -80,6 +80,7 @@ def by_accelerate(folder, learner):
 def test_a_notebook_launches_ranks(tmp_path, monkeypatch):
     accelerate = pytest.importorskip("accelerate")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of other tests
     learner = recommended(network())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

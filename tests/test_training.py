@@ -234,7 +234,7 @@ def test_fit_tells_the_thermostat_the_accuracy_of_plain_batches():
     augment = OLAAugment("rand_augment", strength=1.0)
     thermostat = Thermostat(augment.policy)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    loader = [(images, torch.zeros(4, dtype=torch.long))] * 4
+    loader = [(images, torch.tensor([0, 0, 0, 1]))] * 4
     learner = OLALearner(model, augment, reference=[loader[0]], thermostat=thermostat)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     fit(model, loader, optimizer, epochs=2, learner=learner, progress=False)

@@ -61,10 +61,10 @@ class InputRanges:
         kinds = {_scale(*seen) for seen in self._seen.values()} - {None}
         if len(kinds) < 2:
             return
-        texts = [f"in [{low:.3g}, {high:.3g}]" for low, high in self._seen.values()]
+        texts = [f"[{low:.3g}, {high:.3g}]" for low, high in self._seen.values()]
         names = list(self._seen)
         warnings.warn(
-            f"the model's inputs lie {texts[0]} for {names[0]} images and {texts[1]} for "
+            f"the model's inputs lie in {texts[0]} for {names[0]} images and in {texts[1]} for "
             f"{names[1]} ones: pre-process both alike. OLALearner.recommended(..., preprocess="
             "normalize) normalises held-out images as the training does; with loss= do so there",
             stacklevel=2,
