@@ -241,6 +241,13 @@ def test_masks_and_points_of_another_kind_are_refused():
             transform_points(points, SPACE, drawn(), *size)
 
 
+@pytest.mark.parametrize("size", [(46340, 46340), (1, 800_000_000)])
+def test_pixels_are_counted_with_the_border_that_interpolation_adds(size):
+    images = torch.zeros(1, dtype=torch.uint8).expand(1, 1, *size)
+    with pytest.raises(ValueError, match="at most 2,147,483,647 pixels, got height"):
+        apply_actions(images, SPACE, drawn().select([0]))
+
+
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_an_empty_pil_image_is_refused(size, mode):
