@@ -44,8 +44,8 @@ class Operation:
             float32 images (n, C, H, W), their range brought and clamped to [0, 1], and signed
             magnitudes (n,) float32 (zeros without a magnitude). The result, of the same shape, is
             floating and clamped to [0, 1] where it differs from the images, or uint8, whose levels
-            are 0 .. 255; other dtypes and scales are refused. A kernel that does not take any
-            number of channels may have a method ``check_channels(channels)`` that raises a
+            are 0 .. 255; other dtypes and scales, and NaN, are refused. A kernel that does not take
+            any number of channels may have a method ``check_channels(channels)`` that raises a
             ValueError for others: it is asked before anything is drawn. One that takes a part of
             the image away may have ``erases = True`` and ``erased(magnitudes, centers, height,
             width)``, which pixels as (n, height, width) bool: masks lose them as well, if there is

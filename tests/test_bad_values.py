@@ -11,6 +11,7 @@ from images import crops
 from PIL import Image
 from pillow_reference import draw, one_operation
 from torch import nn
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 
 from ola_augment import (
@@ -239,6 +240,20 @@ def test_masks_and_points_of_another_kind_are_refused():
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             transform_points(points, SPACE, drawn(), *size)
+
+
+@pytest.mark.parametrize("size", [(46340, 46340), (1, 800_000_000)])
+def test_pixels_are_counted_with_the_border_that_interpolation_adds(size):
+    images = torch.zeros(1, dtype=torch.uint8).expand(1, 1, *size)
+    with pytest.raises(ValueError, match="at most 2,147,483,647 pixels, got height"):
+        apply_actions(images, SPACE, drawn().select([0]))
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+def test_floats_of_another_scale_are_found_beside_images_of_bytes(last_first):
+    images = [Image.new("RGB", (8, 8)), tv_tensors.Image(IMAGES[0].float())]
+    with pytest.raises(ValueError, match=r"floating images must lie in \[0, 1\]"):
+        OLAAugment()(images[::-1] if last_first else images)
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from ola_augment import OLAAugment, SearchSpace, TrivialAugment, UniformAugment
+from ola_augment import (
+    OLAAugment,
+    Operation,
+    SearchSpace,
+    TrivialAugment,
+    UniformAugment,
+    UniformPolicy,
+)
+from ola_augment.kernels.compiled import LEVELS
+from ola_augment.operations import apply_actions
 
 #: torchvision's names of our operations.
 NAMES = {
@@ -106,3 +115,18 @@ def test_no_translation_leaves_nothing_of_a_large_image(made):
             assert space.magnitudes(side, side)[names.index(name)].max() == most
     wide = space.magnitudes(224, 224)[names.index("cutout")].max()
     assert wide == int(0.6 * 224)
+
+
+def test_floats_are_solarized_where_bytes_are():
+    """Between two levels, too: most of the thresholds are no whole ones."""
+    LEVELS.wait()
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    thresholds = TrivialAugment().space.magnitudes(16, 16)[list(NAMES).index("solarize")]
+    for threshold in [*thresholds.tolist(), 255.5, 0.3]:
+        space = SearchSpace((Operation("solarize", threshold, threshold),), 2)
+        actions = UniformPolicy(space, 1, keep_prob=1.0).sample(2)
+        expected = torch.where(levels >= threshold, 255 - levels, levels)
+        assert torch.equal(apply_actions(levels, space, actions), expected)
+        for dtype in (torch.float32, torch.float64):  # the compiled loop, the batched kernels
+            floats = apply_actions(levels.to(dtype) / 255, space, actions)
+            assert ((floats * 255).round() == expected).all(), threshold

@@ -90,7 +90,7 @@ class CompiledKernels:
             )
             self._next_look = float("inf")
         elif fcntl is None or not sys.executable:
-            _log.warning("compiling the kernels for %s batches, once: about 15 s", self._images)
+            _log.warning("compiling the kernels for %s batches, once: under a minute", self._images)
             self._load(directory)
         elif self._compiling is not None and self._compiling.poll() is None:
             return
@@ -111,7 +111,7 @@ class CompiledKernels:
             self._starts += 1
             _log.warning(
                 "compiling the kernels for %s batches in another process, once for this machine "
-                "(about 15 s); until then slower ones with the same results serve",
+                "(under a minute); until then slower ones with the same results serve",
                 self._images,
             )
             # The lock goes over to the process and ends with it.

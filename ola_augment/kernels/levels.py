@@ -143,9 +143,16 @@ def _histograms(index: Tensor, bins: int) -> Tensor:
 
 
 def solarize(levels: Tensor, threshold: Tensor, pixels: PixelFormat) -> Tensor:
-    """``ImageOps.solarize``: invert the levels from threshold / 256 of the range up."""
-    count = pixels.white + 1 if pixels.whole else pixels.white
-    return torch.where(256 * levels < threshold * count, levels, pixels.white - levels)
+    """``ImageOps.solarize``: invert the levels from threshold / 256 of the range up.
+
+    Floats from the first whole threshold on, as bytes; above 255 there is none.
+    """
+    if pixels.whole:
+        bound = threshold * (pixels.white + 1)
+    else:
+        first = torch.where(threshold > 255, torch.inf, threshold.ceil())
+        bound = first * pixels.white
+    return torch.where(256 * levels < bound, levels, pixels.white - levels)
 
 
 def posterize(levels: Tensor, bits: Tensor, pixels: PixelFormat) -> Tensor:

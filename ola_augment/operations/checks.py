@@ -23,7 +23,7 @@ OVERSHOOT = 0.035
 #: What a fill may be where no ``value_range`` says more.
 _WIDEST = (0, 65535)
 
-#: Pixels are indexed by 32-bit integers.
+#: Pixels are indexed by 32-bit integers, those of a border of one pixel too.
 _MOST_PIXELS = 2**31 - 1
 _MODES = {
     InterpolationMode.NEAREST: False,
@@ -145,14 +145,15 @@ def check_scale(batch: Sequence[Tensor], pixels: PixelFormat) -> None:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse an image without pixels, or with more than the kernels can count.
+    """Refuse an image without pixels, or with more than the kernels can count, border included.
 
     Raises:
         ValueError: as said.
     """
-    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
+    if height < 1 or width < 1 or (height + 2) * (width + 2) > _MOST_PIXELS:
         raise ValueError(
-            f"images must have 1 .. {_MOST_PIXELS:,} pixels, got height {height}, width {width}"
+            f"images must have 1 pixel or more, and with a border of one at most {_MOST_PIXELS:,} "
+            f"pixels, got height {height}, width {width}"
         )
 
 

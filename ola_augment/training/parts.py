@@ -167,7 +167,8 @@ class Parts:
         They replace as many examples of a batch as they would be if both were one data set. Half
         of them join before the trial, which the other half then decides: what helps images that
         nothing is known of may be no help where half of their kind is trained on already (from the
-        start where no operation is learned from them). A learner whose held-out images stay out (``rejoin=False``) gives the loader back.
+        start where no operation is learned from them). A learner whose held-out images stay out
+        (``rejoin=False``) gives the loader back.
 
         Args:
             loader: of the training, in every epoch the same.

@@ -107,13 +107,16 @@ class Applying(Drawing):
 
     def _check_scale(self, pictures: Sequence[Any]) -> None:
         """Look at the values of the pictures of one batch, unless no operation is ever applied."""
-        tensors = [to_tensor(picture) for picture in pictures if not layout(picture).whole]
+        floats = [picture for picture in pictures if not layout(picture).whole]
+        if not floats:
+            return
+        tensors = [to_tensor(picture) for picture in floats]
         # Looking at the values of an accelerator's images waits for them: once must do.
         on_device = any(tensor.device.type != "cpu" for tensor in tensors)
         if on_device and self._checked_on_device:
             return
         try:
-            check_scale(tensors, self._pixels(pictures[0]))
+            check_scale(tensors, self._pixels(floats[0]))
         except ValueError:
             with torch.no_grad():
                 if float(self.policy.applied_ops()) > 0:

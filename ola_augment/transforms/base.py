@@ -35,7 +35,8 @@ class PolicyTransform(Batches):
     The images of a list get a draw each; those of a tuple or a dictionary belong together and
     share one.
 
-    Images are uint8, uint16 or floating in [0, 1] (or ``value_range``), of any number of channels.
+    Images are uint8, uint16, int16 with a ``value_range``, or floating in [0, 1] (or
+    ``value_range``), of any number of channels.
     uint8 on the CPU gives Pillow's result; a float image k/255 gives that of the uint8 image k
     within the bounds in the docs. What resizing leaves outside of the range is accepted, and what
     no operation changes comes back bit for bit; floats that lie outside by more than 0.035 of it on
@@ -66,7 +67,7 @@ class PolicyTransform(Batches):
     Raises:
         TypeError: ``policy`` is no :class:`Policy`, or an argument of another type.
         ValueError: a generator that is not on the CPU, an unknown interpolation, or a fill outside
-            0 .. 255.
+            of the range (without ``value_range`` of 0 .. 65535).
 
     Example:
         >>> from ola_augment import UniformPolicy

@@ -81,8 +81,8 @@ def run_batch(  # type: ignore[no-untyped-def]
         centers: (B, S, 2) float32, of cutouts.
         kinds: (R,) int64, of a ``Program``; ``Kind.TABLE`` for bytes alone.
         parameters: (R, 6) float64.
-        fixed: (R, 6) int64.
-        tables: (R / 2, 256) uint8, one for both signs.
+        fixed: (R, 6) int64; of a ``Kind.TABLE`` the first is which of the tables.
+        tables: (T, 256) uint8.
         fill: (C,) of the type of the images.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
         colors: how many channels colours change; an alpha channel comes after them.
@@ -123,7 +123,7 @@ def run_batch(  # type: ignore[no-untyped-def]
                 for c in range(colors, channels):
                     copy(flat[c], flat_target[c])
                 if kind == Kind.TABLE:
-                    table[:] = tables[row // 2]
+                    table[:] = tables[fixed[row, 0]]
                 _change(  # type: ignore[no-untyped-call]
                     kind, flat[:colors], flat_target[:colors], width, parameter[0],
                     weights, levels, whole, table, counts,

@@ -40,6 +40,8 @@ def _solarize(source, result, threshold, levels, whole):  # type: ignore[no-unty
     low, high, least, most = levels[0], levels[1], levels[2], levels[3]
     one = levels[4]
     count = high - low + (one if whole else levels[5])
+    if not whole:  # as bytes: from the first whole threshold on, above 255 there is none
+        threshold = np.ceil(threshold) if threshold <= 255 else _as(levels, np.inf)
     bound = low + threshold * count / _as(levels, 256)
     for i in range(source.size):
         v = source[i] * one

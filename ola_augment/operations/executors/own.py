@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def run_with_magnitudes(
 
     Raises:
         TypeError: a user's own kernel returned no tensor, or one that is no image.
-        ValueError: it returned another shape or scale than it was given.
+        ValueError: it returned another shape or scale than it was given, or NaN.
     """
     if operation.kernel is not None:
         drawn = (centers,) if operation.random else ()
@@ -90,7 +92,7 @@ def _in_floats(own: str, result: Tensor) -> Tensor:
 
     Raises:
         TypeError: another dtype.
-        ValueError: plainly another scale; looked at on the CPU only.
+        ValueError: plainly another scale, or NaN; looked at on the CPU only.
     """
     if result.dtype == torch.uint8:
         return result.float() / 255
@@ -102,6 +104,11 @@ def _in_floats(own: str, result: Tensor) -> Tensor:
     if result.device.type == "cpu" and result.numel():
         values = result.detach()
         beyond = float((values - values.clamp(0, 1)).abs().mean())
+        if math.isnan(beyond):
+            raise ValueError(
+                f"{own} must return floats in [0, 1], as it was given, got NaN, which bytes would "
+                "show as black: of flat or black images, perhaps, by a division or a logarithm"
+            )
         if beyond > _FAR_OUTSIDE:
             raise ValueError(
                 f"{own} must return floats in [0, 1], as it was given, got "
