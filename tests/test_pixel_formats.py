@@ -355,6 +355,19 @@ def test_compiled_floats_are_the_batched_ones(channels):
                 three_ways(images, SPACE, actions, bilinear, fill=0.25)
 
 
+@pytest.mark.parametrize("side", [32, 63, 64, 65, 96, 130])
+def test_floats_of_any_number_of_pixels_are_equalized_as_bytes(side):
+    """To within a level; from 64 x 64 pixels on they have more bins, but the step of 256."""
+    generator = torch.Generator().manual_seed(side)
+    noise = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
+    dark = (noise * torch.tensor([0.3, 1, 0.05])[:, None, None]).byte()
+    for images in (noise, dark):
+        actions = one_operation(2, NAMES.index("equalize"), 0)
+        floats = three_ways(images / 255, SPACE, actions)
+        bytes_ = apply_actions(images, SPACE, actions)
+        assert (floats * 255 - bytes_).abs().max() <= (0.01 if side < 64 else 0.51)
+
+
 def test_floats_of_many_pixels_are_equalized_in_more_than_256_levels():
     noise = torch.rand(2, 3, 80, 90, generator=torch.Generator().manual_seed(0))
     images = (crops(2, 80, 90) + noise) / 256

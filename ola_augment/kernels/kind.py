@@ -2,6 +2,10 @@
 
 from enum import IntEnum
 
+#: Floats are equalized in as many bins as leave each four pixels, by the step of 256 levels: in
+#: 1,024 of them from 4,096 pixels on.
+FEW_BINS, BINS, PIXELS = 256, 1024, 4096
+
 
 class Kind(IntEnum):
     """The exact kernels; several operations share one and differ in their parameters only."""

@@ -16,13 +16,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ola_augment.kernels.kind import BINS, FEW_BINS, PIXELS
 from ola_augment.kernels.pixel_format import PixelFormat
 from ola_augment.kernels.precision import apart, wide_dtype
 
 LevelsKernel = Callable[[Tensor, Tensor, PixelFormat], Tensor]
-
-#: Floats are equalized in so many levels: as many as leave a bin four pixels.
-_FEW_BINS, _BINS, _PIXELS = 256, 1024, 4096
 
 
 def _nearest_level(levels: Tensor) -> Tensor:
@@ -112,9 +110,9 @@ def auto_contrast(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
 def equalize(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
     """``ImageOps.equalize`` with as many levels as there are, or bins of floats; no gradient."""
     planes, size = levels.shape[0] * levels.shape[1], levels.shape[2] * levels.shape[3]
-    bins = int(pixels.white) + 1
+    bins = grades = int(pixels.white) + 1
     if not pixels.whole:
-        bins = _BINS if size >= _PIXELS else _FEW_BINS
+        bins, grades = BINS if size >= PIXELS else FEW_BINS, FEW_BINS
     if size < bins:  # no step
         return levels
     scale = (bins - 1) / pixels.white
@@ -124,9 +122,12 @@ def equalize(levels: Tensor, _: Tensor, pixels: PixelFormat) -> Tensor:
     histogram = _histograms(index, bins)
     grey = torch.arange(bins, device=levels.device)
     last = (grey * (histogram > 0)).amax(1, keepdim=True)
-    step = (size - histogram.gather(1, last)) // (bins - 1)
-    seen = step // 2 + histogram.cumsum(1) - histogram
-    table = (seen // step.clamp(min=1)).clamp(max=bins - 1).to(levels.dtype) / scale
+    step = (size - histogram.gather(1, last)) // (grades - 1)
+    seen = histogram.cumsum(1) - histogram
+    divisor = step.clamp(min=1)
+    # The grades of many bins are what those of few round to.
+    grade = (step // 2 + seen) // divisor if bins == grades else seen / divisor
+    table = grade.clamp(max=grades - 1).to(levels.dtype) / ((grades - 1) / pixels.white)
     equalized = table.gather(1, index).view_as(levels)
     return torch.where(step.view(*levels.shape[:2], 1, 1) > 0, equalized, levels)
 

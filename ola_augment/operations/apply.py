@@ -48,8 +48,8 @@ def apply_actions(
     small image of 1 or 3 channels, by compiled kernels for all else (Pillow or the batched ones
     until these are compiled), by the batched kernels on other devices. Other integers follow the
     same formulas over the levels of their range in double precision. Floating images are rounded
-    nowhere, so that k / 255 gives the uint8 result to within 1.5 grey levels per operation (but for
-    equalize from 64 x 64 pixels on), and differentiable where the operation is. Only what an
+    nowhere, so that k / 255 gives the uint8 result to within 1.5 grey levels per operation, and
+    differentiable where the operation is. Only what an
     operation changes is clamped to the range, if it can lead out; all else comes back bit for bit.
     Autocast is ignored, and ``torch.compile`` leaves the call as it is.
 

@@ -10,11 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.kind import BINS, FEW_BINS, PIXELS, Kind
 from ola_augment.kernels.loops.moves import copy, copy_border
-
-#: Floats are equalized in so many levels: as many as leave a bin four pixels.
-_FEW_BINS, _BINS, _PIXELS = 256, 1024, 4096
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -106,7 +103,8 @@ def _auto_contrast(source, result, levels, whole):  # type: ignore[no-untyped-de
 def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
     """``ImageOps.equalize`` with as many levels as there are, or bins of floats."""
     low, white, size = levels[0], levels[1] - levels[0], source.size
-    bins = int(white) + 1 if whole else _BINS if size >= _PIXELS else _FEW_BINS
+    bins = int(white) + 1 if whole else BINS if size >= PIXELS else FEW_BINS
+    grades = bins if whole else FEW_BINS
     if size < bins:  # no step
         copy(source, result)
         return
@@ -121,14 +119,18 @@ def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
     last = bins - 1
     while counts[last] == 0:
         last -= 1
-    step = (size - counts[last]) // (bins - 1)
+    step = (size - counts[last]) // (grades - 1)
     if step == 0:
         copy(source, result)
         return
     # Truncated, the double quotient of whole numbers below 2^53 is the whole quotient.
-    table, below, share = np.empty(bins, source.dtype), np.int64(step // 2), 1.0 / scale
+    table, share = np.empty(bins, source.dtype), white / (grades - 1.0)
+    below = np.int64(step // 2 if bins == grades else 0)
     for v in range(bins):
-        table[v] = low + min(np.floor(below / np.float64(step)), bins - 1.0) * share
+        grade = below / np.float64(step)
+        if bins == grades:
+            grade = np.floor(grade)  # what the grades of more bins round to
+        table[v] = low + min(grade, grades - 1.0) * share
         below += counts[v]
     for i in range(size):
         result[i] = table[index[i]]
