@@ -282,6 +282,7 @@ def test_a_learner_that_is_set_back_mixes_as_it_did():
     assert joined() == once
 
 
+@pytest.mark.filterwarnings("ignore:each batch of held-out images is of a single class")
 def test_a_half_without_an_image_is_resumed():
     batches = [examples(1000, 1), examples(1001, 1)]  # a lone image of a batch tells
     learner, other = (
