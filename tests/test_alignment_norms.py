@@ -127,6 +127,9 @@ FUNCTIONS = {
         lambda x, w: F.conv2d(x, w, stride=(2, 1), dilation=2), [(9, 8, 2, 2)], (8, 5, 4),
     ),
     "conv3d": (F.conv3d, [(8, 6, 2, 2, 2)], (6, 3, 2, 2)),
+    "settings of one entry": (
+        lambda x, w: F.conv2d(x, w, None, (2,), (1,), (1,)), [(9, 8, 2, 2)], (8, 5, 4),
+    ),
     "transposed": (F.conv_transpose2d, [(12, 5, 2, 2), (5,)], (12, 2, 2)),
     "transposed, numbers": (
         lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1, 2, 2), [(12, 5, 3, 3)], (12, 2, 2),

@@ -358,6 +358,7 @@ def test_lightning():
     loader = DataLoader(reader()["dataset"], batch_size=2)
     names = {"LitModel": LitModel, "Trainer": trainer, "loader": loader}
     names |= {"images": reader()["images"], "labels": reader()["targets"]}
+    names["normalize"] = reader()["normalize"]
     run("guides/lightning", names)
     assert names["learner"].pairs == 1
 

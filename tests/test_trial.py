@@ -1,5 +1,6 @@
 """The trial of a policy in the middle of a run, the loss it looks at, and what is said of it."""
 
+import collections
 import copy
 import itertools
 import math
@@ -15,7 +16,8 @@ from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
 from ola_augment.training import Trial
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.estimates import trusted_share
-from ola_augment.training.rejoin import Rejoin, known_size, train_size
+from ola_augment.training.held_out import HeldOut
+from ola_augment.training.rejoin import Rejoin, Rejoined, known_size, train_size
 
 
 def network():
@@ -264,6 +266,81 @@ def test_a_stopped_run_mixes_on_as_if_it_had_not():
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for _ in range(5):
         assert torch.equal(one.mix(examples(0, 10), 24)[1], other.mix(examples(0, 10), 24)[1])
+
+
+def test_a_learner_that_is_set_back_mixes_as_it_did():
+    learner = OLALearner.recommended(
+        nn.Linear(1, 2), OLAAugment(strength=1.0), [examples(1000, 8)], 1200, target_domain=False
+    )
+    state = copy.deepcopy(learner.state_dict())
+
+    def joined():
+        return [learner.rejoin(examples(0, 10), 24)[1].tolist() for _ in range(3)]
+
+    once = joined()
+    learner.load_state_dict(state)
+    assert joined() == once
+
+
+@pytest.mark.filterwarnings("ignore:each batch of held-out images is of a single class")
+def test_a_half_without_an_image_is_resumed():
+    batches = [examples(1000, 1), examples(1001, 1)]  # a lone image of a batch tells
+    learner, other = (
+        OLALearner.recommended(
+            nn.Linear(1, 2), OLAAugment(strength=1.0), batches, 1200, target_domain=False
+        )
+        for _ in range(2)
+    )
+    learner.rejoin(examples(0, 10), 24)
+    other.load_state_dict(learner.state_dict())
+    assert other.rejoin(examples(0, 10), 24)[1].tolist() == list(range(10))
+
+
+def test_without_a_trial_they_join_after_the_learning():
+    augment = OLAAugment(strength=1.0)
+    trial = Trial(augment.policy, 4, 0)
+    learner = OLALearner(
+        nn.Linear(1, 2), augment, reference=[examples(1000, 8)], learn_pairs=4, trial=trial,
+        rejoin=True,
+    )  # fmt: skip
+    assert max(learner.rejoin(examples(0, 10), 24)[1]) < 1000
+    learner.pairs = 4
+    assert max(learner.rejoin(examples(0, 10), 24)[1]) >= 1000
+
+
+def test_halves_of_a_mapping_that_torch_does_not_know():
+    images, targets = examples(1000, 4)
+    batch = collections.UserDict(images=images, labels=targets, loss=torch.tensor(0.0))
+    train, tell = HeldOut([batch], 0.5).halves
+    assert train[0][0]["labels"].tolist() == [1001, 1003]
+    assert tell[0][0]["labels"].tolist() == [1000, 1002]
+    assert HeldOut([batch], 0.5).examples == 4
+
+
+def test_what_is_read_again_after_a_stop_draws_nothing():
+    def loader():
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples(0, 6)), 2)
+
+    def loss(model, images, targets):
+        return model(images).square().mean()
+
+    model = nn.Linear(1, 2)
+    once, again = HeldOut(loader(), 0.5, loss), HeldOut(loader(), 0.5, loss)
+    once.gradients(model)
+    again.checked(once.state_dict(), model)()
+    before = torch.get_rng_state()
+    assert again.gradients(model)["weight"].equal(once.gradients(model)["weight"])
+    assert again.examples == 6
+    assert len(again.halves[0]) == 3
+    rejoin = Rejoin(loader())
+    rejoin.check(examples(0, 4))
+    rejoin.load_state_dict({"owed": 0.0, "taken": 3})
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_loader_that_they_join_can_be_copied():
+    loader = Rejoined([examples(0, 4)], learner=None)
+    assert len(copy.deepcopy(loader)) == 1
 
 
 def test_held_out_batches_that_cannot_join_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,14 @@ def set_epoch(loader: Any, epoch: int) -> None:
     for part in (*parts, getattr(batch_sampler, "sampler", None)):
         if callable(announce := getattr(part, "set_epoch", None)):
             announce(epoch)
+
+
+def drawing_nothing() -> AbstractContextManager[None]:
+    """A block that leaves torch's generator of the CPU as it was: each iterator of a loader draws.
+
+    What is read once more after a run was resumed must not change what is drawn after it.
+    """
+    return torch.random.fork_rng(devices=[])
 
 
 def _describe(batch: Any) -> str:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from ola_augment.alignment.proof import trainable_parameters
-from ola_augment.training.batches import TARGETS, move, read_batch
+from ola_augment.training.batches import TARGETS, drawing_nothing, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.metrics import scale_to_float
@@ -83,7 +83,8 @@ class HeldOut:
     def examples(self) -> int:
         """How many there are."""
         if not self._count:
-            self._count = sum(map(_examples, self._batches))
+            with drawing_nothing():
+                self._count = sum(map(_examples, self._batches))
         return self._count
 
     @property
@@ -93,7 +94,8 @@ class HeldOut:
         At most 256 images, or one batch, are read once and kept; a lone image of a batch tells.
         """
         if not self._halves[1]:
-            sample = self._batches.first(_MOST_EXAMPLES)
+            with drawing_nothing():
+                sample = self._batches.first(_MOST_EXAMPLES)
             self._classes.whole(sample)
             train, tell = ([_every_other(batch, start) for batch in sample] for start in (1, 0))
             self._halves = [batch for batch in train if _examples(batch)], tell
@@ -191,7 +193,10 @@ class _Cycle:
 
     def next(self) -> tuple[Any, ...]:
         if self._read != self.position:  # just loaded
-            self._iterator = itertools.islice(iter(self._batches), self.position, None)
+            with drawing_nothing():
+                self._iterator = iter(self._batches)
+                for _ in itertools.islice(self._iterator, self.position):
+                    pass
         batch = next(self._iterator, None)
         if batch is None:
             self._iterator, self.position = iter(self._batches), 0
@@ -226,12 +231,23 @@ def refuse_example(batch: Any) -> None:
 
 
 def _every_other(batch: Any, start: int) -> Any:
-    return tree_map(lambda part: part[start::2] if isinstance(part, Tensor) else part, batch)
+    def half(part: Any) -> Any:
+        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
+            return {name: _every_other(entry, start) for name, entry in part.items()}
+        return part[start::2] if isinstance(part, Tensor) and part.dim() else part
+
+    return tree_map(half, batch)
 
 
 def _examples(batch: Any) -> int:
-    sizes = [len(part) for part in tree_leaves(batch) if isinstance(part, Tensor) and part.dim()]
+    leaves = tree_leaves(batch)
+    leaves = [part for leaf in leaves for part in tree_leaves(_as_dict(leaf))]
+    sizes = [len(part) for part in leaves if isinstance(part, Tensor) and part.dim()]
     return sizes[0] if sizes else 1
+
+
+def _as_dict(part: Any) -> Any:
+    return dict(part) if isinstance(part, Mapping) else part
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:

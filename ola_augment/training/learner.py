@@ -191,7 +191,8 @@ class OLALearner(Stepping):
             augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
             held_out: batches of labelled images of the target domain, or of a part of the training
                 images, which look like the training's; they come back into it by :meth:`loader`.
-            pairs: of augmented and plain steps in the whole run; 400 and more can teach something.
+            pairs: of augmented and plain steps in the whole run; below 240 nothing is learned,
+                tried or augmented, some 1,000 are worth having.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
                 a batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
             preprocess: of held-out inputs, where ``loss`` is None: the normalisation that the

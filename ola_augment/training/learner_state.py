@@ -75,6 +75,7 @@ def load(learner: Stepping, state: Mapping[str, Any]) -> None:
         part()
     if learner._rejoin is not None:
         learner._rejoin.load_state_dict(state["rejoin"])
+        learner._rejoin_half = None
         if state["rejoin_half"] is not None:
             learner._half_of_held_out().load_state_dict(state["rejoin_half"])
     learner._forget()

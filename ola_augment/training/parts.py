@@ -165,10 +165,11 @@ class Parts:
         """A loader's batches, which held-out images join once the learner is ``settled``.
 
         They replace as many examples of a batch as they would be if both were one data set. Half
-        of them join before the trial, which the other half then decides: what helps images that
-        nothing is known of may be no help where half of their kind is trained on already (from the
-        start where no operation is learned from them). A learner whose held-out images stay out
-        (``rejoin=False``) gives the loader back.
+        of them join before the trial (from the start, where no operation is learned from them),
+        which the other half then decides: what helps images that nothing is known of may be no
+        help where half of their kind is trained on already. All join at once in a run that is too
+        short for a trial. A learner whose held-out images stay out (``rejoin=False``) gives the
+        loader back.
 
         Args:
             loader: of the training, in every epoch the same.
@@ -208,7 +209,9 @@ class Parts:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
-        if self.settled or (self.trial is not None and not self.trial.windows):
+        learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
+        untried = learned and self.trial is not None and not self.trial.windows
+        if self.settled or untried:
             return self._rejoin.mix(batch, train_size)
         learned_from = self.learn_pairs != 0  # by the reference gradients of the pairs before it
         if self.trial is None or (learned_from and self.pairs < self.trial.joins):

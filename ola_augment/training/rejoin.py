@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ola_augment.actions import Actions, as_actions
 from ola_augment.policy import Policy
 from ola_augment.streams import rank_here
-from ola_augment.training.batches import IMAGES, TARGETS
+from ola_augment.training.batches import IMAGES, TARGETS, drawing_nothing
 from ola_augment.training.flat import nothing_applied
 
 #: Held-out examples that are shuffled together; so many are kept in memory.
@@ -72,7 +72,8 @@ class Rejoin:
             ValueError: they differ in structure, shape or dtype.
         """
         own = _leaves(batch, "the training")
-        held = _leaves(next(iter(self._batches)), "held-out images")
+        with drawing_nothing():
+            held = _leaves(next(iter(self._batches)), "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         if what[0] != what[1]:
             raise ValueError(
@@ -117,7 +118,8 @@ class Rejoin:
         return nothing_applied(actions, last, self._policy)
 
     def _count(self) -> int:
-        return sum(len(_leaves(batch, "held-out images")[0]) for batch in self._batches)
+        with drawing_nothing():
+            return sum(len(_leaves(batch, "held-out images")[0]) for batch in self._batches)
 
     def _take(self, count: int) -> list[Tensor]:
         parts = []
@@ -142,10 +144,11 @@ class Rejoin:
         self._stream, self._left = iter(()), []
         self._owed, taken = float(state["owed"]), int(state["taken"])
         self._size = self._size or self._count()
-        within = taken % self._size
+        within = taken % max(self._size, 1)  # the half that trains may hold no image
         self._taken = taken - within
         if within:
-            self._take(within)
+            with drawing_nothing():
+                self._take(within)
 
 
 class Rejoined:
@@ -167,6 +170,8 @@ class Rejoined:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
 

@@ -264,7 +264,7 @@ class ValueUpdater:
                 raise ValueError(f"state's {name} must have shape {tuple(own.shape)}, got {shape}")
             if not value.isfinite().all():
                 raise ValueError(f"state's {name} holds NaN or Inf")
-        self._precision = state["precision"].to(torch.float64).clone()
-        self._moment = state["moment"].to(torch.float64).clone()
+        self._precision = state["precision"].to("cpu", torch.float64, copy=True)
+        self._moment = state["moment"].to("cpu", torch.float64, copy=True)
         self.explores = explores
         self.steps, self.examples = state["steps"], state["examples"]

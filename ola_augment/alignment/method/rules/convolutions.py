@@ -67,8 +67,7 @@ def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
         return None
     stride, padding, dilation, transposed, output_padding, groups = settings
     stride, padding, dilation, output_padding = (
-        [setting] * spatial if isinstance(setting, int) else list(setting)
-        for setting in (stride, padding, dilation, output_padding)
+        _along_each(setting, spatial) for setting in (stride, padding, dilation, output_padding)
     )
     rest = (stride, padding, dilation, transposed, output_padding, groups)
 
@@ -100,6 +99,12 @@ def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
         return torch.cat([gram_norms(given.mT, seen.mT) for given, seen in own])
 
     return Adjoint(gradients, norms)
+
+
+def _along_each(setting: Any, spatial: int) -> list[int]:
+    """A number, or one in a tuple, is that of every dimension."""
+    values = [setting] if isinstance(setting, int) else list(setting)
+    return values * spatial if len(values) == 1 else values
 
 
 #: Multiplications of an example's kernel gradient up to which a call of its own costs more.
