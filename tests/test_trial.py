@@ -100,6 +100,14 @@ def test_the_clearer_it_is_the_sooner_it_ends(lead, windows):
     assert trial.policy.strength == pytest.approx(max(0.0, 2 * contrast.t - 2))
 
 
+def test_a_trial_without_any_time_ends_with_the_first_pair():
+    policy = OLAPolicy(strength=1.0)
+    trial = Trial(policy, 0, 0)
+    trial.begin_pair(0, True, network(), lambda model: 1.0)
+    assert trial.over
+    assert policy.strength == 0.0
+
+
 @pytest.mark.parametrize("pairs", [0, 1, 47])
 def test_where_there_is_no_time_there_is_no_augmentation(pairs):
     policy = OLAPolicy(strength=1.0)

@@ -135,7 +135,7 @@ class Trial:
         self.windows = _BLOCK * blocks if _BLOCK * blocks >= _FEWEST else 0
         self.joins = first - first // 3
         self.last = first + self.windows * self.length
-        self.over = not self.windows and not first
+        self.over = False
         self._pair = -1  # that began last
         self._losses: list[float] = []  # before the first window, and at the end of each
         self._mean: dict[str, Tensor] = {}
