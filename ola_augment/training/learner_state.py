@@ -18,13 +18,7 @@ def saved(learner: Stepping) -> dict[str, Any]:
     """See :meth:`OLALearner.state_dict`."""
     refuse_under_way(learner, "saved", "save")
     generator = learner.transform.generator
-    parts = {
-        "held_out": learner._held_out,
-        "thermostat": learner.thermostat,
-        "trial": learner.trial,
-        "rejoin": learner._rejoin,
-        "rejoin_half": learner._rejoin_half,
-    }
+    parts = {**_parts(learner), "rejoin_half": learner._rejoin_half}
     state = {
         "version": _VERSION,
         "policy_kind": describe_policy(learner.policy),
@@ -38,6 +32,16 @@ def saved(learner: Stepping) -> dict[str, Any]:
         **{name: None if part is None else part.state_dict() for name, part in parts.items()},
     }
     return {**state, "entries": _entries(state)}
+
+
+def _parts(learner: Stepping) -> dict[str, Any]:
+    """Those that a learner has or has not, by their names in the state."""
+    return {
+        "held_out": learner._held_out,
+        "thermostat": learner.thermostat,
+        "trial": learner.trial,
+        "rejoin": learner._rejoin,
+    }
 
 
 def refuse_under_way(learner: Stepping, done: str, do: str) -> None:
@@ -95,13 +99,7 @@ def _checked(learner: Stepping, state: Any) -> list[Callable[[], None]]:
             f"state is of another policy or space: {state.get('policy_kind')!r}, this learner "
             f"has {kind!r}"
         )
-    parts = {
-        "generator": learner.transform.generator,
-        "held_out": learner._held_out,
-        "thermostat": learner.thermostat,
-        "trial": learner.trial,
-        "rejoin": learner._rejoin,
-    }
+    parts = {"generator": learner.transform.generator, **_parts(learner)}
     for name, part in parts.items():
         if (part is None) != (state.get(name) is None):
             raise ValueError(f"state is of a learner with another {name}, or without one")

@@ -52,14 +52,12 @@ class Parts:
 
         A frozen policy (:meth:`PolicyTransform.freeze`) learns from none.
         """
-        over = self.learn_pairs is not None and self.pairs >= self.learn_pairs
-        return not over and not self._frozen and self.pairs % self.learn_every == 0
+        return not self._learned and not self._frozen and self.pairs % self.learn_every == 0
 
     @property
     def settled(self) -> bool:
         """Whether the policy is what it will be: nothing is learned or tried any more."""
-        learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
-        return self._frozen or (learned and (self.trial is None or self.trial.over))
+        return self._frozen or (self._learned and (self.trial is None or self.trial.over))
 
     @property
     def skipped(self) -> Counter[str]:
@@ -93,6 +91,11 @@ class Parts:
         of the batch itself.
         """
         return self._signal.needs
+
+    @property
+    def _learned(self) -> bool:
+        """Whether the pairs that teach are over."""
+        return self.learn_pairs is not None and self.pairs >= self.learn_pairs
 
     @property
     def _frozen(self) -> bool:
@@ -209,8 +212,7 @@ class Parts:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
-        learned = self.learn_pairs is not None and self.pairs >= self.learn_pairs
-        untried = learned and self.trial is not None and not self.trial.windows
+        untried = self._learned and self.trial is not None and not self.trial.windows
         if self.settled or untried:
             return self._rejoin.mix(batch, train_size)
         learned_from = self.learn_pairs != 0  # by the reference gradients of the pairs before it

@@ -92,17 +92,16 @@ class Rejoin:
         Returns:
             A batch of the same structure and shapes.
         """
-        leaves, spec = tree_flatten(_in_order(batch), is_leaf=_are_actions)
-        own = _leaves(batch, "the training")
+        parts, spec = tree_flatten(_in_order(batch), is_leaf=_are_actions)
         self._size = self._size or self._count()
-        size = len(own[0])
+        size = len(_tensors(parts, "the training")[0])
         self._owed += size * self._size / (self._size + train_size)
         count = min(int(self._owed), size)
         self._owed -= count
         if not count:
             return batch
         held = iter(self._take(count))
-        mixed = tree_unflatten([self._joined(part, held, count) for part in leaves], spec)
+        mixed = tree_unflatten([self._joined(part, held, count) for part in parts], spec)
         if not isinstance(batch, Mapping):
             return mixed
         changed: Any = copy.copy(batch)
@@ -220,7 +219,10 @@ def _are_actions(part: Any) -> bool:
 
 def _leaves(batch: Any, whose: str) -> list[Tensor]:
     """Tensors of a batch, without actions."""
-    parts, _ = tree_flatten(_in_order(batch), is_leaf=_are_actions)
+    return _tensors(tree_flatten(_in_order(batch), is_leaf=_are_actions)[0], whose)
+
+
+def _tensors(parts: list[Any], whose: str) -> list[Tensor]:
     parts = [part for part in parts if not _are_actions(part)]
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
         kinds = sorted({type(part).__name__ for part in parts})

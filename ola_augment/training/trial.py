@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,7 +169,7 @@ class Trial:
                 return
         elif within > self.length // 2:
             self._take(model)
-        self.policy.strength = self.strength if self._kinds[done % len(self._kinds)] else 0.0
+        self.policy.strength = self.strength if self._augments(done) else 0.0
 
     def contrast(self) -> Contrast:
         """What was measured so far.
@@ -182,8 +181,8 @@ class Trial:
         windows = len(taken)
         if windows < _FEWEST:
             return Contrast(math.nan, math.nan, windows)
-        kinds = itertools.islice(itertools.cycle(self._kinds), windows)
-        kind = torch.tensor(list(kinds), dtype=torch.float64, device="cpu")
+        kinds = [self._augments(window) for window in range(windows)]
+        kind = torch.tensor(kinds, dtype=torch.float64, device="cpu")
         time = torch.arange(windows, dtype=torch.float64, device="cpu")
         design = torch.stack((torch.ones_like(time), time - time.mean(), kind), dim=1)
         inverse = torch.linalg.inv(design.T @ design)
@@ -196,6 +195,9 @@ class Trial:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
         return 0.0 if math.isnan(t) else min(max(2 * t - 2, 0.0), self.most)
+
+    def _augments(self, window: int) -> bool:
+        return self._kinds[window % len(self._kinds)]
 
     def _decided(self) -> bool:
         t, windows = self.contrast().t, len(self._losses) - 1
