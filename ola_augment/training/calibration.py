@@ -38,7 +38,10 @@ class _Outputs:
 
 
 def calibrated(
-    model: nn.Module, loss: Callable[..., Tensor], batches: Sequence[Sequence[Any]]
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    batches: Sequence[Sequence[Any]],
+    sizes: Sequence[int] | None = None,
 ) -> Tensor:
     """The loss at the best temperature, one for all batches (Guo et al., 2017), differentiable.
 
@@ -48,19 +51,22 @@ def calibrated(
     Args:
         model: in the state it is to be measured in.
         loss: called as ``loss(model, *batch)``: the mean loss of a batch.
-        batches: of about the same size.
+        batches: one or more.
+        sizes: of the batches; None are alike.
 
     Returns:
-        The mean of the batches' losses, a scalar.
+        The mean of the batches' losses, weighted by their sizes; a scalar.
 
     References:
         `On Calibration of Modern Neural Networks <https://arxiv.org/abs/1706.04599>`__
     """
     watched = [_Outputs(model) for _ in batches]
+    counts = sizes or [1] * len(batches)
 
     def mean() -> Tensor:
         pairs = zip(watched, batches, strict=True)
-        return torch.stack([loss(outputs, *batch) for outputs, batch in pairs]).mean()
+        losses = torch.stack([loss(outputs, *batch) for outputs, batch in pairs])
+        return (losses * losses.new_tensor(counts)).sum() / sum(counts)
 
     plain = mean()
     kept = [output for outputs in watched for output in outputs.kept]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import statistics
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -89,16 +91,21 @@ class HeldOut:
 
     @property
     def halves(self) -> tuple[list[Any], list[Any]]:
-        """Batches of every other image: those that may train during a trial, and those that tell.
+        """Batches of the images that may train during a trial, and of those that tell.
 
-        At most 256 images, or one batch, are read once and kept; a lone image of a batch tells.
+        At most 256 images, or one batch, are read once and kept. What an image holds decides where
+        it goes, so that ranks and resumed runs agree, whatever the order; a lone one tells.
         """
         if not self._halves[1]:
             with drawing_nothing():
                 sample = self._batches.first(_MOST_EXAMPLES)
             self._classes.whole(sample)
-            train, tell = ([_every_other(batch, start) for batch in sample] for start in (1, 0))
-            self._halves = [batch for batch in train if _examples(batch)], tell
+            keys = [_keys(batch) for batch in sample]
+            middle = statistics.median_high(itertools.chain(*keys))
+            for half, trains in zip(self._halves, (True, False), strict=True):
+                chosen = [torch.tensor([(k < middle) == trains for k in some]) for some in keys]
+                pairs = zip(sample, chosen, strict=True)
+                half += [_part(batch, where) for batch, where in pairs if where.any()]
         return self._halves
 
     def loss(self, model: nn.Module) -> float:
@@ -108,8 +115,9 @@ class HeldOut:
         """
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
+        sizes = [_examples(batch) for batch in batches]
         with _same_buffers(model), torch.no_grad():
-            return float(mean_over_ranks(calibrated(model, self._loss, batches)))
+            return float(mean_over_ranks(calibrated(model, self._loss, batches, sizes)))
 
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
@@ -230,13 +238,26 @@ def refuse_example(batch: Any) -> None:
         )
 
 
-def _every_other(batch: Any, start: int) -> Any:
-    def half(part: Any) -> Any:
-        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
-            return {name: _every_other(entry, start) for name, entry in part.items()}
-        return part[start::2] if isinstance(part, Tensor) and part.dim() else part
+def _keys(batch: Any) -> list[int]:
+    """A number for each example of a batch, by the bytes of its first tensor."""
+    leaves = [part for leaf in tree_leaves(batch) for part in tree_leaves(_as_dict(leaf))]
+    tensors = [part for part in leaves if isinstance(part, Tensor) and part.dim()]
+    if not tensors:
+        return [0]
+    rows = tensors[0].detach().cpu().reshape(len(tensors[0]), -1).contiguous()
+    return [zlib.crc32(row.view(torch.uint8).numpy().tobytes()) for row in rows]
 
-    return tree_map(half, batch)
+
+def _part(batch: Any, where: Tensor) -> Any:
+    """Some examples of a batch."""
+
+    def chosen(part: Any) -> Any:
+        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
+            return {name: _part(entry, where) for name, entry in part.items()}
+        whole = isinstance(part, Tensor) and part.dim()
+        return part[where.to(part.device)] if whole else part
+
+    return tree_map(chosen, batch)
 
 
 def _examples(batch: Any) -> int:

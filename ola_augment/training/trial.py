@@ -204,7 +204,10 @@ class Trial:
         return t < _hopeless(windows) or t > _CLEAR
 
     def _take(self, model: nn.Module) -> None:
-        """Let today's weights into the mean."""
+        """Let today's weights into the mean; with a layer that was replaced it begins anew."""
+        shapes = {name: value.shape for name, value in self._mean.items()}
+        if shapes != {name: parameter.shape for name, parameter in model.named_parameters()}:
+            self._mean, self._count = {}, 0
         self._count += 1
         for name, parameter in model.named_parameters():
             value = parameter.detach()
