@@ -323,7 +323,7 @@ def test_halves_of_a_mapping_that_torch_does_not_know():
     train, tell = HeldOut([batch], 0.5).halves
     both = [half[0][0]["labels"].tolist() for half in (train, tell)]
     assert [len(labels) for labels in both] == [2, 2]
-    assert sorted(sum(both, [])) == targets.tolist()
+    assert sorted(both[0] + both[1]) == targets.tolist()
     assert HeldOut([batch], 0.5).examples == 4
 
 
@@ -383,6 +383,57 @@ def test_what_is_read_again_after_a_stop_draws_nothing():
     rejoin.check(examples(0, 4))
     rejoin.load_state_dict({"owed": 0.0, "taken": 3})
     assert torch.get_rng_state().equal(before)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self):
+        self.read = 0
+
+    def __iter__(self):
+        for pair in zip(*examples(0, 24), strict=True):
+            self.read += 1
+            yield pair
+
+
+def test_a_stream_is_read_once_an_epoch():
+    learner = OLALearner.recommended(
+        nn.Linear(1, 2), OLAAugment(strength=1.0).freeze(), [examples(1000, 8)], 1200
+    )
+    stream = Stream()
+    loader = torch.utils.data.DataLoader(stream, batch_size=6)
+    for _ in range(2):
+        joined = [int((targets >= 1000).sum()) for _, targets in learner.loader(loader)]
+    assert stream.read == 48
+    assert joined == [1, 2, 1, 2]  # 6 * 8 / (8 + 24) a batch, from the second epoch on
+    other = copy.deepcopy(learner)
+    other.load_state_dict(learner.state_dict())
+    assert other.longest_epoch == 24
+
+
+@pytest.mark.parametrize("name", ["rejoin", "rejoin_half"])
+def test_a_damaged_state_of_what_joined_changes_nothing(name):
+    learner = OLALearner.recommended(
+        nn.Linear(1, 2), OLAAugment(strength=1.0), [examples(1000, 8)], 1200, target_domain=False
+    )
+    learner.rejoin(examples(0, 10), 24)
+    state = copy.deepcopy(learner.state_dict())
+    learner.pairs = 3
+    for damaged in ({"owed": 0.0}, {"owed": 0.0, "taken": -1}, {"owed": math.nan, "taken": "2"}):
+        with pytest.raises(ValueError, match="held-out images that joined is damaged"):
+            learner.load_state_dict({**state, name: damaged})
+        assert learner.pairs == 3
+
+
+def test_flat_images_are_counted_on_after_a_stop():
+    learner, other = (
+        OLALearner.recommended(nn.Linear(1, 2), OLAAugment(strength=1.0), [examples(1000, 8)], 1200)
+        for _ in range(2)
+    )
+    learner._flats.augmented, learner._flats.flat = 90, 4
+    other.load_state_dict(learner.state_dict())
+    assert (other.augmented, other.flat) == (90, 4)
+    with pytest.raises(ValueError, match="damaged: counts"):
+        other.load_state_dict({**learner.state_dict(), "flat": {"augmented": 1, "flat": -1}})
 
 
 def test_a_loader_that_they_join_can_be_copied():

@@ -32,6 +32,14 @@ class FlatImages:
         self.flat = 0
         self._told = False
 
+    def state_dict(self) -> dict[str, int]:
+        """The counts."""
+        return {"augmented": self.augmented, "flat": self.flat}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.augmented, self.flat = state["augmented"], state["flat"]
+
     def spare(
         self, before: Tensor, after: Tensor, actions: Actions, transform: PolicyTransform
     ) -> tuple[Tensor, Actions]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import Dataset, IterableDataset
 
 from ola_augment.alignment.proof import trainable_parameters
-from ola_augment.training.batches import TARGETS, drawing_nothing, move, read_batch
+from ola_augment.training.batches import drawing_nothing, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
+from ola_augment.training.held_out_batches import Cycle, examples_of, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
 
@@ -52,7 +48,7 @@ class HeldOut:
     ) -> None:
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
-        self._batches = _Cycle(batches)
+        self._batches = Cycle(batches)
         self.smoothing = smoothing
         self.calibrate = calibrate
         self._loss = loss or held_out_loss(None, None)
@@ -86,26 +82,20 @@ class HeldOut:
         """How many there are."""
         if not self._count:
             with drawing_nothing():
-                self._count = sum(map(_examples, self._batches))
+                self._count = sum(map(examples_of, self._batches))
         return self._count
 
     @property
     def halves(self) -> tuple[list[Any], list[Any]]:
         """Batches of the images that may train during a trial, and of those that tell.
 
-        At most 256 images, or one batch, are read once and kept. What an image holds decides where
-        it goes, so that ranks and resumed runs agree, whatever the order; a lone one tells.
+        At most 256 images, or one batch, are read once and kept (:func:`halves_of`).
         """
         if not self._halves[1]:
             with drawing_nothing():
                 sample = self._batches.first(_MOST_EXAMPLES)
             self._classes.whole(sample)
-            keys = [_keys(batch) for batch in sample]
-            middle = statistics.median_high(itertools.chain(*keys))
-            for half, trains in zip(self._halves, (True, False), strict=True):
-                chosen = [torch.tensor([(k < middle) == trains for k in some]) for some in keys]
-                pairs = zip(sample, chosen, strict=True)
-                half += [_part(batch, where) for batch, where in pairs if where.any()]
+            self._halves = halves_of(sample)
         return self._halves
 
     def loss(self, model: nn.Module) -> float:
@@ -115,7 +105,7 @@ class HeldOut:
         """
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
-        sizes = [_examples(batch) for batch in batches]
+        sizes = [examples_of(batch) for batch in batches]
         with _same_buffers(model), torch.no_grad():
             return float(mean_over_ranks(calibrated(model, self._loss, batches, sizes)))
 
@@ -162,117 +152,6 @@ class HeldOut:
             self._batches.position = position
 
         return restore
-
-
-class _Cycle:
-    """Batches without end, from a position on."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        if iter(batches) is batches:  # it can be read once only
-            raise ValueError("reference must be a list or loader of batches, got an iterator")
-        if isinstance(batches, (list, tuple)) and any(hasattr(part, "shape") for part in batches):
-            raise ValueError(
-                "held-out reference must be a list or loader of batches, got tensors; [(images, "
-                "targets)] is one batch, DataLoader(TensorDataset(images, targets), 64) makes more"
-            )
-        listed = isinstance(batches, (list, tuple, Dataset))
-        if listed and not isinstance(batches, IterableDataset):
-            refuse_example(next(iter(batches), None))
-        self._batches = batches
-        self._iterator: Iterator[Any] = iter(())
-        self._read = 0
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches)
-
-    def first(self, examples: int) -> list[tuple[Any, ...]]:
-        """As many batches from the start as hold so many examples, but one at least."""
-        found: list[tuple[Any, ...]] = []
-        count = 0
-        for batch in self._batches:
-            count += _examples(batch)
-            if found and count > examples:
-                break
-            found.append(_as_tuple(batch))
-        if not found:
-            raise ValueError("reference holds no batch")
-        return found
-
-    def next(self) -> tuple[Any, ...]:
-        if self._read != self.position:  # just loaded
-            with drawing_nothing():
-                self._iterator = iter(self._batches)
-                for _ in itertools.islice(self._iterator, self.position):
-                    pass
-        batch = next(self._iterator, None)
-        if batch is None:
-            self._iterator, self.position = iter(self._batches), 0
-            batch = next(self._iterator, None)
-            if batch is None:
-                raise ValueError("reference holds no batch")
-        self.position += 1
-        self._read = self.position
-        return _as_tuple(batch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An iterator stays with its process; the copy goes on at the same position.
-        return {**self.__dict__, "_iterator": iter(()), "_read": -1}
-
-
-def refuse_example(batch: Any) -> None:
-    """Refuse a single example where a batch is wanted.
-
-    Raises:
-        ValueError: the label is one number.
-    """
-    label: Any = None
-    if isinstance(batch, Mapping):
-        label = next((batch[name] for name in TARGETS if name in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        label = batch[1]
-    if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
-        raise ValueError(
-            "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
-            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
-        )
-
-
-def _keys(batch: Any) -> list[int]:
-    """A number for each example of a batch, by the bytes of its first tensor."""
-    leaves = [part for leaf in tree_leaves(batch) for part in tree_leaves(_as_dict(leaf))]
-    tensors = [part for part in leaves if isinstance(part, Tensor) and part.dim()]
-    if not tensors:
-        return [0]
-    rows = tensors[0].detach().cpu().reshape(len(tensors[0]), -1).contiguous()
-    return [zlib.crc32(row.view(torch.uint8).numpy().tobytes()) for row in rows]
-
-
-def _part(batch: Any, where: Tensor) -> Any:
-    """Some examples of a batch."""
-
-    def chosen(part: Any) -> Any:
-        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
-            return {name: _part(entry, where) for name, entry in part.items()}
-        whole = isinstance(part, Tensor) and part.dim()
-        return part[where.to(part.device)] if whole else part
-
-    return tree_map(chosen, batch)
-
-
-def _examples(batch: Any) -> int:
-    leaves = tree_leaves(batch)
-    leaves = [part for leaf in leaves for part in tree_leaves(_as_dict(leaf))]
-    sizes = [len(part) for part in leaves if isinstance(part, Tensor) and part.dim()]
-    return sizes[0] if sizes else 1
-
-
-def _as_dict(part: Any) -> Any:
-    return dict(part) if isinstance(part, Mapping) else part
-
-
-def _as_tuple(batch: Any) -> tuple[Any, ...]:
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def held_out_loss(

@@ -159,6 +159,7 @@ class OLALearner(Stepping):
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
+        self.longest_epoch = 0  # images of a stream of unknown length
         self._pair = Pair(self.plain_first)
         self._drawn = []
         self._flats = FlatImages()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ola_augment.files import describe_policy
+from ola_augment.training.rejoin import check_state
 from ola_augment.training.stepping import Stepping
 
 _VERSION = 3
@@ -26,6 +27,8 @@ def saved(learner: Stepping) -> dict[str, Any]:
         "updater": learner.updater.state_dict(),
         "generator": None if generator is None else generator.get_state(),
         "pairs": learner.pairs,
+        "longest_epoch": learner.longest_epoch,
+        "flat": learner._flats.state_dict(),
         "skipped": dict(learner.skipped),
         "half": learner._pair.half,
         "lost": learner._pair.lost,
@@ -83,6 +86,8 @@ def load(learner: Stepping, state: Mapping[str, Any]) -> None:
         if state["rejoin_half"] is not None:
             learner._half_of_held_out().load_state_dict(state["rejoin_half"])
     learner._forget()
+    learner._flats.load_state_dict(state["flat"])
+    learner.longest_epoch = state["longest_epoch"]
     learner.pairs, pair = state["pairs"], learner._pair
     pair.skipped = Counter(state["skipped"])
     pair.lost = bool(state.get("lost", False))
@@ -107,9 +112,15 @@ def _checked(learner: Stepping, state: Any) -> list[Callable[[], None]]:
     if half not in ("", "plain" if learner.plain_first else "augmented"):
         raise ValueError(f"state is of a learner with another order of halves: {half!r}")
     pairs, skipped = state.get("pairs"), state.get("skipped")
-    counts = [pairs, *(skipped.values() if isinstance(skipped, Mapping) else [None])]
+    flat, images = state.get("flat"), state.get("longest_epoch")
+    counts = [pairs, images]
+    for some in (skipped, flat):
+        counts += some.values() if isinstance(some, Mapping) else [None]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(f"state is damaged: counts {pairs} and {skipped}")
+        raise ValueError(f"state is damaged: counts {pairs}, {images}, {skipped} and {flat}")
+    for name in ("rejoin", "rejoin_half"):
+        if state.get(name) is not None:
+            check_state(state[name])
     restore = []
     if learner._held_out is not None:
         restore.append(learner._held_out.checked(state["held_out"], learner._model))

@@ -37,6 +37,7 @@ class Parts:
     learn_pairs: int | None
     micro_batches: int
     pairs: int
+    longest_epoch: int
     _model: nn.Module
     _signal: Signal
     _flats: FlatImages

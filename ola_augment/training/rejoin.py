@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.policy import Policy
-from ola_augment.streams import rank_here
+from ola_augment.streams import rank_here, world_size
 from ola_augment.training.batches import IMAGES, TARGETS, drawing_nothing
 from ola_augment.training.flat import nothing_applied
 
+#: Entries of a state.
+_STATE = ("owed", "taken")
 #: Held-out examples that are shuffled together; so many are kept in memory.
 _SHUFFLED = 512
 
@@ -139,7 +141,12 @@ class Rejoin:
         return {"owed": self._owed, "taken": self._taken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a run was, if held-out batches come in the same order again."""
+        """Go on where a run was, if held-out batches come in the same order again.
+
+        Raises:
+            ValueError: the state is damaged; nothing has changed.
+        """
+        check_state(state)
         self._stream, self._left = iter(()), []
         self._owed, taken = float(state["owed"]), int(state["taken"])
         self._size = self._size or self._count()
@@ -148,6 +155,17 @@ class Rejoin:
         if within:
             with drawing_nothing():
                 self._take(within)
+
+
+def check_state(state: Any) -> None:
+    """Refuse a damaged state of a :class:`Rejoin`.
+
+    Raises:
+        ValueError: it is one.
+    """
+    owed, taken = (state.get(name) if isinstance(state, Mapping) else None for name in _STATE)
+    if not isinstance(owed, float) or not isinstance(taken, int) or min(owed, taken) < 0:
+        raise ValueError(f"state of the held-out images that joined is damaged: {state!r:.80}")
 
 
 class Rejoined:
@@ -161,9 +179,12 @@ class Rejoined:
         self._learner = learner
 
     def __iter__(self) -> Iterator[Any]:
-        size = train_size(self.loader)
+        size, seen = known_size(self.loader), 0
         for batch in self.loader:
-            yield self._learner.rejoin(batch, size)
+            if size is None:  # a stream holds what its longest epoch has shown so far
+                seen += len(_leaves(batch, "the training")[0]) * world_size()
+                self._learner.longest_epoch = max(self._learner.longest_epoch, seen)
+            yield self._learner.rejoin(batch, size or self._learner.longest_epoch)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""Held-out batches: read again and again, and parted into two halves."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import Dataset, IterableDataset
+
+from ola_augment.training.batches import TARGETS, drawing_nothing
+
+
+class Cycle:
+    """Batches without end, from a position on."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        if iter(batches) is batches:  # it can be read once only
+            raise ValueError("reference must be a list or loader of batches, got an iterator")
+        if isinstance(batches, (list, tuple)) and any(hasattr(part, "shape") for part in batches):
+            raise ValueError(
+                "held-out reference must be a list or loader of batches, got tensors; [(images, "
+                "targets)] is one batch, DataLoader(TensorDataset(images, targets), 64) makes more"
+            )
+        listed = isinstance(batches, (list, tuple, Dataset))
+        if listed and not isinstance(batches, IterableDataset):
+            refuse_example(next(iter(batches), None))
+        self._batches = batches
+        self._iterator: Iterator[Any] = iter(())
+        self._read = 0
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
+    def first(self, examples: int) -> list[tuple[Any, ...]]:
+        """As many batches from the start as hold so many examples, but one at least."""
+        found: list[tuple[Any, ...]] = []
+        count = 0
+        for batch in self._batches:
+            count += examples_of(batch)
+            if found and count > examples:
+                break
+            found.append(_as_tuple(batch))
+        if not found:
+            raise ValueError("reference holds no batch")
+        return found
+
+    def next(self) -> tuple[Any, ...]:
+        """The next batch; after the last one, the first."""
+        if self._read != self.position:  # just loaded
+            with drawing_nothing():
+                self._iterator = iter(self._batches)
+                for _ in itertools.islice(self._iterator, self.position):
+                    pass
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._iterator, self.position = iter(self._batches), 0
+            batch = next(self._iterator, None)
+            if batch is None:
+                raise ValueError("reference holds no batch")
+        self.position += 1
+        self._read = self.position
+        return _as_tuple(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An iterator stays with its process; the copy goes on at the same position.
+        return {**self.__dict__, "_iterator": iter(()), "_read": -1}
+
+
+def refuse_example(batch: Any) -> None:
+    """Refuse a single example where a batch is wanted.
+
+    Raises:
+        ValueError: the label is one number.
+    """
+    label: Any = None
+    if isinstance(batch, Mapping):
+        label = next((batch[name] for name in TARGETS if name in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        label = batch[1]
+    if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
+        raise ValueError(
+            "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
+            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
+        )
+
+
+def halves_of(batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Two halves of the examples of some batches, as batches.
+
+    What an example holds decides where it goes, so that ranks and resumed runs agree, whatever the
+    order; a lone one belongs to the second half.
+    """
+    keys = [_keys(batch) for batch in batches]
+    middle = statistics.median_high(itertools.chain(*keys))
+    halves: tuple[list[Any], list[Any]] = ([], [])
+    for half, below in zip(halves, (True, False), strict=True):
+        for batch, some in zip(batches, keys, strict=True):
+            where = torch.tensor([(key < middle) == below for key in some], device="cpu")
+            half += [_part(batch, where)] if where.any() else []
+    return halves
+
+
+def _keys(batch: Any) -> list[int]:
+    """A number for each example of a batch, by the bytes of its first tensor."""
+    tensors = _tensors(batch)
+    if not tensors:
+        return [0]
+    rows = tensors[0].detach().cpu().reshape(len(tensors[0]), -1).contiguous()
+    return [zlib.crc32(row.view(torch.uint8).numpy().tobytes()) for row in rows]
+
+
+def _part(batch: Any, where: Tensor) -> Any:
+    """Some examples of a batch."""
+
+    def chosen(part: Any) -> Any:
+        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
+            return {name: _part(entry, where) for name, entry in part.items()}
+        whole = isinstance(part, Tensor) and part.dim()
+        return part[where.to(part.device)] if whole else part
+
+    return tree_map(chosen, batch)
+
+
+def examples_of(batch: Any) -> int:
+    """Number of examples of a batch; 1 if nothing in it says."""
+    tensors = _tensors(batch)
+    return len(tensors[0]) if tensors else 1
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    leaves = [part for leaf in tree_leaves(batch) for part in tree_leaves(_as_dict(leaf))]
+    return [part for part in leaves if isinstance(part, Tensor) and part.dim()]
+
+
+def _as_dict(part: Any) -> Any:
+    return dict(part) if isinstance(part, Mapping) else part
+
+
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
