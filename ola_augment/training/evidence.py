@@ -11,6 +11,8 @@ from ola_augment.training.values import ValueUpdater
 
 #: Probability that, were all operations alike, some operation would seem to differ.
 _CHANCE = 0.05
+#: Standard errors at which a trial has shown something.
+_SURE = 2.0
 
 
 class OperationEvidence(NamedTuple):
@@ -49,8 +51,8 @@ class Evidence(NamedTuple):
 
     Example:
         >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
-        >>> Evidence(240, 30720, 1000, (rotate,), 0.2, 0.1, 12, 3.0).verdict
-        'augmentation helps here: strength 3.0'
+        >>> Evidence(240, 30720, 1000, (rotate,), 0.3, 0.1, 12, 2.0).verdict
+        'augmentation helps here: strength 2.0'
     """
 
     pairs: int
@@ -69,9 +71,12 @@ class Evidence(NamedTuple):
             return "not yet known whether augmentation helps: the run has not come so far"
         if math.isnan(self.effect):
             return "too few steps to find out whether augmentation helps: strength 0"
+        t = Contrast(self.effect, self.std, self.windows).t
         if self.strength == 0:
-            return "augmentation does not help here: strength 0"
-        return f"augmentation helps here: strength {self.strength:.1f}"
+            found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
+        else:
+            found = "augmentation helps here" if t > _SURE else "not clear that augmentation helps"
+        return f"{found}: strength {self.strength:.1f}"
 
     def __str__(self) -> str:
         lines = [
@@ -89,7 +94,7 @@ class Evidence(NamedTuple):
         if not sure:
             lines.append("operations: nothing that differs from chance")
         if not math.isnan(self.effect):
-            t = self.effect / self.std if self.std else math.inf
+            t = Contrast(self.effect, self.std, self.windows).t
             lines.append(
                 f"tried in {self.windows} windows with and without: {self.effect:+.3f} ± "
                 f"{self.std:.3f} nats of held-out loss a window (t = {t:+.1f})"

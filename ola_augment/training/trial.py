@@ -18,6 +18,8 @@ _TURNS = (False, True, True, False)
 _MOSTLY = (True, False, True, True, True, True, False, True)
 #: Windows after which a trial may end.
 _BLOCK = 4
+#: Windows that are not counted: at first, what is new disturbs a model, and is held against it.
+_RUN_IN = 2
 #: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
 _FEWEST, _MOST = 8, 16
@@ -29,11 +31,8 @@ SHARE = 0.47
 SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
 #: Standard errors above 0 at which a trial has seen enough.
 _CLEAR = 2.0
-
-
-def _hopeless(windows: int) -> float:
-    """Standard errors below which it is not worth going on: 0 at first, later 1."""
-    return (windows - _FEWEST) / 4
+#: Operations an image that are worth choosing: more cost what the most likely one brings.
+_MOST_STRENGTH = 2.0
 
 
 class Contrast(NamedTuple):
@@ -72,13 +71,14 @@ class Trial:
       takes for progress wherever the model was too sure, though no prediction gets better.
 
     What a window of B takes off that loss beyond one of A, less a common trend, is the
-    :class:`Contrast`; its t decides:
+    :class:`Contrast` (without the first two, since augmentation that is new to a model disturbs
+    it); its t decides:
 
-        strength = 2 (t - 1), in [0, ``most``].
+        strength = t + 1 where augmentation is ``expected`` to help, else t - 1, in [0, ``most``].
 
-    Where there was nothing to see, or too little time, there is no augmentation. A trial ends
-    before its time, after eight or twelve windows, where enough was seen (t above 2) and where it
-    is not worth going on (t below 0, or 1 after twelve).
+    So that without evidence an image gets one operation in the one case, none in the other. Where
+    there was too little time, there is no augmentation. A trial ends before its time, after eight
+    or twelve windows, where enough was seen: t above 2, or the strength would be 0.
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
@@ -86,7 +86,7 @@ class Trial:
         first: pairs of steps before it.
         pairs: that it may last, 0 or more.
         strength: that is tried, above 0, at most ``policy.max_ops``.
-        most: largest strength to choose, 0 .. ``policy.max_ops``; None is the policy's ``max_ops``.
+        most: largest strength to choose, 0 .. ``policy.max_ops``; None is 2, if there are so many.
         expected: whether augmentation is expected to help, as for a target domain that differs.
 
     Attributes:
@@ -118,7 +118,7 @@ class Trial:
         check_strength(policy)
         if first < 0 or pairs < 0:
             raise ValueError(f"first and pairs must be 0 or more, got {first} and {pairs}")
-        self.most = float(policy.max_ops) if most is None else float(most)
+        self.most = float(min(_MOST_STRENGTH, policy.max_ops) if most is None else most)
         self.strength = min(float(strength), float(policy.max_ops))
         if not (0 <= self.most <= policy.max_ops and self.strength > 0):
             raise ValueError(
@@ -127,6 +127,7 @@ class Trial:
             )
         self.policy = policy
         self._kinds = _MOSTLY if expected else _TURNS
+        self._prior = 1.0 if expected else -1.0
         self.explored = float(policy.strength or 0.0)
         self.first = first
         self.length = max(_SHORTEST, pairs // _MOST)
@@ -175,13 +176,14 @@ class Trial:
         """What was measured so far.
 
         Returns:
-            Least squares over the windows: the difference of the two kinds beside a linear trend.
+            Least squares over the windows but the first two, when augmentation is new to the model:
+            the difference of the two kinds beside a linear trend.
         """
-        taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()
+        taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()[_RUN_IN:]
         windows = len(taken)
-        if windows < _FEWEST:
+        if windows < _FEWEST - _RUN_IN:
             return Contrast(math.nan, math.nan, windows)
-        kinds = [self._augments(window) for window in range(windows)]
+        kinds = [self._augments(_RUN_IN + window) for window in range(windows)]
         kind = torch.tensor(kinds, dtype=torch.float64, device="cpu")
         time = torch.arange(windows, dtype=torch.float64, device="cpu")
         design = torch.stack((torch.ones_like(time), time - time.mean(), kind), dim=1)
@@ -194,14 +196,14 @@ class Trial:
     def chosen(self) -> float:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
-        return 0.0 if math.isnan(t) else min(max(2 * t - 2, 0.0), self.most)
+        return 0.0 if math.isnan(t) else min(max(t + self._prior, 0.0), self.most)
 
     def _augments(self, window: int) -> bool:
         return self._kinds[window % len(self._kinds)]
 
     def _decided(self) -> bool:
-        t, windows = self.contrast().t, len(self._losses) - 1
-        return t < _hopeless(windows) or t > _CLEAR
+        t = self.contrast().t
+        return t < -self._prior or t > _CLEAR
 
     def _take(self, model: nn.Module) -> None:
         """Let today's weights into the mean; with a layer that was replaced it begins anew."""
