@@ -7,11 +7,13 @@ import socket
 import pytest
 import torch
 from loops import (
+    CLIP,
     learner_of,
     loader,
     logits,
     loss_of,
     network,
+    optimizer_of,
     plain_loop,
     rejoining_learner,
 )
@@ -135,3 +137,67 @@ def test_skorch():
     assert (net.learner_.pairs, net.learner_.skipped.total()) == (12, 0)
     assert logits(net.learner_).any()
     assert copy.deepcopy(net).learner_.pairs == 12
+
+
+class Accelerated:
+    """The loop of accelerate's documentation, with a learner among what it checkpoints."""
+
+    def __init__(self, accumulate=1):
+        accelerate = pytest.importorskip("accelerate")
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        self.own = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+        model = network()
+        self.model, self.optimizer = self.own.prepare(model, optimizer_of(model))
+        self.learner = learner_of(self.model)
+        self.own.register_for_checkpointing(self.learner)
+
+    def train(self, batches):
+        for images, targets, *actions in self.own.prepare(batches):
+            with self.own.accumulate(self.model):
+                options = {"actions": actions[0]} if actions else {}
+                last = self.own.sync_gradients
+                with self.learner.step(images, last=last, **options) as step:
+                    self.own.backward(loss_of(self.model, step.images, targets))
+                if last:
+                    self.own.clip_grad_norm_(self.model.parameters(), CLIP)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return self.learner
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_accelerate_trains_as_the_plain_loop(accumulate):
+    run, model = Accelerated(accumulate), network()
+    run.train(loader())
+    expected = learner_of(model)
+    plain_loop(model, expected, list(loader()), accumulate)
+    assert run.learner.pairs == expected.pairs > 2
+    torch.testing.assert_close(logits(run.learner), logits(expected))
+    assert logits(expected).abs().max() > 0.1
+    torch.testing.assert_close(dict(run.model.state_dict()), dict(model.state_dict()))
+
+
+def test_an_update_that_accelerate_cuts_short_teaches_too():
+    """7 batches by twos: the last update has one."""
+    learner = Accelerated(accumulate=2).train(loader(28))
+    assert (learner.pairs, learner.skipped.total()) == (2, 0)
+
+
+def test_accelerate_with_workers():
+    run = Accelerated()
+    learner = run.train(loader(num_workers=1, collate_fn=run.learner.transform.collate))
+    assert (learner.pairs, learner.skipped.total()) == (6, 0)
+    assert logits(learner).abs().max() > 0.1
+
+
+def test_accelerate_resumes_in_the_middle_of_a_pair(tmp_path):
+    whole = Accelerated()
+    whole.train(loader())
+    stopped = Accelerated()
+    stopped.train(list(loader())[:5])
+    stopped.own.save_state(tmp_path)
+    resumed = Accelerated()
+    resumed.own.load_state(tmp_path)
+    resumed.train(list(loader())[5:])
+    assert resumed.learner.pairs == whole.learner.pairs == 6
+    assert torch.equal(logits(resumed.learner), logits(whole.learner))

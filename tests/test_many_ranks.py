@@ -3,6 +3,8 @@
 What the ranks return is gathered once for all tests.
 """
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -40,7 +42,10 @@ def trained(rank, **options):
 
 
 def as_always(rank, given):
-    return trained(rank)
+    """Without a word of torch's about what it will give up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return trained(rank)
 
 
 def static_graph(rank, given):
@@ -175,7 +180,8 @@ def a_group_of_one_kind_of_device(rank, given):
     return {"types": [reducible.type, here.type, *asked]}
 
 
-SENDING = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast", "reduce")
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+SENDING = ("all_reduce", "all_gather", "broadcast", "reduce", GATHER)
 
 
 def messages_of_pairs(rank, given):

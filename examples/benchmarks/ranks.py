@@ -3,7 +3,7 @@
 One pair: an augmented step and a plain one. A pair that teaches and a plain pair (two steps without
 augmentation or capture) alternate, on one process and on two gloo ranks of one thread each under
 DistributedDataParallel; the ratio is that of the medians of rank 0. Augmentation takes part in both
-ratios alike.
+ratios alike. Messages are those that the policy adds to DDP's own: calls of torch.distributed.
 
     python examples/benchmarks/ranks.py --model small_cnn --pairs 20
     python examples/benchmarks/ranks.py --model wrn-10-1 --pairs 6
@@ -18,8 +18,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +37,18 @@ from torch.nn.parallel import DistributedDataParallel
 from ola_augment import OLAAugment, OLALearner
 
 REFERENCES = ("next", "held out")
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+SENDING = ("all_reduce", "all_gather", "broadcast", "reduce", GATHER)
+
+
+def messages(run: Callable[[], object]) -> int:
+    with ExitStack() as stack:
+        sent = [
+            stack.enter_context(patch.object(dist, name, wraps=getattr(dist, name)))
+            for name in SENDING
+        ]
+        run()
+        return sum(one.call_count for one in sent)
 
 
 def pair(
@@ -79,7 +94,8 @@ def measure(rank: int, ranks: int, port: int, options: dict[str, Any], out: str)
                 if ranks > 1:
                     dist.barrier()
                 kept.append(pair(model, optimizer, images, targets, one))
-        found[reference] = [statistics.median(kept) for kept in times]
+        sent = messages(lambda: pair(model, optimizer, images, targets, learner))  # noqa: B023
+        found[reference] = [*(statistics.median(kept) for kept in times), sent]
     if rank == 0:
         torch.save(found, out)
     if ranks > 1:
@@ -95,8 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="a rank")
     parser.add_argument("--pairs", type=int, default=20)
     options = vars(parser.parse_args(arguments))
-    print("| network | reference | ranks | plain pair, ms | pair that teaches, ms | ratio |")
-    print("|---|---|---:|---:|---:|---:|")
+    print("| network | reference | ranks | plain, ms | teaches, ms | ratio | messages |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for ranks in (1, 2):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -106,10 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
             given = (ranks, port, options, out)
             mp.start_processes(measure, given, nprocs=ranks, start_method="fork")  # type: ignore[no-untyped-call]
             found = torch.load(out, weights_only=True)
-        for reference, (teaches, plain) in found.items():
+        for reference, (teaches, plain, sent) in found.items():
             print(
                 f"| {options['model']} | {reference} | {ranks} | {1e3 * plain:.0f} | "
-                f"{1e3 * teaches:.0f} | {teaches / plain:.2f} |",
+                f"{1e3 * teaches:.0f} | {teaches / plain:.2f} | {sent} |",
                 flush=True,
             )
 

@@ -62,7 +62,11 @@ FRAMEWORKS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
         (WAYS,),
     ),
     ("accelerate", "accelerate"): (
-        (f"{EXAMPLES}accelerate",), (), (), (), (f"{EXAMPLES}accelerate",),
+        (f"{EXAMPLES}accelerate", f"{OTHERS}accelerate_trains"),
+        (f"{OTHERS}accelerate_with_workers",),
+        (f"{OTHERS}accelerate_resumes",),
+        (f"{OTHERS}accelerate_trains", f"{OTHERS}an_update_that_accelerate"),
+        (f"{EXAMPLES}accelerate",),
         (WAYS, f"{OTHERS}a_notebook_launches_ranks"),
     ),
     ("Ray Train", "ray"): ((), (), (), (), (), (f"{EXAMPLES}ray",)),

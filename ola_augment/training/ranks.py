@@ -113,7 +113,8 @@ def gather_over_ranks(values: Tensor, device: torch.device) -> list[Tensor]:
     """
     sent = values.to(_reducible(device))
     found = sent.new_empty(world_size(), *sent.shape)
-    dist.all_gather_into_tensor(found, sent.unsqueeze(0))
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(found, sent.unsqueeze(0))
     return list(found.cpu())
 
 
