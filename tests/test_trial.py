@@ -275,7 +275,7 @@ def test_half_of_them_wait_for_the_trial_and_the_others_for_nothing_but_learning
         return sorted(seen - set(range(10)))
 
     half = sorted(learner._held_out.halves[0][0][1].tolist())
-    assert len(half) == 4
+    assert 1 < len(half) < 7
     assert joined() == ([] if target_domain else half)
     learner.pairs = learner.trial.joins
     assert joined() == half
@@ -338,25 +338,28 @@ def test_halves_of_a_mapping_that_torch_does_not_know():
     batch = collections.UserDict(images=images, labels=targets, loss=torch.tensor(0.0))
     train, tell = HeldOut([batch], 0.5).halves
     both = [half[0][0]["labels"].tolist() for half in (train, tell)]
-    assert [len(labels) for labels in both] == [2, 2]
+    assert all(both)
     assert sorted(both[0] + both[1]) == targets.tolist()
     assert HeldOut([batch], 0.5).examples == 4
 
 
 def test_where_an_image_goes_does_not_hang_on_the_order():
     def halves(order):
-        images, targets = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), order
-        loader = [(images[part], part) for part in targets.split(10)]
+        images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        images[:, 0, 0, 0] = torch.arange(64)
+        loader = [(images[part], part % 5) for part in order.split(10)]
         return [
-            sorted(torch.cat([labels for _, labels in half]).tolist())
+            sorted(torch.cat([images[:, 0, 0, 0].long() for images, _ in half]).tolist())
             for half in HeldOut(loader, 0.5).halves
         ]
 
     orders = [torch.randperm(64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     train, tell = halves(orders[0])
     assert halves(orders[1]) == [train, tell]
-    assert len(train) == len(tell) == 32
     assert sorted(train + tell) == list(range(64))
+    for label in range(5):  # of each class a half
+        counts = [sum(image % 5 == label for image in half) for half in (train, tell)]
+        assert abs(counts[0] - counts[1]) <= 1
 
 
 def test_every_held_out_image_counts_alike():
@@ -394,7 +397,7 @@ def test_what_is_read_again_after_a_stop_draws_nothing():
     before = torch.get_rng_state()
     assert again.gradients(model)["weight"].equal(once.gradients(model)["weight"])
     assert again.examples == 6
-    assert sum(len(labels) for _, labels in again.halves[0]) == 3
+    assert sum(len(labels) for half in again.halves for _, labels in half) == 6
     rejoin = Rejoin(loader())
     rejoin.check(examples(0, 4))
     rejoin.load_state_dict({"owed": 0.0, "taken": 3})

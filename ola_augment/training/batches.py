@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ola_augment.actions import Actions, as_actions
 
@@ -83,3 +84,21 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {name: move(entry, device) for name, entry in value.items()}
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def class_labels(batch: Any) -> list[int] | None:
+    """The labels of a batch of any structure.
+
+    Args:
+        batch: whose only tensor of integers with one dimension they are.
+
+    Returns:
+        One for each example, or None if there are none, or several that might be them.
+    """
+    whole = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    found = [
+        part
+        for part in tree_leaves(batch)
+        if isinstance(part, Tensor) and part.dim() == 1 and part.dtype in whole and len(part)
+    ]
+    return found[0].tolist() if len(found) == 1 else None

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from ola_augment.training.batches import class_labels
 
 #: Levels above which inputs are not scaled.
 _LEVELS = 10.0
@@ -150,11 +151,11 @@ class HeldOutClasses:
         if first and self._batches:
             self._conclude()
             return
-        labels = _labels(batch)
+        labels = class_labels(batch)
         if labels is None:
             self._done = True
         else:
-            self._batches.append(labels)
+            self._batches.append(set(labels))
 
     def whole(self, batches: Iterable[Any]) -> None:
         """Take in a pass over all at once."""
@@ -176,13 +177,3 @@ class HeldOutClasses:
         else:
             return
         warnings.warn(text, stacklevel=2)
-
-
-def _labels(batch: Any) -> set[int] | None:
-    whole = (torch.uint8, torch.int16, torch.int32, torch.int64)
-    found = [
-        part
-        for part in tree_leaves(batch)
-        if isinstance(part, Tensor) and part.dim() == 1 and part.dtype in whole and len(part)
-    ]
-    return set(found[0].tolist()) if len(found) == 1 else None

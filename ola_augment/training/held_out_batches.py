@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Dataset, IterableDataset
 
-from ola_augment.training.batches import TARGETS, drawing_nothing
+from ola_augment.training.batches import TARGETS, class_labels, drawing_nothing
 
 
 class Cycle:
@@ -92,19 +92,34 @@ def refuse_example(batch: Any) -> None:
 
 
 def halves_of(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Two halves of the examples of some batches, as batches.
+    """Two halves of the examples of some batches, as batches; of each class a half.
 
     What an example holds decides where it goes, so that ranks and resumed runs agree, whatever the
-    order; a lone one belongs to the second half.
+    order. The second half is not empty.
     """
-    keys = [_keys(batch) for batch in batches]
-    middle = statistics.median_high(itertools.chain(*keys))
+    keys = [list(zip(_classes(batch), _keys(batch), strict=True)) for batch in batches]
+    known: dict[int, list[int]] = {}
+    for label, key in sorted(itertools.chain(*keys)):
+        known.setdefault(label, []).append(key)
+
+    def first(label: int, key: int) -> bool:
+        above = 2 * bisect.bisect_left(known[label], key) + 1 - len(known[label])
+        return above > 0 if above else key % 2 == 1  # the odd one of a class
+
+    chosen = [[first(label, key) for label, key in some] for some in keys]
+    swapped = all(itertools.chain(*chosen))
     halves: tuple[list[Any], list[Any]] = ([], [])
-    for half, below in zip(halves, (True, False), strict=True):
-        for batch, some in zip(batches, keys, strict=True):
-            where = torch.tensor([(key < middle) == below for key in some], device="cpu")
+    for half, wanted in zip(halves, (not swapped, swapped), strict=True):
+        for batch, some in zip(batches, chosen, strict=True):
+            where = torch.tensor([is_first == wanted for is_first in some], device="cpu")
             half += [_part(batch, where)] if where.any() else []
     return halves
+
+
+def _classes(batch: Any) -> list[int]:
+    """The label of each example; one for all where there are none."""
+    labels = class_labels(batch)
+    return [0] * examples_of(batch) if labels is None else labels
 
 
 def _keys(batch: Any) -> list[int]:
