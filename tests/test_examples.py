@@ -210,7 +210,7 @@ def test_train_is_a_command():
 
 def test_every_variant_of_the_ablation(run, tmp_path):
     printed = run(
-        "ablation.py", "--train-size", 130, "--epochs", 5, "--seeds", 2,
+        "ablation.py", "--train-size", 70, "--epochs", 3, "--batch-size", 16, "--seeds", 2,
         "--out", tmp_path,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]

@@ -18,7 +18,8 @@ _TURNS = (False, True, True, False)
 _MOSTLY = (True, False, True, True, True, True, False, True)
 #: Windows after which a trial may end.
 _BLOCK = 4
-#: Windows that are not counted: at first, what is new disturbs a model, and is held against it.
+#: Windows that are not counted, in which the strength rises: strong augmentation from one step to
+#: the next, at a high learning rate, throws a model back to chance.
 _RUN_IN = 2
 #: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
@@ -61,18 +62,19 @@ class Contrast(NamedTuple):
 class Trial:
     """Tries out a policy in the middle of a run, and sets its strength by what came of it.
 
-    The pairs from ``first`` on fall into windows, without augmentation (strength 0) and with it
-    (``strength``) in turns, A B B A; three of four with it where it is ``expected`` to help, since
-    a model that needs it needs time for it. At the end of each the held-out loss is measured
+    The pairs from ``first`` on fall into windows. In the first two the strength rises from 0, since
+    strong augmentation all at once disturbs a model. Then windows without augmentation and with it
+    (``strength``) come in turns, half of them with it; three of four where it is ``expected`` to
+    help, since a model that needs it needs time for it. At the end of each the held-out loss is
+    measured
 
     * with the mean of the weights over the second half of the window: what the weights would come
       to if the learning rate fell, rather than where the last step threw them,
     * at the best temperature: augmentation makes a model less sure of itself, which a plain loss
       takes for progress wherever the model was too sure, though no prediction gets better.
 
-    What a window of B takes off that loss beyond one of A, less a common trend, is the
-    :class:`Contrast` (without the first two, since augmentation that is new to a model disturbs
-    it); its t decides:
+    What a window with it takes off that loss beyond one without, less a common trend, is the
+    :class:`Contrast` (the first two do not count); its t decides:
 
         strength = t + 1 where augmentation is ``expected`` to help, else t - 1, in [0, ``most``].
 
@@ -170,14 +172,14 @@ class Trial:
                 return
         elif within > self.length // 2:
             self._take(model)
-        self.policy.strength = self.strength if self._augments(done) else 0.0
+        self.policy.strength = self._tried(done, pair)
 
     def contrast(self) -> Contrast:
         """What was measured so far.
 
         Returns:
-            Least squares over the windows but the first two, when augmentation is new to the model:
-            the difference of the two kinds beside a linear trend.
+            Least squares over the windows but the first two: the difference of the two kinds beside
+            a linear trend.
         """
         taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()[_RUN_IN:]
         windows = len(taken)
@@ -197,6 +199,12 @@ class Trial:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
         return 0.0 if math.isnan(t) else min(max(t + self._prior, 0.0), self.most)
+
+    def _tried(self, window: int, pair: int) -> float:
+        """The strength of a pair of the trial: it rises slowly, then comes and goes."""
+        if window < _RUN_IN:
+            return self.strength * (pair - self.first + 1) / (_RUN_IN * self.length)
+        return self.strength if self._augments(window) else 0.0
 
     def _augments(self, window: int) -> bool:
         return self._kinds[window % len(self._kinds)]
