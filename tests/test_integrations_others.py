@@ -142,13 +142,13 @@ def test_skorch():
 class Accelerated:
     """The loop of accelerate's documentation, with a learner among what it checkpoints."""
 
-    def __init__(self, accumulate=1):
+    def __init__(self, accumulate=1, **options):
         accelerate = pytest.importorskip("accelerate")
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         self.own = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
         model = network()
         self.model, self.optimizer = self.own.prepare(model, optimizer_of(model))
-        self.learner = learner_of(self.model)
+        self.learner = learner_of(self.model, **options)
         self.own.register_for_checkpointing(self.learner)
 
     def train(self, batches):
@@ -190,14 +190,18 @@ def test_accelerate_with_workers():
     assert logits(learner).abs().max() > 0.1
 
 
-def test_accelerate_resumes_in_the_middle_of_a_pair(tmp_path):
-    whole = Accelerated()
+@pytest.mark.parametrize(("reference", "steps"), [("next", 4), ("held out", 5)])
+def test_accelerate_resumes(tmp_path, reference, steps):
+    """With held-out images in the middle of a pair too."""
+
+    def run():
+        return Accelerated(reference="next" if reference == "next" else list(loader(8)))
+
+    whole, stopped, resumed = run(), run(), run()
     whole.train(loader())
-    stopped = Accelerated()
-    stopped.train(list(loader())[:5])
+    stopped.train(list(loader())[:steps])
     stopped.own.save_state(tmp_path)
-    resumed = Accelerated()
     resumed.own.load_state(tmp_path)
-    resumed.train(list(loader())[5:])
+    resumed.train(list(loader())[steps:])
     assert resumed.learner.pairs == whole.learner.pairs == 6
     assert torch.equal(logits(resumed.learner), logits(whole.learner))

@@ -110,10 +110,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="small_cnn", help="small_cnn, or wrn-DEPTH-WIDTH")
     parser.add_argument("--batch", type=int, default=64, help="a rank")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--ranks", type=int, nargs="+", default=(1, 2))
     options = vars(parser.parse_args(arguments))
     print("| network | reference | ranks | plain, ms | teaches, ms | ratio | messages |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    for ranks in (1, 2):
+    for ranks in options["ranks"]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -1,9 +1,10 @@
 """What each framework was seen to do: the tests that run it, and a table of what came of them.
 
     python examples/reliability/frameworks.py --out docs/_frameworks_table.md
+    python examples/reliability/frameworks.py --out docs/_frameworks_table.md --only Ray
 
 A cell holds "yes" where its tests passed, "FAILED" where one did not, "not run" where a package was
-missing, and nothing where no test looks at it.
+missing, and nothing where no test looks at it. ``--only`` leaves the other rows of the file.
 """
 
 from __future__ import annotations
@@ -112,15 +113,19 @@ def main(arguments: list[str] | None = None) -> int:
     names = " or ".join(sorted({test.split("::")[1] for test in wanted}))
     files = sorted({f"tests/{test.split('::')[0]}" for test in wanted})
     pytest.main(["-q", "-p", "no:randomly", "-k", names, *files], plugins=[outcomes])
-    table = [f"| framework | version | {' | '.join(COLUMNS)} |", "|---" * 8 + "|"]
+    head = [f"| framework | version | {' | '.join(COLUMNS)} |", "|---" * 8 + "|"]
+    known = options.out is not None and options.out.exists()
+    old = options.out.read_text().splitlines()[2:] if known else []
+    found = {line.split("|")[1].strip(): line for line in old}
     for (framework, package), cells in rows.items():
         try:
             number = f"{package} {version(package).partition('+')[0]}"
         except PackageNotFoundError:
             number = f"{package} (missing)"
         shown = " | ".join(map(outcomes.cell, cells))
-        table.append(f"| {framework} | {number} | {shown} |")
-    text = "\n".join(table) + "\n"
+        found[framework] = f"| {framework} | {number} | {shown} |"
+    table = [found[framework] for framework, _ in FRAMEWORKS if framework in found]
+    text = "\n".join(head + table) + "\n"
     print(text)
     if options.out is not None:
         options.out.write_text(text)
