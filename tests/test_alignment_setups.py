@@ -404,19 +404,59 @@ def test_other_libraries_hooks_in_the_same_backward_are_refused_by_name() -> Non
     assert captured.align(random_direction(model)).shape == (5,)
 
 
+def rounded(h: Tensor) -> Tensor:
+    """Zeros, with the gradient of h."""
+    return (h.mul(1e-6).round() - h).detach() + h
+
+
+@pytest.mark.parametrize(
+    "middle",
+    {
+        "dead-units": lambda m, h: (h - 100).relu() @ m.w,
+        "rounded-to-the-same": lambda m, h: rounded(h) @ m.w,
+        "the-same-choice": lambda m, h: (
+            F.gumbel_softmax(h + torch.eye(8)[2] * 1e3, hard=True) @ m.w
+        ),
+    }.items(),
+    ids=lambda one: one[0],
+)
+def test_values_that_are_alike_for_all_examples(middle: tuple[str, Any]) -> None:
+    check(Net(middle[1]), 6, 4)
+    check(Net(middle[1]), 9, 4)
+
+
+def test_values_that_are_alike_hide_no_mixing() -> None:
+    with pytest.raises(RuntimeError, match="on values that are alike for all examples"):
+        check(Net(lambda m, h: rounded(h.flip(0)) @ m.w), 6, 4)
+
+
+class Cells(nn.Module):
+    """A cell's two outputs, one of which is computed from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = nn.LSTMCell(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(x[:, 0])
+        return self.last(self.cell(x[:, 1], state)[0] + state[1])
+
+
+def test_outputs_that_are_computed_from_each_other() -> None:
+    check(Cells(), 5, 2, 4, fallback=True)
+
+
 def test_units_that_are_all_dead_are_named_as_the_cause() -> None:
-    """Nothing tells the examples apart behind them, and the last layer gets a gradient."""
+    """Nothing tells the examples apart behind a frozen body, not even derivatives."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    with torch.no_grad():
-        model[0].bias.fill_(-100.0)
+    model[0].requires_grad_(requires_grad=False).bias.fill_(-100.0)
     engine = GradientAlignment(model)
     with (
         pytest.raises(RuntimeError, match=r"'2.bias' and 1 others .* units before it are dead"),
         engine.capture(),
     ):
         model(torch.randn(6, 4)).square().sum().backward()
-    with torch.no_grad():
-        model[0].bias.zero_()
+    model[0].bias.zero_()
     with engine.capture() as captured:
         model(torch.randn(6, 4)).square().sum().backward()
     assert captured.align(engine.gradients()).shape == (6,)

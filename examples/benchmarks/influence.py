@@ -1,20 +1,23 @@
 """Influence scores <grad l_i, g_r> of a batch for R references: the engine beside other ways.
 
 The references are the gradients of R test examples. Processor time of one thread for all scores,
-over that of a plain forward and backward pass; both in turns, medians. captum's TracIn takes the
-test examples themselves: its time has the references' gradients in it. Every way is compared with
-one backward for each example in double precision; libraries that are not installed are left out.
+over that of a plain forward and backward pass; both in turns, medians. captum's and dattri's TracIn
+take the test examples themselves: their time has the references' gradients in it. Every way is
+compared with one backward for each example in double precision; libraries that are not installed
+are left out.
 
-    pip install captum opacus
+    pip install captum opacus dattri traker
     OMP_NUM_THREADS=1 python examples/benchmarks/influence.py --references 1 16
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import importlib
+import os
 import statistics
 import sys
 import time
@@ -117,14 +120,61 @@ def captum_tracin(model: nn.Module, train: Batch, test: Batch) -> Callable[[], T
     return lambda: tracin.influence(test)
 
 
+def dattri_tracin(
+    model: nn.Module, train: Batch, test: Batch, exact: bool = True
+) -> Callable[[], Tensor]:
+    def loss(parameters: dict[str, Tensor], data: Batch) -> Tensor:
+        image, target = data
+        outputs = functional_call(model, parameters, (image.unsqueeze(0),))
+        return F.cross_entropy(outputs, target.unsqueeze(0))
+
+    task = importlib.import_module("dattri.task").AttributionTask(loss, model, model.state_dict())
+    tracin = importlib.import_module("dattri.algorithm.tracin").TracInAttributor(
+        task, torch.ones(1), normalized_grad=False
+    )
+    if exact:  # its constructor projects to 512 dimensions whatever it is given
+        tracin.projector_kwargs = None
+    train_loader, test_loader = (DataLoader(TensorDataset(*b), len(b[0])) for b in (train, test))
+
+    def scores() -> Tensor:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            found: Tensor = tracin.attribute(train_loader, test_loader)
+        return found.T
+
+    return scores
+
+
+def with_trak(model: nn.Module, x: Tensor, y: Tensor) -> Scores:
+    """Gradients of the margin, without projection, times the loss's derivative by it."""
+    computer = importlib.import_module("trak.gradient_computers").FunctionalGradientComputer(
+        model,
+        importlib.import_module("trak.modelout_functions").ImageClassificationModelOutput(),
+        sum(p.numel() for p in model.parameters()),
+        torch.float32,
+        torch.device("cpu"),
+    )
+
+    def scores(stack: dict[str, Tensor]) -> Tensor:
+        own = computer.compute_per_sample_grad((x, y))
+        along = sum(one.flatten(1) @ own[n].flatten(1).T for n, one in stack.items())
+        return -along * computer.compute_loss_grad((x, y)).flatten()  # type: ignore[operator]
+
+    return scores
+
+
 WAYS = {
     "engine": with_engine,
     "vmap of grad": with_vmap,
     "Opacus": with_opacus,
+    "TRAK's gradients": with_trak,
     "one backward each": with_backwards,
 }
 # Of test examples, not of their gradients.
-TRACIN = {"captum's TracInCP": captum_tracin}
+TRACIN = {
+    "captum's TracInCP": captum_tracin,
+    "dattri's TracInAttributor": functools.partial(dattri_tracin, exact=False),
+    "dattri's TracInAttributor, no projection": dattri_tracin,
+}
 
 
 def time_of(run: Callable[[], object], plain: Callable[[], object], repeats: int) -> float:

@@ -105,6 +105,14 @@ def outputs_of(function: Function, args: Any, result: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
+def apart(results: Any) -> Any:
+    """Several outputs of a call, none of which is computed from another (an LSTM cell's h from c).
+
+    What flows back to one then comes from outside of the call alone.
+    """
+    return map_tensors(lambda t: t.clone() if t.requires_grad else t, results)
+
+
 def tensors_in(arguments: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among arguments and in lists and tuples of them."""
     for argument in arguments:
@@ -165,7 +173,18 @@ READS_SHAPE_ONLY = {
 OF_SHAPE = {
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
     torch.randn_like, torch.randint_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
-    Tensor.new_empty, Tensor.new_tensor, Tensor.size, Tensor.dim, Tensor.numel,
+    Tensor.new_empty, Tensor.new_tensor,
+}  # fmt: skip
+
+# What a tensor says of itself, which is no computation.
+ABOUT = {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_floating_point,
+    Tensor.is_complex, Tensor.is_contiguous, *(
+        vars(torch._C.TensorBase)[name].__get__
+        for name in (
+            "shape", "dtype", "device", "layout", "ndim", "is_nested", "requires_grad", "_version",
+        )
+    ),
 }  # fmt: skip
 
 # Python methods of Tensor that compute nothing.

@@ -60,6 +60,13 @@ class Layout:
         return rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
+class Assumed(Layout):
+    """A layout that no value tells: the only one that is possible, which derivatives must bear out.
+
+    Of rows that happen to be alike whatever the examples are, and of calls outside of ``forward``.
+    """
+
+
 def candidates(shape: torch.Size, dims: range, batch: int) -> Iterator[Layout]:
     """Every layout of ``batch`` examples along one of ``dims`` that ``shape`` permits."""
     for dim in dims:

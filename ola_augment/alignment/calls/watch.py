@@ -24,10 +24,12 @@ from ola_augment.alignment._torch import (
     transforming,
 )
 from ola_augment.alignment.calls.arguments import (
+    ABOUT,
     LEAVE_ALONE,
     OF_SHAPE,
     READS_SHAPE_ONLY,
     Function,
+    apart,
     name_of,
     outputs_of,
     positional,
@@ -131,7 +133,7 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused or in_backward():
+        if func in ABOUT or self.paused or in_backward():
             return func(*args, **kwargs)
         if not self._on_path and not self._origins and self._no_concern(func, args, kwargs):
             return func(*args, **kwargs)
@@ -250,6 +252,8 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         elif writes or origin is None:
             read = self._read(args, kwargs)
         result = self.run(function, args, kwargs)
+        if origin is not None and not isinstance(result, Tensor) and rule_of(function) is None:
+            result = apart(result)
         constant = {}
         for index, output in enumerate(outputs_of(function, args, result)):
             if not output.requires_grad:  # nothing flows back through it

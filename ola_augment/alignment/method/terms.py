@@ -71,18 +71,16 @@ class ExampleGradient:
 
     def contract(self, tangent: Tensor) -> Tensor:
         """<gradient_i, tangent>, the real part where they are complex."""
-        tangent = tangent.to(self.gradient.dtype).flatten()
-        gradient = (
-            self.gradient.flatten(1) if self.gradient.dim() > 1 else self.gradient.unsqueeze(1)
-        )
+        gradient, tangent = _rows(self.gradient, tangent.to(self.gradient.dtype).unsqueeze(0))
+        tangent = tangent[0]
         return (gradient.conj() @ tangent).real if gradient.is_complex() else gradient @ tangent
 
     def contract_all(self, tangents: Tensor) -> Tensor:
         """One product for all."""
         if self.gradient.is_complex():
             return torch.stack([self.contract(tangent) for tangent in tangents])
-        gradient = self.gradient.reshape(len(self.gradient), -1)
-        return tangents.to(gradient.dtype).flatten(1) @ gradient.T
+        gradient, tangents = _rows(self.gradient, tangents.to(self.gradient.dtype))
+        return tangents @ gradient.T
 
     def pack(self, storage: Storage, shape: torch.Size) -> ExampleGradient:
         """Unchanged: it is small already."""
@@ -222,5 +220,13 @@ class PackedPair:
 
 def squared_norms(gradients: Tensor) -> Tensor:
     """(B, ...) -> (B,)."""
-    norms: Tensor = torch.linalg.vector_norm(gradients.reshape(len(gradients), -1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(_rows(gradients, gradients)[0], dim=1)
     return norms.square()
+
+
+def _rows(gradients: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Both flattened but for their first dimension, in the order of the gradients in memory."""
+    if not gradients.is_contiguous() and gradients.shape[1:] == tangents.shape[1:]:
+        order = sorted(range(1, gradients.dim()), key=gradients.stride, reverse=True)
+        gradients, tangents = gradients.permute(0, *order), tangents.permute(0, *order)
+    return gradients.reshape(len(gradients), -1), tangents.reshape(len(tangents), -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ola_augment.alignment.calls.arguments import Function, name_of, tensors_in
 from ola_augment.alignment.calls.expressions import Node
-from ola_augment.alignment.calls.layout import Layout, candidates
+from ola_augment.alignment.calls.layout import Assumed, Layout, candidates
 from ola_augment.alignment.calls.registry import MakeTerm, rule_of
 from ola_augment.alignment.method.tape import Tape
 from ola_augment.alignment.proof import Decision, Located, Unrelated
@@ -52,14 +52,13 @@ class LocatedUse(Located):
 
     def by_contract(self, about: Call, output: Tensor, batch: int) -> None:
         """Outside of the forward pass (a head, the loss): dimension 0, where that is clear."""
-        self.outside = True
         rule = rule_of(about.function)
         leading = output.dim()
         if rule is not None:
             leading = rule.leading(*about.args, output=output, **about.kwargs)
         possible = list(candidates(output.shape, range(leading), batch))
-        first = Layout(0, 1, batch, 1)
-        self.settle(first if possible == [first] else Unrelated.UNCLEAR, batch)
+        clear = possible == [Layout(0, 1, batch, 1)]
+        self.settle(Assumed(0, 1, batch, 1) if clear else Unrelated.UNCLEAR, batch)
 
     def settle(self, decision: Decision, batch: int) -> None:
         """Where the examples lie was found out; refused where it was not."""

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ola_augment.alignment.calls.layout import Layout, candidates
+from ola_augment.alignment.calls.layout import Assumed, Layout, candidates
 from ola_augment.alignment.calls.watch import Step
 
 
@@ -30,6 +30,7 @@ class Run(Protocol):
     seen: OrderedDict[Step, dict[int, Tensor]]
     shapes: dict[Step, tuple[torch.Size, int]]
     rounding: dict[Step, float]
+    attached: set[Step]
 
     def walked(self, layouts: Mapping[Step, object]) -> tuple[int, int]:
         """Numbers of its path."""
@@ -136,7 +137,16 @@ def compare(plain: Run, changed: Sequence[Run], sets: list[Tensor]) -> dict[Step
             sets,
             plain.rounding[step],
         )
+        if decisions[step] is Unrelated.CONSTANT and step in plain.attached:
+            decisions[step] = _assumed(shape, leading, len(sets[0]))
     return decisions
+
+
+def _assumed(shape: torch.Size, leading: int, batch: int) -> Decision:
+    """Of values that are alike for all examples, though derivatives flow back to them."""
+    possible = list(candidates(shape, range(min(leading, len(shape))), batch))
+    first = Assumed(0, 1, batch, 1)
+    return first if possible == [Layout(0, 1, batch, 1)] else Unrelated.CONSTANT
 
 
 def judged_again(
@@ -163,10 +173,10 @@ def judged_again(
         ]
         shape, leading = plain.shapes[step]
         precision = plain.rounding[step]
-        if isinstance(decision, Layout):
+        if isinstance(decision, Layout) and not isinstance(decision, Assumed):
             if not all(_alone(decision, before, *one, precision) for one in moves):
                 others[step] = Unrelated.UNCLEAR
         elif any(bool(one.any()) for move, _ in moves for one in move.values()):
-            # It only looked like a constant: its examples had come to be equal.
+            # Its examples had come to be equal.
             others[step] = _layout(shape, leading, before, moves, precision)
     return others

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ola_augment.alignment.calls.arguments import Function, named, writes_in_place
+from ola_augment.alignment.calls.arguments import Function, named, tensors_in, writes_in_place
 from ola_augment.alignment.calls.expressions import Node
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.calls.paths import LookUp
@@ -60,18 +60,24 @@ class Fingerprints(Watch[bool]):
         self.seen: OrderedDict[Step, dict[int, Tensor]] = OrderedDict()
         self.shapes: dict[Step, tuple[torch.Size, int]] = {}
         self.rounding: dict[Step, float] = {}
+        #: Uses of data that derivatives flow back to.
+        self.attached: set[Step] = set()
 
     def before(
         self, function: Function, args: Any, kwargs: Any, origin: bool
-    ) -> tuple[Callable[[Tensor], int], Tensor | None]:
+    ) -> tuple[Callable[[Tensor], int], Tensor | None, bool]:
         """What tells the examples of a call's outputs apart: one of its arguments, or they do."""
+        attached = any(
+            tensor.grad_fn is not None and self.node(tensor) is None
+            for tensor in tensors_in((*args, *kwargs.values()))
+        )
         rule = rule_of(function)
         if rule is None:
-            return Tensor.dim, None
+            return Tensor.dim, None, attached
         subject = args[rule.subject].detach() if rule.subject is not None else None
         if subject is not None and writes_in_place(function):
             subject = subject.clone()
-        return lambda output: rule.leading(*args, output=output, **kwargs), subject
+        return lambda output: rule.leading(*args, output=output, **kwargs), subject, attached
 
     def current(self) -> bool:
         """All data are the batch's."""
@@ -89,7 +95,9 @@ class Fingerprints(Watch[bool]):
         """Record its rows."""
         if step in self.constants:
             return False
-        leading, subject = about
+        leading, subject, attached = about
+        if attached:
+            self.attached.add(step)
         self.record(step, output, output if subject is None else subject, leading(output))
         return True
 

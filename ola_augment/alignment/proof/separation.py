@@ -16,7 +16,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 from ola_augment.alignment._torch import unnoticed_by_ddp
-from ola_augment.alignment.calls.layout import Layout
+from ola_augment.alignment.calls.layout import Assumed, Layout
 from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Of the largest derivative: what others' rows may have by rounding.
@@ -50,7 +50,6 @@ class Located:
         edge: where it stands in the graph, once it is placed.
         layout: of its examples; None as long as it is not known.
         tape: the forward pass whose examples they are.
-        outside: the call was made outside of the forward pass: the layout is assumed.
     """
 
     def __init__(self, output: Tensor, name: str, tape: Any) -> None:
@@ -58,7 +57,6 @@ class Located:
         self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
         self.edge: GradientEdge
         self.layout: Layout | None = None
-        self.outside = False
 
     def place(self, output: Tensor) -> GraphNode:
         """Note where the output stands in the graph; the key by which it is found there."""
@@ -193,10 +191,10 @@ class Separation:
             )
 
     def _check_heads(self, weights: Weights) -> None:
-        """What a call outside of forward gives for an example comes from that example."""
+        """Where a layout is assumed, what is there for an example comes from that example."""
         for one in self._located.values():
             below, names = self._below(one.edge.node)
-            if not one.outside or not below or _has_statistics(names):
+            if not isinstance(one.layout, Assumed) or not below or _has_statistics(names):
                 continue
 
             def pulled(
@@ -212,9 +210,10 @@ class Separation:
 
             if _mixed(pulled, below, weights):
                 raise RuntimeError(
-                    f"{one.name}, called outside of the model's forward pass, reads examples in "
-                    "another order than the model gave them, or several at once: its rows cannot "
-                    "be told apart; call it inside forward, on each example's own values"
+                    f"{one.name}, called outside of the model's forward pass or on values that "
+                    "are alike for all examples, reads examples in another order than the model "
+                    "gave them, or several at once: its rows cannot be told apart; call it inside "
+                    "forward, on each example's own values"
                 )
 
     def _check_hooks(self, first: Sequence[Tensor | None], weights: Weights) -> None:

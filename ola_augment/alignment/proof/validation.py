@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -9,15 +11,21 @@ from torch.nn.parameter import UninitializedParameter
 
 from ola_augment.alignment._torch import is_compiled
 
+Modules = Sequence[tuple[str, nn.Module]]
+
 _RECURRENT = "recurrent layers run as one fused function without an alignment rule"
 _WAY_OUT = "freeze its parameters (requires_grad=False) or replace the layer"
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient, by name, each once."""
+    return _trainable(list(model.named_modules()))
+
+
+def _trainable(modules: Modules) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     seen = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in modules:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -56,19 +64,20 @@ def check_model(model: nn.Module, fallback: bool) -> dict[str, nn.Parameter]:
     Raises:
         ValueError: no trainable parameter, or a refused layer, with its name and the way out.
     """
-    parameters = trainable_parameters(model)
+    modules = list(model.named_modules())  # once: it is done for every capture
+    parameters = _trainable(modules)
     if not any(True for _ in model.parameters()):
         raise ValueError(f"model {type(model).__name__} has no parameters")
     if not parameters:
         raise ValueError(
             f"model {type(model).__name__} has no trainable parameter: all have requires_grad=False"
         )
-    for name, module in model.named_modules():
+    for name, module in modules:
         reason = _refusal(module, fallback)
         if reason is not None:
             where = repr(name) if name else "the model itself"
             raise ValueError(f"layer {where} ({type(module).__name__}) cannot be aligned: {reason}")
-    refuse_sharded(model)
+    _refuse_sharded(modules)
     return parameters
 
 
@@ -82,8 +91,14 @@ def refuse_sharded(model: nn.Module) -> None:
     Raises:
         ValueError: naming one of them.
     """
-    for name, module in model.named_modules():
+    _refuse_sharded(list(model.named_modules()))
+
+
+def _refuse_sharded(modules: Modules) -> None:
+    for name, module in modules:
         sharded = any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+        if not sharded and not any(hasattr(p, "placements") for p in module._parameters.values()):
+            continue
         for own, parameter in module.named_parameters(name, recurse=sharded):
             if not (sharded or hasattr(parameter, "placements")):
                 continue
@@ -102,7 +117,7 @@ def refuse_sharded(model: nn.Module) -> None:
 def _refusal(module: nn.Module, fallback: bool) -> str | None:
     """Why a layer is refused, None where it is not."""
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
-    if any(isinstance(parameter, UninitializedParameter) for parameter in own):
+    if any(issubclass(type(parameter), UninitializedParameter) for parameter in own):
         return "its parameters are not initialised yet; run the model once first"
     # Wrappers hide the calls inside them whether or not they own parameters.
     if isinstance(module, torch.jit.ScriptModule):

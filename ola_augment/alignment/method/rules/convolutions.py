@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ola_augment.alignment.calls.layout import Layout
@@ -79,10 +78,9 @@ def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
 
     def gradients(delta: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
         own = products(delta, input, shape)
-        found = delta.new_empty(len(delta), *shape)
         if own.are_rows(spatial) and own.positions() * shape.numel() <= _FEW:
-            own.gradients(found)
-            return found
+            return own.gradients()
+        found = delta.new_empty(len(delta), *shape)
         kernel = delta.new_empty(1).expand(shape)  # only its shape is read
         for one, x, gradient in zip(delta, input.to(delta.dtype), found, strict=True):
             gradient.copy_(
@@ -96,7 +94,7 @@ def of_kernel(spatial: int, settings: Settings) -> Adjoint | None:
         own = products(delta, input, shape)
         if not own.are_rows(spatial) or not gram_is_cheaper(own.positions(), shape, groups):
             return None
-        return torch.cat([gram_norms(given.mT, seen.mT) for given, seen in own])
+        return torch.cat([gram_norms(given.mT, seen) for given, seen in own])
 
     return Adjoint(gradients, norms)
 
@@ -109,8 +107,8 @@ def _along_each(setting: Any, spatial: int) -> list[int]:
 
 #: Multiplications of an example's kernel gradient up to which a call of its own costs more.
 _FEW = 2**22
-#: Examples of which windows are laid out together: they should stay in the processor's cache.
-_AT_ONCE = 4
+#: Elements of the windows that are laid out together: they should stay in the processor's cache.
+_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
@@ -144,18 +142,28 @@ class _Products:
         return self.part.shape[1] * self.part.shape[3:].numel()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(b, groups, O, n T) and (b, groups, I, n T) of some examples at a time."""
+        """(b, groups, O, n T) and (b, groups, n T, *kernel I) of some examples at a time."""
         for whole, part in zip(
-            torch.split(self.whole, _AT_ONCE), torch.split(self.part, _AT_ONCE), strict=True
+            *(self._split(rows) for rows in (self.whole, self.part)), strict=True
         ):
             yield self._given(part), self._seen(whole, part.shape[3:])
 
-    def gradients(self, found: Tensor) -> None:
-        """Write the examples' own, (B, *shape)."""
-        for (given, seen), own in zip(self, torch.split(found, _AT_ONCE), strict=True):
-            by_channel = given.shape[2] == 1
-            product = (seen * given).sum(-1) if by_channel else given @ seen.mT
-            own.copy_(product.view_as(own))
+    def gradients(self) -> Tensor:
+        """The examples' own, (B, *shape), a kernel's inputs next to each other in memory."""
+        outputs, inputs, *kernel = self.shape
+        found = self.part.new_empty(len(self.part), outputs, *kernel, inputs)
+        for (given, seen), own in zip(self, self._split(found), strict=True):
+            if given.shape[2] == 1:  # a channel of its own
+                own.copy_((seen * given.mT).sum(2).view_as(own))
+            else:
+                product = own.view(-1, given.shape[2], seen.shape[3])
+                torch.bmm(given.flatten(0, 1), seen.flatten(0, 1), out=product)
+        return found.movedim(-1, 2)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Some examples at a time."""
+        windows = self.positions() * self.groups * self.shape[1:].numel()
+        return torch.split(rows, max(1, _AT_ONCE // windows))
 
     def _given(self, part: Tensor) -> Tensor:
         batch, n = part.shape[:2]
@@ -163,22 +171,33 @@ class _Products:
         return rows.movedim(1, 3).flatten(3)
 
     def _seen(self, whole: Tensor, out: torch.Size) -> Tensor:
-        """What each position sees."""
+        """What each position sees: runs of neighbours in memory, so that they are copied fast."""
         batch, n = whole.shape[:2]
-        sides = [side for size in reversed(self.padding) for side in (size, size)]
-        padded = F.pad(whole.flatten(0, 1), sides)
-        outer, inner = padded.stride()[:2], padded.stride()[2:]
-        # (B n, C, *kernel, *out)
+        channels, sides = self.shape[1], whole.shape[3:]
+        new = whole.new_zeros if any(self.padding) else whole.new_empty
+        padded = new(
+            batch * n,
+            self.groups,
+            *(size + 2 * more for size, more in zip(sides, self.padding, strict=True)),
+            channels,
+        )
+        middle = padded
+        for dim, (size, more) in enumerate(zip(sides, self.padding, strict=True)):
+            middle = middle.narrow(2 + dim, more, size)
+        middle.copy_(whole.reshape(batch * n, self.groups, channels, *sides).movedim(2, -1))
+        outer, inner = padded.stride()[:2], padded.stride()[2:-1]
+        # (B n, groups, *out, *kernel, I)
         windows = padded.as_strided(
-            (*padded.shape[:2], *self.shape[2:], *out),
+            (batch * n, self.groups, *out, *self.shape[2:], channels),
             (
                 *outer,
-                *(step * one for step, one in zip(self.dilation, inner, strict=True)),
                 *(step * one for step, one in zip(self.stride, inner, strict=True)),
+                *(step * one for step, one in zip(self.dilation, inner, strict=True)),
+                1,
             ),
         )
-        rows = windows.reshape(batch, n, self.groups, self.shape[1:].numel(), -1)
-        return rows.movedim(1, 3).flatten(3)
+        rows = windows.reshape(batch, n, self.groups, out.numel(), self.shape[1:].numel())
+        return rows.movedim(1, 2).flatten(2, 3)
 
 
 def _plain(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Settings:
