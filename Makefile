@@ -61,6 +61,10 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 
 bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/augment.py
+	$(BIN)/python examples/benchmarks/per_image.py
+	$(BIN)/python examples/benchmarks/peers.py
+	$(BIN)/python examples/benchmarks/depths.py
+	$(BIN)/python examples/benchmarks/startup.py
 	$(BIN)/python examples/benchmarks/kornia_operations.py
 	$(BIN)/python examples/benchmarks/alignment.py
 

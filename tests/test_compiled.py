@@ -17,7 +17,7 @@ from ola_augment import SearchSpace
 from ola_augment.kernels import compiled
 from ola_augment.kernels.compiled import CompiledKernels, cache_directory
 from ola_augment.kernels.loops import batch
-from ola_augment.operations import apply_actions, executors
+from ola_augment.operations import apply_actions, compile_kernels
 
 pytestmark = pytest.mark.skipif(compiled.fcntl is None, reason="compiled in the process itself")
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(compiled.fcntl is None, reason="compiled in the 
 SCRIPT = """
 import os, sys, time, torch
 from ola_augment import TrivialAugment
-from ola_augment.kernels.compiled import BYTES
+from ola_augment.kernels.compiled import KERNELS
 
 def first_calls():
     images = torch.arange(16 * 3 * 32 * 32).view(16, 3, 32, 32).to(torch.uint8)
@@ -34,7 +34,7 @@ def first_calls():
     first, actions = augment.augment(images)
     augment(images[0])
     seconds, numba = time.process_time() - start, "numba" in sys.modules
-    while BYTES.ready() is None:
+    while KERNELS["uint8"].ready() is None:
         time.sleep(0.05)
     same = torch.equal(augment.replay(images, actions), first)
     os.write(1, f"{int(seconds < 2)} {int(numba)} {int(same)}\\n".encode())  # at once
@@ -70,8 +70,8 @@ def test_four_processes_on_a_cold_cache_compile_once_and_do_not_wait(tmp_path):
 @pytest.fixture
 def kernels(monkeypatch):
     """Not yet loaded ones, instead of this process's."""
-    fresh = CompiledKernels()
-    monkeypatch.setattr(executors, "BYTES", fresh)
+    fresh = CompiledKernels("uint8")
+    monkeypatch.setitem(compiled.KERNELS, "uint8", fresh)
     monkeypatch.setattr(compiled, "_LOOK_EVERY", 0.0)
     return fresh
 
@@ -87,17 +87,17 @@ def augmented_as_by_pillow():
 
 
 def test_nothing_is_compiled_in_a_process_that_loads():
-    run = compiled.BYTES.wait()
-    compiled.LEVELS.wait()
+    compile_kernels()
+    run = compiled.KERNELS["uint8"].wait()
     assert augmented_as_by_pillow()
     images = crops(4, 70, 65)
     actions = draw(SearchSpace.wide_long(), 4, 3)
     for given in (images / 255, (images.int() * 257).to(torch.uint16), images[:1]):
         apply_actions(given, SearchSpace.wide_long(), actions.select(slice(len(given))))
-    assert len(run.signatures) == sum(map(len, batch.SIGNATURES.values()))
+    assert len(run.signatures) == len(batch.SIGNATURES)
     fill = np.zeros(3, np.float64)  # of another type than the images
     with pytest.raises(TypeError):
-        run(images.numpy(), images.numpy(), *(None,) * 6, fill, *(None,) * 5)
+        run(images.numpy(), images.numpy(), *(None,) * 5, fill, *(None,) * 5)
 
 
 def test_without_any_directory_others_serve_for_good(kernels, monkeypatch, caplog):

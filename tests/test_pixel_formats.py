@@ -13,12 +13,10 @@ from test_operations_exact import GEOMETRIC, MODES, every_draw, single
 from torch import Tensor
 
 from ola_augment import Operation, SearchSpace
-from ola_augment.kernels.compiled import BYTES, LEVELS
 from ola_augment.kernels.pixel_format import pixel_format
 from ola_augment.kernels.table import TABLE
-from ola_augment.operations import apply_actions
-from ola_augment.operations.executors import batched as torch_kernels
-from ola_augment.operations.executors import compiled
+from ola_augment.operations import apply_actions, compile_kernels
+from ola_augment.operations.executors import batched, compiled
 from ola_augment.operations.program import program
 from ola_augment.operations.steps import Rendering
 
@@ -31,8 +29,7 @@ JOINT = ("color", "contrast")
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled():
-    BYTES.wait()
-    LEVELS.wait()
+    compile_kernels()
 
 
 def bands(channels: int, height: int = 16, width: int = 16, seed: int = 0) -> Tensor:
@@ -51,14 +48,14 @@ def three_ways(images: Tensor, space, actions, bilinear=False, fill=0, **range_a
     rendering = Rendering((fill,) * images.shape[1], bilinear, pixels)
     steps = program(space, *images.shape[2:]).steps(actions)
     looped = compiled.run(images, steps, rendering)
-    batched = torch_kernels.run(images, steps, rendering)
+    alike = batched.run(images, steps, rendering)
     given = {"interpolation": mode, "fill": fill, **range_and_grey}
     alone = [
         apply_actions(images[i : i + 1], space, actions.select([i]), **given)
         for i in range(0, len(images), 9)
     ]
     together = apply_actions(images, space, actions, **given)
-    for other in (batched, together):
+    for other in (alike, together):
         if pixels.whole:
             assert torch.equal(looped.int(), other.int())
         else:

@@ -12,7 +12,7 @@ from ola_augment import (
     UniformAugment,
     UniformPolicy,
 )
-from ola_augment.kernels.compiled import LEVELS
+from ola_augment.kernels.compiled import KERNELS
 from ola_augment.operations import apply_actions
 
 #: torchvision's names of our operations.
@@ -119,7 +119,7 @@ def test_no_translation_leaves_nothing_of_a_large_image(made):
 
 def test_floats_are_solarized_where_bytes_are():
     """Between two levels, too: most of the thresholds are no whole ones."""
-    LEVELS.wait()
+    KERNELS["float32"].wait()
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
     thresholds = TrivialAugment().space.magnitudes(16, 16)[list(NAMES).index("solarize")]
     for threshold in [*thresholds.tolist(), 255.5, 0.3]:

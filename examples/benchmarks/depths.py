@@ -1,4 +1,4 @@
-"""Floats and 16 bits, one thread: rows of ``augment.py``.
+"""Floats and 16 bits, one thread.
 
     python examples/benchmarks/depths.py
 

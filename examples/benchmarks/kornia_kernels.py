@@ -36,7 +36,7 @@ from ola_augment.operations import apply_actions
 from ola_augment.operations.program import program
 
 sys.path.insert(0, str(Path(__file__).parent))
-from augment import crops
+from photographs import crops
 
 SIZES = [(256, 32), (32, 224)]
 SPACE = SearchSpace.wide_long()

@@ -45,7 +45,7 @@ from ola_augment import (
     load_policy,
     save_policy,
 )
-from ola_augment.kernels.compiled import BYTES
+from ola_augment.kernels.compiled import KERNELS
 from ola_augment.kernels.table import TABLE
 from ola_augment.operations import apply_actions, apply_geometry_to_masks, transform_points
 
@@ -311,10 +311,10 @@ def indices_are_checked() -> bool:
         return False
     image, rows = np.zeros((1, 1, 1, 1), np.uint8), np.full((1, 1), 9, np.int64)
     try:
-        BYTES.wait()(
+        KERNELS["uint8"].wait()(
             image, image.copy(), rows, np.zeros((1, 1, 2), np.float32),
             np.zeros(1, np.int64), np.zeros((1, 6)), np.zeros((1, 6), np.int64),
-            np.zeros((1, 256), np.uint8), np.zeros(1, np.uint8), False, 1, np.zeros(0),
+            np.zeros(1, np.uint8), False, 1, np.zeros(0),
             np.zeros(7, np.float32), True,
         )  # fmt: skip
     except IndexError:

@@ -58,13 +58,6 @@ def fixed_point(matrices: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.stack([np.floor(v * 65536.0 + rounding) for v in entries], -1).astype(np.int64)
 
 
-def scales(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which matrices (..., 6) stretch rows and columns: Pillow takes these in floating point."""
-    a, b, _, d, e, _ = np.moveaxis(matrices, -1, 0)
-    stretched: NDArray[np.bool_] = (b == 0) & (d == 0) & ~((np.abs(a) == 1) & (np.abs(e) == 1))
-    return stretched
-
-
 def shifts(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which matrices (..., 6) lead from pixel to pixel: translations, flips, quarter turns."""
     linear, start = matrices[..., [0, 1, 3, 4]], matrices[..., [2, 5]]
@@ -74,49 +67,56 @@ def shifts(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
     return whole
 
 
-def reaches_far(matrices: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
-    """Which matrices (..., 6) lead a corner to where Pillow leaves fixed point: 32768 and beyond.
+def is_stepped(matrices: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """For which matrices (..., 6) Pillow adds coordinates up, and fixed point would not do.
 
-    Whole steps are the same there, and are left out.
+    It does so where rows stay rows and columns stay columns, which matters unless the steps are
+    whole and stay clear of the next pixel, and where a corner leads to 32768 or beyond.
     """
+    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
+    straight, whole = (b == 0) & (d == 0), (np.abs(a) == 1) & (np.abs(e) == 1)
+    fraction = np.stack([c + a * 0.5, f + e * 0.5]) % 1
+    clear = ((fraction == 0) | (np.abs(fraction - 0.5) < 0.5 - 2**-15)).all(0)
     corners = np.array([(0, 0, 1), (width, height, 1), (0, height, 1), (width, 0, 1)])
     rows = matrices.reshape(*matrices.shape[:-1], 2, 3)
-    reached = np.abs(rows @ corners.T.astype(np.float64)).max((-1, -2)) >= 2**15
-    far: NDArray[np.bool_] = reached & ~shifts(matrices)
-    return far
+    far = np.abs(rows @ corners.T.astype(np.float64)).max((-1, -2)) >= 2**15
+    stepped: NDArray[np.bool_] = np.where(straight, ~(whole & clear), far)
+    return stepped
 
 
-def affine_nearest(
-    images: Tensor,
-    fixed: Tensor,
-    fill: Tensor,
-    matrices: Tensor | None = None,
-    far: Tensor | None = None,
-) -> Tensor:
-    """Take each pixel from where a matrix points, as Pillow does.
+def affine_nearest(images: Tensor, fixed: Tensor, fill: Tensor) -> Tensor:
+    """Take each pixel from where a matrix points, as Pillow does in fixed point.
 
     Args:
         images: (n, C, H, W) of any dtype.
         fixed: (n, 6) int64, the matrices in 16.16 fixed point, of :func:`fixed_point`.
         fill: (C, 1, 1), for the pixels that come from outside of the image.
-        matrices: (n, 6) floating point, if some of them stretch rows and columns, or reach far.
-        far: (n,) bool, which of them do, if any does.
     """
     n, _, height, width = images.shape
     p = fixed.view(n, 6, 1, 1)
     x, y = _grid(height, width, images.device)
     column = _whole(p[:, 0] * x + p[:, 1] * y, p[:, 2])
     row = _whole(p[:, 3] * x + p[:, 4] * y, p[:, 5])
-    if matrices is not None:
-        a, b, c, d, e, f = matrices.unbind(1)
-        stretched = (b == 0) & (d == 0) & ~((a.abs() == 1) & (e.abs() == 1))
-        stretched = stretched.view(n, 1, 1)
-        column = torch.where(stretched, _steps(c, a, width)[:, None, :], column)
-        row = torch.where(stretched, _steps(f, e, height)[:, :, None], row)
-    if matrices is not None and far is not None:
-        far = far.view(n, 1, 1)
-        column = torch.where(far, _grid_steps(c, a, b, height, width), column)
-        row = torch.where(far, _grid_steps(f, d, e, height, width), row)
+    return _taken_inside(images, row, column, fill)
+
+
+def affine_stepped(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
+    """Take each pixel from where a matrix points, as Pillow does by adding up coordinates.
+
+    Args:
+        images: (n, C, H, W) of any dtype.
+        matrices: (n, 6) floating point.
+        fill: (C, 1, 1), for the pixels that come from outside of the image.
+    """
+    _, _, height, width = images.shape
+    a, b, c, d, e, f = matrices.unbind(1)
+    column = _grid_steps(c, a, b, height, width)
+    row = _grid_steps(f, d, e, height, width)
+    return _taken_inside(images, row, column, fill)
+
+
+def _taken_inside(images: Tensor, row: Tensor, column: Tensor, fill: Tensor) -> Tensor:
+    height, width = images.shape[2:]
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return torch.where(inside[:, None], _take(images, row, column), fill)
 
@@ -127,11 +127,6 @@ def _whole(sums: Tensor, start: Tensor) -> Tensor:
     By a shift of what is not negative: on XLA that of a negative number rounds toward zero.
     """
     return ((sums + (start + 2**60)) >> 16) - 2**44
-
-
-def _steps(start: Tensor, step: Tensor, count: int) -> Tensor:
-    """(n, count) whole coordinates, added up step by step as Pillow does, rounding included."""
-    return _truncated(_added_up(start + step * 0.5, step, count))
 
 
 def _grid_steps(

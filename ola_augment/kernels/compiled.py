@@ -1,6 +1,6 @@
 """How the compiled kernels get compiled: once, in another process, while others serve.
 
-A process asks :data:`BYTES` or :data:`LEVELS` for them with every batch. If they lie on disk it
+A process asks one of :data:`KERNELS` for them with every batch. If they lie on disk it
 loads them; if not, whoever gets the lock starts this file as a program that compiles them there. It
 imports numba and the files of kernels alone, so nothing here may import torch or other parts of the
 package at the top.
@@ -42,12 +42,11 @@ class CompiledKernels:
     """The compiled ``run_batch`` for some images, as soon as this process has one.
 
     Args:
-        name: of its signatures in ``loops/batch.py``.
-        images: what it is for, for messages.
+        name: the dtype of the images, as in ``loops/batch.py``.
     """
 
-    def __init__(self, name: str = "bytes", images: str = "uint8") -> None:
-        self._name, self._images = name, images
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._run: RunBatch | None = None
         self._next_look = 0.0
         self._starts = 0
@@ -90,7 +89,7 @@ class CompiledKernels:
             )
             self._next_look = float("inf")
         elif fcntl is None or not sys.executable:
-            _log.warning("compiling the kernels for %s batches, once: under a minute", self._images)
+            _log.warning("compiling the kernels for %s batches, once: under a minute", self._name)
             self._load(directory)
         elif self._compiling is not None and self._compiling.poll() is None:
             return
@@ -112,7 +111,7 @@ class CompiledKernels:
             _log.warning(
                 "compiling the kernels for %s batches in another process, once for this machine "
                 "(under a minute); until then slower ones with the same results serve",
-                self._images,
+                self._name,
             )
             # The lock goes over to the process and ends with it.
             self._compiling = subprocess.Popen(
@@ -139,8 +138,8 @@ class CompiledKernels:
         self._lock = threading.Lock()
 
 
-def load(directory: Path | None, name: str = "bytes") -> RunBatch:
-    """Load the ``run_batch`` for some images from a directory, or compile it into that."""
+def load(directory: Path | None, name: str) -> RunBatch:
+    """Load the ``run_batch`` for a dtype from a directory, or compile it into that."""
     numba = import_module("numba")
     given = numba.config.CACHE_DIR
     if directory is not None:
@@ -151,8 +150,7 @@ def load(directory: Path | None, name: str = "bytes") -> RunBatch:
         numba.config.CACHE_DIR = given
     if not numba.config.DISABLE_JIT:
         module.run_batch.disable_compile(False)
-        for signature in module.SIGNATURES[name]:
-            module.run_batch.compile(signature)
+        module.run_batch.compile(module.SIGNATURES[name])
         # Arguments of other types are an error, and no reason to compile here.
         module.run_batch.disable_compile()
         if directory is not None:
@@ -229,10 +227,10 @@ def _locked(directory: Path | None) -> Iterator[None]:
         yield
 
 
-BYTES = CompiledKernels()
-LEVELS = CompiledKernels("levels", "uint16 and float")
+#: By the dtype of the images that they are for; each is compiled when it is first wanted.
+KERNELS = {name: CompiledKernels(name) for name in ("uint8", "uint16", "float32")}
 if hasattr(os, "register_at_fork"):
-    for _kernels in (BYTES, LEVELS):
+    for _kernels in KERNELS.values():
         os.register_at_fork(before=_kernels.load_for_forks, after_in_child=_kernels.renew_lock)
 
 

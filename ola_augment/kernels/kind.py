@@ -11,7 +11,7 @@ class Kind(IntEnum):
     """The exact kernels; several operations share one and differ in their parameters only."""
 
     IDENTITY = 0
-    TABLE = 1  # one value per level of a byte, known before the image is seen
+    STEPPED = 1  # an AFFINE one whose coordinates Pillow adds up in floating point
     AUTO_CONTRAST = 2
     EQUALIZE = 3
     CONTRAST = 4
@@ -26,3 +26,7 @@ class Kind(IntEnum):
     BRIGHTNESS = 13
     INVERT = 14
     SHIFT = 15  # an AFFINE one that leads from pixel to pixel: nothing to interpolate
+
+
+#: The kinds of what moves pixels by a matrix.
+GEOMETRIC = (Kind.AFFINE, Kind.SHIFT, Kind.STEPPED)

@@ -126,8 +126,9 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
     """Mode L or RGB to (C, H, W), contiguous; a copy."""
-    array: NDArray[np.uint8] = np.array(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    if len(image.getbands()) == 1:
+        return np.array(image)[None]
+    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
 
 
 def _is_small(image: Image.Image) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ola_augment.kernels import levels
 from ola_augment.kernels.affine import Matrix, rotation
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.kind import GEOMETRIC, Kind
 from ola_augment.kernels.levels import LevelsKernel
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class LookUp:
     """Runs exactly as magnitude -> (256,), the new value of each level before truncation.
 
-    ``kind``: which compiled kernel does the same without a table, at any depth.
+    ``kind``: which compiled kernel does the same without a table, at any depth, if one does.
     """
 
     values: Callable[[float], NDArray[np.generic]]
-    kind: Kind = Kind.TABLE
+    kind: Kind = Kind.BATCHED
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Row:
         return self.kind == Kind.AFFINE
 
 
-_NEED_A_FUNCTION = (Kind.TABLE, Kind.AFFINE, Kind.SHIFT)
+_NEED_A_FUNCTION = GEOMETRIC
 _DETERMINED = (Kind.AFFINE, Kind.IDENTITY, Kind.CUTOUT)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.kernels.compiled import BYTES, LEVELS
+from ola_augment.kernels.compiled import KERNELS
 from ola_augment.kernels.pixel_format import (
     ValueRange,
     as_grey_weights,
@@ -96,8 +96,8 @@ def compile_kernels() -> None:
     disk: in ``NUMBA_CACHE_DIR``, the user's cache or among the temporary files. Call it where
     images of machines are built, and before measuring.
     """
-    BYTES.wait()
-    LEVELS.wait()
+    for kernels in KERNELS.values():
+        kernels.wait()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

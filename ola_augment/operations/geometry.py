@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ola_augment.actions import Actions, check_actions
-from ola_augment.kernels.affine import affine_nearest
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.affine import affine_nearest, affine_stepped
+from ola_augment.kernels.kind import GEOMETRIC, Kind
 from ola_augment.operations.checks import check_size
 from ola_augment.operations.program import program
 from ola_augment.operations.steps import Steps
@@ -85,17 +85,18 @@ def move_masks(masks: Tensor, space: SearchSpace, actions: Actions, fill: float 
     index = index.repeat(len(masks), 1, 1, 1)
     outside = torch.full((1, 1, 1), -1, device=masks.device)
     table, moves = steps.program, _moves(steps)
-    any_far = table.far.any()
+    stepped = steps.kinds == Kind.STEPPED
+    ways = (
+        (affine_nearest, moves & ~stepped, table.fixed),
+        (affine_stepped, moves & stepped, table.parameters),
+    )
     for s in range(moves.shape[1]):
-        moved = np.flatnonzero(moves[:, s])
-        if len(moved):
-            rows = steps.rows[moved, s]
-            chosen = (table.fixed[rows], table.parameters[rows], table.far[rows])
-            fixed, matrices, far = (torch.from_numpy(row).to(masks.device) for row in chosen)
-            here = torch.from_numpy(moved).to(masks.device)
-            index[here] = affine_nearest(
-                index[here], fixed, outside, matrices, far if any_far else None
-            )
+        for move, which, rows in ways:
+            moved = np.flatnonzero(which[:, s])
+            if len(moved):
+                matrices = torch.from_numpy(rows[steps.rows[moved, s]]).to(masks.device)
+                here = torch.from_numpy(moved).to(masks.device)
+                index[here] = move(index[here], matrices, outside)
         for examples, erased in _erased(space, actions, s, height, width):
             rest, gone = examples.to(masks.device), erased[:, None].to(masks.device)
             index[rest] = index[rest].masked_fill(gone, -1)
@@ -205,7 +206,7 @@ def _steps_of_matrices(space: SearchSpace, actions: Actions, height: int, width:
 
 def _moves(steps: Steps) -> NDArray[np.bool_]:
     """(B, S), which steps move pixels."""
-    return np.isin(steps.kinds, (Kind.AFFINE, Kind.SHIFT))
+    return np.isin(steps.kinds, GEOMETRIC)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.kernels.affine import fixed_point, reaches_far, scales, shifts
+from ola_augment.kernels.affine import fixed_point, is_stepped, shifts
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.table import TABLE, Affine, LookUp
 from ola_augment.operation import Operation, inside
@@ -41,23 +41,18 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
     count, bins = magnitudes.shape
     kinds = np.zeros((count, bins, 2), np.int64)
     parameters, fixed = np.zeros((count, bins, 2, 6)), np.zeros((count, bins, 2, 6), np.int64)
-    far, tables = np.zeros((count, bins, 2), bool), list[bytes]()
     for a, operation in enumerate(space.operations):
         # Only drawn signs count: an operation that is not signed ignores them.
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
         kinds[a], parameters[a, :, :, 0] = kind_of(operation), signed
         if kind_of(operation) == Kind.AFFINE:
             parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
-            kinds[a], fixed[a], far[a] = _geometry(parameters[a], height, width)
+            kinds[a], fixed[a] = _geometry(parameters[a], height, width)
         elif operation.kernel is None:
             kinds[a][signed == TABLE[operation.name].neutral] = Kind.IDENTITY
-        if kind_of(operation) == Kind.TABLE:
-            fixed[a, :, :, 0] = len(tables) + np.arange(bins)[:, None]
-            tables += [look_up_table(operation.name, m) for m in magnitudes[a].tolist()]
     return Program(
         *(space.operations, height, width, np.repeat(np.arange(count), 2 * bins)),
-        *(kinds.ravel(), parameters.reshape(-1, 6), fixed.reshape(-1, 6), far.ravel()),
-        *(_stacked(tables), bool(scales(parameters[kinds == Kind.AFFINE]).any())),
+        *(kinds.ravel(), parameters.reshape(-1, 6), fixed.reshape(-1, 6)),
     )
 
 
@@ -89,26 +84,18 @@ def steps_of_one(space: SearchSpace, slots: Slots, height: int, width: int) -> l
             step = _geometric_step(operation, m, height, width)
             steps.append(step._replace(center=center))
         elif kind == Kind.BATCHED or m != TABLE[operation.name].neutral:
-            steps.append(Step(operation, kind, (m, *_ZEROS[1:]), _ZEROS, False, center))
+            steps.append(Step(operation, kind, (m, *_ZEROS[1:]), _ZEROS, center))
     return [step for step in steps if step.kind != Kind.IDENTITY]
 
 
 def program_of_one(listed: list[Step], height: int, width: int) -> Steps:
     """The steps of one image for what runs batches: a program of these rows alone."""
-    tables = [
-        look_up_table(step.operation.name, step.parameters[0])
-        for step in listed
-        if step.kind == Kind.TABLE
-    ]
-    n, used = len(listed), iter(range(len(listed)))
-    fixed = [(next(used), *_ZEROS[1:]) if s.kind == Kind.TABLE else s.fixed for s in listed]
+    n = len(listed)
     parameters = np.array([step.parameters for step in listed], np.float64).reshape(n, 6)
     kinds = np.array([step.kind for step in listed], np.int64)
     program = Program(
         *(tuple(step.operation for step in listed), height, width, np.arange(n), kinds),
-        *(parameters, np.array(fixed, np.int64).reshape(n, 6)),
-        *(np.array([step.far for step in listed], bool), _stacked(tables)),
-        bool(scales(parameters[kinds == Kind.AFFINE]).any()),
+        *(parameters, np.array([step.fixed for step in listed], np.int64).reshape(n, 6)),
     )
     centers = np.array([step.center for step in listed], np.float32).reshape(1, n, 2)
     return Steps(program, np.arange(n)[None], centers)
@@ -120,27 +107,22 @@ Slots = Iterable[tuple[int, bool, int, int, tuple[float, float]]]
 _UNMOVED, _ZEROS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (0,) * 6
 
 
-def _stacked(tables: list[bytes]) -> NDArray[np.uint8]:
-    # One that may be written to: the loop is compiled for no other.
-    joined = bytearray(b"".join(tables) or bytes(256))
-    return np.frombuffer(joined, np.uint8).reshape(-1, 256)
-
-
 def _geometry(
     rows: NDArray[np.float64], height: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Kinds, fixed-point matrices, and which reach far, of matrices (..., 6)."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Kinds and fixed-point matrices of matrices (..., 6)."""
     kinds = np.where(shifts(rows), Kind.SHIFT, Kind.AFFINE)
+    kinds = np.where(is_stepped(rows, height, width), Kind.STEPPED, kinds)
     kinds = np.where((rows == _UNMOVED).all(-1), Kind.IDENTITY, kinds)
-    return kinds, fixed_point(rows), reaches_far(rows, height, width)
+    return kinds, fixed_point(rows)
 
 
 @lru_cache(maxsize=4096)
 def _geometric_step(operation: Operation, magnitude: float, height: int, width: int) -> Step:
     rows = matrices(operation, np.array([magnitude]), height, width)
-    (kind,), (fixed,), (far,) = _geometry(rows, height, width)
+    (kind,), (fixed,) = _geometry(rows, height, width)
     parameters = tuple(rows[0].tolist())
-    return Step(operation, Kind(kind), parameters, tuple(fixed.tolist()), bool(far), (0.0, 0.0))
+    return Step(operation, Kind(kind), parameters, tuple(fixed.tolist()), (0.0, 0.0))
 
 
 @lru_cache(maxsize=4096)

@@ -48,10 +48,7 @@ class Program:
         parameters: (R, 6) float64: the matrix of a geometric operation; otherwise the magnitude
             with its sign, then zeros.
         fixed: (R, 6) int64, of geometric operations: the source of the pixel in column x and row y
-            is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16. Of a ``TABLE``: which, then zeros.
-        far: (R,) bool, which matrices reach where Pillow leaves fixed point.
-        tables: (T, 256) uint8, the new values of ``TABLE`` operations.
-        scales: whether some matrix stretches rows and columns.
+            is (f0 x + f1 y + f2, f3 x + f4 y + f5) >> 16, unless it is ``STEPPED``.
     """
 
     operations: tuple[Operation, ...]
@@ -61,24 +58,11 @@ class Program:
     kinds: NDArray[np.int64]
     parameters: NDArray[np.float64]
     fixed: NDArray[np.int64]
-    far: NDArray[np.bool_]
-    tables: NDArray[np.uint8]
-    scales: bool
-
-    @cached_property
-    def levels_kinds(self) -> NDArray[np.int64]:
-        """(R,), the kinds where there is more than a byte of levels, and no table for them."""
-        return np.where(self.kinds == Kind.TABLE, Kind.BATCHED, self.kinds)
 
     @cached_property
     def has_batched(self) -> bool:
         """Whether some operation has no compiled kernel."""
         return bool((self.kinds == Kind.BATCHED).any())
-
-    @cached_property
-    def has_batched_levels(self) -> bool:
-        """Whether one has none for more than a byte of levels."""
-        return bool((self.levels_kinds == Kind.BATCHED).any())
 
     def steps(self, actions: Actions) -> Steps:
         """What was drawn for each image from the space of this program."""
@@ -129,7 +113,7 @@ class Steps:
         return Step(
             *(program.operations[program.of[row]], Kind(program.kinds[row])),
             *(tuple(program.parameters[row].tolist()), tuple(program.fixed[row].tolist())),
-            *(bool(program.far[row]), center),
+            center,
         )
 
 
@@ -140,7 +124,6 @@ class Step(NamedTuple):
     kind: Kind
     parameters: tuple[float, ...]
     fixed: tuple[int, ...]
-    far: bool
     center: tuple[float, float]
 
 

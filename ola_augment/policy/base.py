@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from ola_augment.actions import Actions, check_actions
 from ola_augment.draw import Draw, LogProbs, Tables, log_prob, repeats
 from ola_augment.logits import LogitsModule
+from ola_augment.policy.attributes import FixedAttributes
+from ola_augment.policy.tables import check_probabilities, checked_tables, entropy_of
 from ola_augment.space import SearchSpace, named_space
 from ola_augment.summary import favour, table_of_operations
 
@@ -28,23 +30,6 @@ def depends_on_logits_alone(log_probs: _LogProbs) -> _LogProbs:
     """
     log_probs.depends_on_logits_alone = True  # type: ignore[attr-defined]
     return log_probs
-
-
-class FixedAttributes:
-    """Refuses to change, once they are set, the attributes that others were built on."""
-
-    _fixed: ClassVar[frozenset[str]]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._fixed and name in self.__dict__:
-            kind = type(self).__name__
-            raise AttributeError(f"{name} of {kind} cannot be changed; make a new {kind}")
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._fixed:
-            raise AttributeError(f"{name} of {type(self).__name__} cannot be deleted")
-        super().__delattr__(name)
 
 
 class Policy(FixedAttributes, LogitsModule, ABC):
@@ -193,7 +178,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         with torch.no_grad():
             tables = (None if table is None else table.cpu() for table in self._tables())
             log_probs = LogProbs(*tables)  # type: ignore[arg-type]
-            self._check_probabilities(log_probs)
+            check_probabilities(log_probs, type(self).__name__)
             choices = self._log_choices(log_probs.num_ops)
             drawn_from = Tables(log_probs, choices, self._signed, self.replacement, self.once)
         # Another process may have written the logits meanwhile: then these serve this draw only.
@@ -209,40 +194,7 @@ class Policy(FixedAttributes, LogitsModule, ABC):
 
     def _tables(self) -> LogProbs:
         """Tables of the right kind and shape."""
-        log_probs = self.log_probs()
-        if not isinstance(log_probs, LogProbs):
-            raise TypeError(f"log_probs() must return LogProbs, got {type(log_probs).__name__}")
-        size, bins = len(self.space), self.space.num_magnitude_bins
-        if log_probs.ops is not None and not self.replacement:
-            raise ValueError("log_probs().ops is for policies that draw with replacement=True")
-        shapes = ((self.max_ops,), (size,), (size,), (size, bins), (size,))
-        for name, table, shape in zip(LogProbs._fields, log_probs, shapes, strict=True):
-            if name == "ops" and table is None:
-                continue
-            if not isinstance(table, Tensor) or not table.is_floating_point():
-                raise TypeError(f"log_probs().{name} must be a floating-point tensor")
-            if table.shape != shape:
-                raise ValueError(
-                    f"log_probs().{name} must have shape {shape}, got {tuple(table.shape)}"
-                )
-        return log_probs
-
-    def _check_probabilities(self, log_probs: LogProbs) -> None:
-        """Refuse tables that would lead a draw out of the space."""
-        probs = {
-            name: table.double().exp().numpy()
-            for name, table in log_probs._asdict().items()
-            if table is not None
-        }
-        totals = {name: table.sum(-1) for name, table in probs.items() if name != "drop"}
-        totals["keep"] = probs["keep"] + probs["drop"]
-        for name, total in totals.items():
-            # Not tighter: logits that move meanwhile in another process tear the tables a little.
-            if not (np.abs(total - 1) < 0.5).all():
-                raise ValueError(
-                    f"log_probs().{name} of {type(self).__name__} must be log-probabilities that "
-                    f"add up to 1, got {np.ravel(total).tolist()}; are the logits finite?"
-                )
+        return checked_tables(self.log_probs(), self.max_ops, self.space, self.replacement)
 
     def _log_choices(self, like: Tensor) -> Tensor:
         """(S,), log of the number of ordered choices of 1 .. S operations."""
@@ -266,17 +218,14 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         bins = (magnitude @ torch.arange(magnitude.shape[1], device="cpu").to(magnitude)).tolist()
         counts = ", ".join(f"{p:.2f}" for p in num_ops.tolist())
         favoured = favour(log_probs.keep, log_probs.ops)
-        head = [described, f"1 .. {self.max_ops} operations: {counts}"]
-        if favoured.verb == "drawn":
-            head = [described]
+        of_counts = f"\n1 .. {self.max_ops} operations: {counts}" * (favoured.verb != "drawn")
+        rows = zip(self.space.operations, favoured.probs.tolist(), bins, strict=True)
         lines = [
             f"{operation.name}: {favoured.verb} {p:.2f}"
             + f", mean bin {mean:.1f}" * (operation.low is not None)
-            for operation, p, mean in zip(
-                self.space.operations, favoured.probs.tolist(), bins, strict=True
-            )
+            for operation, p, mean in rows
         ]
-        return "\n".join((*head, *lines))
+        return "\n".join((described + of_counts, *lines))
 
     def summary(self, height: int = 32, width: int = 32) -> str:
         """What the policy does, as text: one line an operation, its favourites first.
@@ -335,11 +284,11 @@ class Policy(FixedAttributes, LogitsModule, ABC):
             A scalar in nats, 0 or more.
         """
         num_ops, keep, drop, magnitude, ops = self._tables()
-        slot = _entropy(torch.stack((keep, drop), -1)) + keep.exp() * _entropy(magnitude)
+        slot = entropy_of(torch.stack((keep, drop), -1)) + keep.exp() * entropy_of(magnitude)
         counts = torch.arange(1, self.max_ops + 1, device=num_ops.device)
-        choice = self._log_choices(num_ops) if ops is None else counts * _entropy(ops)
+        choice = self._log_choices(num_ops) if ops is None else counts * entropy_of(ops)
         slots = choice + (self._open(keep, ops).to(slot.dtype) @ slot).cumsum(0)
-        return _entropy(num_ops) + num_ops.exp() @ slots
+        return entropy_of(num_ops) + num_ops.exp() @ slots
 
     def _open(self, keep: Tensor, ops: Tensor | None) -> Tensor:
         """(S, A) float64, probability that a slot draws an operation and is free to keep it."""
@@ -347,9 +296,3 @@ class Policy(FixedAttributes, LogitsModule, ABC):
         drawn = torch.full_like(keep, 1 / len(keep)) if ops is None else ops.double().exp()
         slots = torch.arange(self.max_ops, device=keep.device)[:, None]
         return drawn * (1 - drawn * keep.exp() * self.once) ** slots
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    """Entropy over the last axis; an impossible outcome (-inf) adds 0."""
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -(finite.exp() * finite).sum(-1)

@@ -14,60 +14,49 @@ from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.loops.bilinear import affine_bytes, affine_levels
 from ola_augment.kernels.loops.byte_levels import run_bytes
 from ola_augment.kernels.loops.levels import run_levels
-from ola_augment.kernels.loops.moves import affine_nearest, copy, cutout
+from ola_augment.kernels.loops.moves import affine_nearest, copy, cutout, take_stepped
 
 _SIGNATURE = (
     "void({0}[:,:,:,::1], {0}[:,:,:,::1], int64[:,::1], float32[:,:,::1], int64[::1], "
-    "float64[:,::1], int64[:,::1], uint8[:,::1], {0}[::1], boolean, int64, float64[::1], "
+    "float64[:,::1], int64[:,::1], {0}[::1], boolean, int64, float64[::1], "
     "{1}[::1], boolean)"
 )
-#: By name the signatures of ``run_batch``: of images, and of the precision they are computed in.
+#: The signatures of ``run_batch``, by the dtype of the images; they have a precision of their own.
 SIGNATURES = {
-    "bytes": [_SIGNATURE.format("uint8", "float32")],
-    "levels": [_SIGNATURE.format("uint16", "float64"), _SIGNATURE.format("float32", "float32")],
+    "uint8": _SIGNATURE.format("uint8", "float32"),
+    "uint16": _SIGNATURE.format("uint16", "float64"),
+    "float32": _SIGNATURE.format("float32", "float32"),
 }
 
 
+def _run(  # type: ignore[no-untyped-def]
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
+):
+    """What changes levels, of bytes or of all else."""
+    run = run_bytes if source.dtype == np.uint8 else run_levels
+    run(kind, source, result, width, magnitude, weights, levels, whole, table, counts)
+
+
+@overload(_run, jit_options={"error_model": "numpy"})
+def _run_compiled(  # type: ignore[no-untyped-def]
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
+):
+    return run_bytes if source.dtype == types.uint8 else run_levels
+
+
 def _interpolate(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
-    kernel = affine_bytes if source.dtype == np.uint8 else affine_levels
-    kernel(source, result, m, fill, levels)
+    run = affine_bytes if source.dtype == np.uint8 else affine_levels
+    run(source, result, m, fill, levels)
 
 
-@overload(_interpolate)
+@overload(_interpolate, jit_options={"error_model": "numpy"})
 def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
-    kernel = affine_bytes if source.dtype == types.uint8 else affine_levels
-    return lambda source, result, m, fill, levels: kernel(source, result, m, fill, levels)
+    return affine_bytes if source.dtype == types.uint8 else affine_levels
 
 
-def _change(  # type: ignore[no-untyped-def]
-    kind, source, result, width, magnitude, weights, levels, whole, table, counts
-):
-    if source.dtype == np.uint8:
-        run_bytes(kind, source, result, width, magnitude, weights, table, counts)
-    else:
-        run_levels(kind, source, result, width, magnitude, levels, weights, whole)
-
-
-@overload(_change)
-def _change_compiled(  # type: ignore[no-untyped-def]
-    kind, source, result, width, magnitude, weights, levels, whole, table, counts
-):
-    def of_bytes(  # type: ignore[no-untyped-def]
-        kind, source, result, width, magnitude, weights, levels, whole, table, counts
-    ):
-        run_bytes(kind, source, result, width, magnitude, weights, table, counts)
-
-    def of_levels(  # type: ignore[no-untyped-def]
-        kind, source, result, width, magnitude, weights, levels, whole, table, counts
-    ):
-        run_levels(kind, source, result, width, magnitude, levels, weights, whole)
-
-    return of_bytes if source.dtype == types.uint8 else of_levels
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 def run_batch(  # type: ignore[no-untyped-def]
-    images, result, rows, centers, kinds, parameters, fixed, tables,
+    images, result, rows, centers, kinds, parameters, fixed,
     fill, bilinear, colors, weights, levels, whole,
 ):  # fmt: skip
     """Apply the steps of every image from left to right.
@@ -79,10 +68,9 @@ def run_batch(  # type: ignore[no-untyped-def]
         result: (B, C, H, W) of the same type; written to.
         rows: (B, S) int64, of the next four; -1 where there is no step.
         centers: (B, S, 2) float32, of cutouts.
-        kinds: (R,) int64, of a ``Program``; ``Kind.TABLE`` for bytes alone.
+        kinds: (R,) int64, of a ``Program``.
         parameters: (R, 6) float64.
-        fixed: (R, 6) int64; of a ``Kind.TABLE`` the first is which of the tables.
-        tables: (T, 256) uint8.
+        fixed: (R, 6) int64.
         fill: (C,) of the type of the images.
         bilinear: interpolate bilinearly instead of taking the nearest pixel.
         colors: how many channels colours change; an alpha channel comes after them.
@@ -112,19 +100,19 @@ def run_batch(  # type: ignore[no-untyped-def]
             kind, parameter = kinds[row], parameters[row]
             # The last step writes the result, the one before it the scratch image, ...
             target = scratch if (active - j) % 2 == 0 else result[i]
-            if kind == Kind.AFFINE and bilinear:
+            if bilinear and (kind == Kind.AFFINE or kind == Kind.STEPPED):
                 _interpolate(source, target, parameter, fill, levels)  # type: ignore[no-untyped-call]
+            elif kind == Kind.STEPPED:
+                take_stepped(source, target, parameter, fill)
             elif kind == Kind.AFFINE or kind == Kind.SHIFT:
-                affine_nearest(source, target, parameter, fixed[row], fill)
+                affine_nearest(source, target, fixed[row], fill)
             elif kind == Kind.CUTOUT:
                 cutout(source, target, parameter[0], centers[i, s], black[0])
             else:
                 flat, flat_target = source.reshape(channels, -1), target.reshape(channels, -1)
                 for c in range(colors, channels):
                     copy(flat[c], flat_target[c])
-                if kind == Kind.TABLE:
-                    table[:] = tables[fixed[row, 0]]
-                _change(  # type: ignore[no-untyped-call]
+                _run(  # type: ignore[no-untyped-call]
                     kind, flat[:colors], flat_target[:colors], width, parameter[0],
                     weights, levels, whole, table, counts,
                 )  # fmt: skip

@@ -7,19 +7,19 @@ the result comes from, and with which weights, is computed once for all channels
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from ola_augment.kernels.loops.moves import span
+from ola_augment.kernels.loops.jit import kernel, part
+from ola_augment.kernels.loops.moves import copy, span
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _is_inside(x, y, m, height, width):  # type: ignore[no-untyped-def]
     u = m[0] * (x + 0.5) + m[1] * (y + 0.5) + m[2]
     v = m[3] * (x + 0.5) + m[4] * (y + 0.5) + m[5]
     return (u >= 0.0) & (u < width) & (v >= 0.0) & (v < height)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _places(m, y, height, width, index, right, below):  # type: ignore[no-untyped-def]
     """Where the pixels of row y come from: the first and last + 1 that come from inside.
 
@@ -46,18 +46,20 @@ def _places(m, y, height, width, index, right, below):  # type: ignore[no-untype
     return first, last
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_border(padded, height, width):  # type: ignore[no-untyped-def]
     """Repeat the outermost pixels of an image that lies inside of a border of one pixel."""
     step = width + 2
     for y in range(1, height + 1):
         padded[y * step] = padded[y * step + 1]
         padded[(y + 1) * step - 1] = padded[(y + 1) * step - 2]
-    padded[:step] = padded[step : 2 * step]
-    padded[(height + 1) * step :] = padded[height * step : (height + 1) * step]
+    last = height * step
+    for x in range(step):
+        padded[x] = padded[step + x]
+        padded[last + step + x] = padded[last + x]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _pack(source, padded):  # type: ignore[no-untyped-def]
     """Up to four channels of bytes in one integer for each pixel, with a border."""
     channels, height, width = source.shape
@@ -76,8 +78,7 @@ def _pack(source, padded):  # type: ignore[no-untyped-def]
     _add_border(padded, height, width)
 
 
-@njit(cache=True, nogil=True)
-def affine_bytes(source, result, m, fill, _):  # type: ignore[no-untyped-def]
+def affine_bytes(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
     """Of bytes, whose values Pillow truncates."""
     channels, height, width = source.shape
     step = np.uint64(width + 2)
@@ -109,12 +110,11 @@ def affine_bytes(source, result, m, fill, _):  # type: ignore[no-untyped-def]
                     inside[i] = np.uint8(np.int32(upper + (lower - upper) * below[i]))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _level(pixel, shift):  # type: ignore[no-untyped-def]
     return np.float64(np.int32((pixel >> shift) & np.uint32(255)))
 
 
-@njit(cache=True, nogil=True)
 def affine_levels(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
     """Of modes "I" and "F"; ``levels`` as in ``batch.py``."""
     channels, height, width = source.shape
@@ -125,7 +125,7 @@ def affine_levels(source, result, m, fill, levels):  # type: ignore[no-untyped-d
     for c in range(channels):
         for y in range(height):
             begin = (y + 1) * (width + 2) + 1
-            padded[c, begin : begin + width] = source[c, y]
+            copy(source[c, y], padded[c, begin : begin + width])
         _add_border(padded[c], height, width)
     for y in range(height):
         first, last = _places(m, y, height, width, index, right, below)

@@ -7,9 +7,9 @@ differently.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.loops.jit import kernel, part
 from ola_augment.kernels.loops.moves import copy, copy_border
 
 _RED, _GREEN, _BLUE = np.float32(19595), np.float32(38470), np.float32(7471)
@@ -17,26 +17,26 @@ _HALF, _ZERO, _WHITE = np.float32(0.5), np.float32(0), np.float32(255)
 _UNIT, _THIRTEENTH = np.float32(1 / 65536), np.float32(1 / 13)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _blend(degenerate, value, factor):  # type: ignore[no-untyped-def]
     """``ImagingBlend``: degenerate + factor (value - degenerate), clipped and truncated."""
     return np.uint8(min(max(degenerate + factor * (value - degenerate), _ZERO), _WHITE))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _luma(red, green, blue):  # type: ignore[no-untyped-def]
     """(19595 R + 38470 G + 7471 B + 32768) >> 16; the sums stay below 2^24, exact in float32."""
     weighted = _RED * np.float32(red) + _GREEN * np.float32(green) + _BLUE * np.float32(blue)
     return np.floor(weighted * _UNIT + _HALF)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _look_up(source, result, table):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         result[i] = table[source[i]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _stretch_table(source, table):  # type: ignore[no-untyped-def]
     """``ImageOps.autocontrast`` of one channel."""
     low, high = source[0], source[0]
@@ -48,22 +48,24 @@ def _stretch_table(source, table):  # type: ignore[no-untyped-def]
         table[v] = np.uint8(min(max(v * scale + offset, 0.0), 255.0))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _equalize_table(source, table, counts):  # type: ignore[no-untyped-def]
     """``ImageOps.equalize`` of one channel; ``counts`` is working memory."""
-    size = source.size
-    whole = size - size % 4
-    counts[:] = 0
+    size, quarter = source.size, source.size // 4
+    for v in range(1024):
+        counts[v] = 0
     # Four histograms: neighbours are often equal, and adding to one counter twice waits.
-    for i in range(0, whole, 4):
+    one, two, three = source[quarter:], source[2 * quarter :], source[3 * quarter :]
+    first, second, third = counts[256:], counts[512:], counts[768:]
+    for i in range(quarter):
         counts[source[i]] += 1
-        counts[source[i + 1] + 256] += 1
-        counts[source[i + 2] + 512] += 1
-        counts[source[i + 3] + 768] += 1
-    for i in range(whole, size):
+        first[one[i]] += 1
+        second[two[i]] += 1
+        third[three[i]] += 1
+    for i in range(4 * quarter, size):
         counts[source[i]] += 1
     for v in range(256):
-        counts[v] += counts[v + 256] + counts[v + 512] + counts[v + 768]
+        counts[v] += first[v] + second[v] + third[v]
     last = 255
     while counts[last] == 0:
         last -= 1
@@ -75,61 +77,54 @@ def _equalize_table(source, table, counts):  # type: ignore[no-untyped-def]
         below += counts[v]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _mean_grey(source, weights):  # type: ignore[no-untyped-def]
     """Mean of the grey image, rounded; Pillow rounds its grey pixels too, others have no need."""
     channels, size = source.shape
     total, weighted = np.int64(0), 0.0
-    if len(weights) > 0:
-        for c in range(channels):
-            total = np.int64(0)
-            for i in range(size):
-                total += source[c, i]
-            weighted += weights[c] * total
-        return np.floor(weighted / size + 0.5)
-    if channels == 3:
+    if channels == 3 and len(weights) == 0:
+        total = _sum_of_grey(source[0], source[1], source[2])
+        return np.float64((2 * total + size) // (2 * size))
+    for c in range(channels):
+        channel, sum_ = source[c], np.int64(0)
         for i in range(size):
-            total += np.int64(_luma(source[0, i], source[1, i], source[2, i]))
-    else:
-        for c in range(channels):
-            for i in range(size):
-                total += source[c, i]
-        size *= channels
+            sum_ += channel[i]
+        total += sum_
+        weighted += weights[c] * sum_ if len(weights) > 0 else 0.0
+    if len(weights) > 0:
+        return np.floor(weighted / size + 0.5)
+    size *= channels
     return np.float64((2 * total + size) // (2 * size))
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _sum_of_grey(red, green, blue):  # type: ignore[no-untyped-def]
+    total = np.int64(0)
+    for start in range(0, red.size, 65536):
+        sum_ = np.int32(0)  # of so many pixels below 2^24
+        for i in range(start, min(start + 65536, red.size)):
+            grey = 19595 * np.int32(red[i]) + 38470 * np.int32(green[i]) + 7471 * np.int32(blue[i])
+            sum_ = np.int32(sum_ + np.int32((grey + 32768) >> 16))
+        total += sum_
+    return total
+
+
+@kernel
 def _toward(source, result, degenerate, factor):  # type: ignore[no-untyped-def]
     """Blend with one level: ``ImageEnhance.Brightness`` with black, ``Contrast`` with the mean."""
     for i in range(source.size):
         result[i] = _blend(degenerate, np.float32(source[i]), factor)
 
 
-@njit(cache=True, nogil=True)
-def _solarize(source, result, threshold):  # type: ignore[no-untyped-def]
-    if threshold > 255:
-        copy(source, result)
-        return
-    first = np.uint8(np.ceil(threshold))
+@kernel
+def _change_bits(source, result, first, flipped, kept):  # type: ignore[no-untyped-def]
+    """Flip bits of all levels from the first on, and keep some of them."""
     for i in range(source.size):
         v = source[i]
-        result[i] = v if v < first else np.uint8(255) - v
+        result[i] = (v ^ (flipped if v >= first else np.uint8(0))) & kept
 
 
-@njit(cache=True, nogil=True)
-def _posterize(source, result, bits):  # type: ignore[no-untyped-def]
-    kept = np.uint8(256 - 2 ** (8 - int(bits)))
-    for i in range(source.size):
-        result[i] = source[i] & kept
-
-
-@njit(cache=True, nogil=True)
-def _invert(source, result):  # type: ignore[no-untyped-def]
-    for i in range(source.size):
-        result[i] = np.uint8(255) - source[i]
-
-
-@njit(cache=True, nogil=True)
+@kernel
 def _color(source, result, factor, weights):  # type: ignore[no-untyped-def]
     """``ImageEnhance.Color``: blend with the grey image."""
     channels, size = source.shape
@@ -148,7 +143,7 @@ def _color(source, result, factor, weights):  # type: ignore[no-untyped-def]
                 result[c, i] = _blend(grey[i], np.float32(source[c, i]), factor)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _mean_of_bands(source, grey, weights):  # type: ignore[no-untyped-def]
     """The grey image, rounded, of any number of channels."""
     channels, size = source.shape
@@ -162,7 +157,7 @@ def _mean_of_bands(source, grey, weights):  # type: ignore[no-untyped-def]
         grey[i] = np.floor(total[i] / divisor + 0.5)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sharpness(source, result, width, factor):  # type: ignore[no-untyped-def]
     """``ImageEnhance.Sharpness``: blend with ``ImageFilter.SMOOTH``, whose border is a copy."""
     # One sweep over all rows; what it makes of neighbours across a row's end is overwritten.
@@ -176,7 +171,7 @@ def _sharpness(source, result, width, factor):  # type: ignore[no-untyped-def]
     copy_border(source, result, width, 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _blur(source, result, width):  # type: ignore[no-untyped-def]
     """``ImageFilter.BLUR``: mean of the 16 pixels around the 3x3 neighbourhood, rounded."""
     a, b, c, d = source, source[width:], source[2 * width :], source[3 * width :]
@@ -189,37 +184,38 @@ def _blur(source, result, width):  # type: ignore[no-untyped-def]
     copy_border(source, result, width, 2)
 
 
-@njit(cache=True, nogil=True)
 def run_bytes(  # type: ignore[no-untyped-def]
-    kind, source, result, width, magnitude, weights, table, counts
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
 ):
     """An operation that moves no pixels on the colours (C, H W) of an image.
 
-    ``table`` is that of a ``Kind.TABLE``; other kinds write their own into it.
+    ``table`` (256,) uint8 and ``counts`` (1024,) int32 are working memory.
     """
-    factor = np.float32(magnitude)
+    factor, mean = np.float32(magnitude), _ZERO
+    first, flipped, kept = np.uint8(0), np.uint8(255), np.uint8(255)
     if kind == Kind.COLOR:
         _color(source, result, factor, weights)
-        return
-    mean = _ZERO
-    if kind == Kind.CONTRAST:
-        mean = np.float32(_mean_grey(source, weights))
-    for c in range(len(source)):
-        if kind == Kind.SHARPNESS:
-            _sharpness(source[c], result[c], width, factor)
-        elif kind == Kind.BLUR:
-            _blur(source[c], result[c], width)
+    elif kind == Kind.BRIGHTNESS or kind == Kind.CONTRAST:
+        if kind == Kind.CONTRAST:
+            mean = np.float32(_mean_grey(source, weights))
+        _toward(source.reshape(-1), result.reshape(-1), mean, factor)
+    elif kind == Kind.SOLARIZE or kind == Kind.POSTERIZE or kind == Kind.INVERT:
+        if kind == Kind.POSTERIZE:
+            flipped, kept = np.uint8(0), np.uint8(256 - (1 << (8 - int(magnitude))))
+        elif kind == Kind.SOLARIZE and magnitude > 255:
+            flipped = np.uint8(0)
         elif kind == Kind.SOLARIZE:
-            _solarize(source[c], result[c], magnitude)
-        elif kind == Kind.POSTERIZE:
-            _posterize(source[c], result[c], magnitude)
-        elif kind == Kind.INVERT:
-            _invert(source[c], result[c])
-        elif kind == Kind.CONTRAST or kind == Kind.BRIGHTNESS:
-            _toward(source[c], result[c], mean, factor)
-        else:
-            if kind == Kind.AUTO_CONTRAST:
-                _stretch_table(source[c], table)
-            elif kind == Kind.EQUALIZE:
-                _equalize_table(source[c], table, counts)
-            _look_up(source[c], result[c], table)
+            first = np.uint8(np.ceil(magnitude))
+        _change_bits(source.reshape(-1), result.reshape(-1), first, flipped, kept)
+    else:
+        for c in range(len(source)):
+            if kind == Kind.SHARPNESS:
+                _sharpness(source[c], result[c], width, factor)
+            elif kind == Kind.BLUR:
+                _blur(source[c], result[c], width)
+            else:
+                if kind == Kind.AUTO_CONTRAST:
+                    _stretch_table(source[c], table)
+                else:
+                    _equalize_table(source[c], table, counts)
+                _look_up(source[c], result[c], table)

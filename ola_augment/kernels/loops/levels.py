@@ -8,31 +8,31 @@ where Pillow truncates; floating ones are computed in single precision and round
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ola_augment.kernels.kind import BINS, FEW_BINS, PIXELS, Kind
+from ola_augment.kernels.loops.jit import kernel, part
 from ola_augment.kernels.loops.moves import copy, copy_border
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _limited(value, low, high):  # type: ignore[no-untyped-def]
     return min(max(value, low), high)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _as(levels, number):  # type: ignore[no-untyped-def]
     """A number in the precision of the levels, which one of Python's would widen."""
     return levels.dtype.type(number)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _blend(degenerate, level, factor, black, white, whole):  # type: ignore[no-untyped-def]
     """Degenerate + factor (level - degenerate), all counted from black, within the range."""
     level = _limited(degenerate + factor * (level - degenerate), black, white)
     return np.floor(level) if whole else level
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _solarize(source, result, threshold, levels, whole):  # type: ignore[no-untyped-def]
     low, high, least, most = levels[0], levels[1], levels[2], levels[3]
     one = levels[4]
@@ -45,10 +45,10 @@ def _solarize(source, result, threshold, levels, whole):  # type: ignore[no-unty
         result[i] = _limited(low + high - v, least, most) if v >= bound else v
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _posterize(source, result, bits, levels, whole):  # type: ignore[no-untyped-def]
     low, high, least, most = levels[0], levels[1], levels[2], levels[3]
-    kept = 2 ** int(bits)
+    kept = 1 << int(bits)
     if whole:
         step = (high - low + levels[4]) / _as(levels, kept)
         for i in range(source.size):
@@ -63,14 +63,14 @@ def _posterize(source, result, bits, levels, whole):  # type: ignore[no-untyped-
             result[i] = low + np.floor(level * per_step) * step
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _invert(source, result, levels):  # type: ignore[no-untyped-def]
     ends, least, most = levels[0] + levels[1], levels[2], levels[3]
     for i in range(source.size):
         result[i] = _limited(ends - source[i], least, most)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _toward(source, result, degenerate, factor, levels, whole):  # type: ignore[no-untyped-def]
     """Blend with one level."""
     low, black, white = levels[0], levels[5], levels[1] - levels[0]
@@ -78,7 +78,7 @@ def _toward(source, result, degenerate, factor, levels, whole):  # type: ignore[
         result[i] = low + _blend(degenerate, source[i] - low, factor, black, white, whole)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _auto_contrast(source, result, levels, whole):  # type: ignore[no-untyped-def]
     lowest, highest = source[0], source[0]
     for i in range(source.size):
@@ -99,7 +99,7 @@ def _auto_contrast(source, result, levels, whole):  # type: ignore[no-untyped-de
             result[i] = low + _limited((source[i] - first) * scale, levels[5], white)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
     """``ImageOps.equalize`` with as many levels as there are, or bins of floats."""
     low, white, size = levels[0], levels[1] - levels[0], source.size
@@ -136,7 +136,7 @@ def _equalize(source, result, levels, whole):  # type: ignore[no-untyped-def]
         result[i] = table[index[i]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sum(source):  # type: ignore[no-untyped-def]
     """In double precision, four sums at a time: adding to one waits for the addition before."""
     a = b = c = d = 0.0
@@ -151,7 +151,7 @@ def _sum(source):  # type: ignore[no-untyped-def]
     return (a + b) + (c + d)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _mean_grey(source, levels, weights, whole):  # type: ignore[no-untyped-def]
     """Mean level of the grey image, rounded to a whole one; counted from the low end."""
     channels, size = source.shape
@@ -175,12 +175,12 @@ def _mean_grey(source, levels, weights, whole):  # type: ignore[no-untyped-def]
     return np.floor(total + 0.5) if whole else total
 
 
-@njit(cache=True, nogil=True, inline="always")
+@part
 def _luma_weight(channel):  # type: ignore[no-untyped-def]
     return (19595 if channel == 0 else 38470 if channel == 1 else 7471) / 65536
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _grey(source, grey, levels, weights, whole):  # type: ignore[no-untyped-def]
     """The grey image, counted from black; rounded to whole levels."""
     channels, size = source.shape
@@ -204,7 +204,7 @@ def _grey(source, grey, levels, weights, whole):  # type: ignore[no-untyped-def]
         grey[i] = np.floor(level + half) if whole else level
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _color(source, result, factor, levels, weights, whole):  # type: ignore[no-untyped-def]
     low, black, white = levels[0], levels[5], levels[1] - levels[0]
     if len(source) == 1:
@@ -218,7 +218,7 @@ def _color(source, result, factor, levels, weights, whole):  # type: ignore[no-u
             out[i] = low + _blend(grey[i], values[i] - low, factor, black, white, whole)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sharpness(source, result, width, factor, levels, whole):  # type: ignore[no-untyped-def]
     # Sums of whole levels stay below 2^24, exact in single precision.
     low, black, white = levels[0], levels[5], levels[1] - levels[0]
@@ -235,7 +235,7 @@ def _sharpness(source, result, width, factor, levels, whole):  # type: ignore[no
     copy_border(source, result, width, 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _blur(source, result, width, whole):  # type: ignore[no-untyped-def]
     a, b, c, d = source, source[width:], source[2 * width :], source[3 * width :]
     e, out = source[4 * width :], result[2 * width + 2 :]
@@ -251,9 +251,8 @@ def _blur(source, result, width, whole):  # type: ignore[no-untyped-def]
     copy_border(source, result, width, 2)
 
 
-@njit(cache=True, nogil=True)
 def run_levels(  # type: ignore[no-untyped-def]
-    kind, source, result, width, magnitude, levels, weights, whole
+    kind, source, result, width, magnitude, weights, levels, whole, table, counts
 ):
     """An operation that moves no pixels on the colours (C, H W) of an image."""
     factor = _as(levels, magnitude)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ola_augment.kernels.loops.jit import kernel, part
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def copy(source, result):  # type: ignore[no-untyped-def]
     """Flat arrays."""
     for i in range(source.size):
         result[i] = source[i]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def copy_border(source, result, width, border):  # type: ignore[no-untyped-def]
     """What filters leave as it is, of a flat plane."""
     height = source.size // width
@@ -25,7 +26,7 @@ def copy_border(source, result, width, border):  # type: ignore[no-untyped-def]
             result[x] = source[x]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cutout(source, result, side, center, black):  # type: ignore[no-untyped-def]
     """Blacken a square, clipped at the border."""
     channels, height, width = source.shape
@@ -38,7 +39,7 @@ def cutout(source, result, side, center, black):  # type: ignore[no-untyped-def]
             result[c, y, max(left, 0) : max(left + size, 0)] = black
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def span(first, last, start, step, size):  # type: ignore[no-untyped-def]
     """All x in first .. last - 1 with 0 <= start + step x < size, and up to three more a side."""
     if abs(step) > 1e-9:
@@ -49,85 +50,80 @@ def span(first, last, start, step, size):  # type: ignore[no-untyped-def]
     return (first, last) if 0.0 <= start < size else (last, last)
 
 
-@njit(cache=True, nogil=True)
-def _is_fixed(m, height, width):  # type: ignore[no-untyped-def]
-    """Whether Pillow computes in 16.16 fixed point, or with the same result as if it did."""
-    # Rows that stay rows are added up in floating point: whole steps and starts give the same.
-    whole = abs(m[0]) == 1 and abs(m[4]) == 1 and m[2] % 1 == 0 and m[5] % 1 == 0
-    if m[1] == 0 and m[3] == 0 and not whole:
-        return False
-    for x, y in ((0, 0), (width, height), (0, height), (width, 0)):
-        u, v = x * m[0] + y * m[1] + m[2], x * m[3] + y * m[4] + m[5]
-        if abs(u) >= 32768.0 or abs(v) >= 32768.0:
-            return False
-    return True
+@kernel
+def _fill(result, first, last, value):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        result[i] = value
 
 
-@njit(cache=True, nogil=True)
-def _fill_outside(result, first, last, y, fill):  # type: ignore[no-untyped-def]
-    for c in range(len(fill)):
-        result[c, y, :first] = fill[c]
-        result[c, y, last:] = fill[c]
-
-
-@njit(cache=True, nogil=True)
-def _reverse(line, out):  # type: ignore[no-untyped-def]
-    size = len(out)
-    for x in range(size):
-        out[x] = line[size - 1 - x]
-
-
-@njit(cache=True, nogil=True)
+@kernel
 def _shift_rows(source, result, f, fill):  # type: ignore[no-untyped-def]
     """The case that rows stay rows, shifted or reversed: flips, translations and shear_x."""
     channels, height, width = source.shape
+    flat, out = source.reshape(-1), result.reshape(-1)
     forward = f[0] > 0
-    for y in range(height):
-        start, row = (f[1] * y + f[2]) >> 16, (f[4] * y + f[5]) >> 16
-        # Columns first .. last - 1 come from start + x or start - x, the others from outside.
-        first, last = (-start, width - start) if forward else (start - width + 1, start + 1)
-        first, last = max(first, 0), min(last, width)
-        if row < 0 or row >= height or first >= last:
-            _fill_outside(result, width, width, y, fill)
-            continue
-        _fill_outside(result, first, last, y, fill)
-        for c in range(channels):
-            out = result[c, y, first:last]
-            if forward:
-                copy(source[c, row, start + first : start + last], out)
+    for c in range(channels):
+        for y in range(height):
+            start, row = (f[1] * y + f[2]) >> 16, (f[4] * y + f[5]) >> 16
+            # Columns first .. last - 1 come from start + x or start - x, the others from outside.
+            first, last = (-start, width - start) if forward else (start - width + 1, start + 1)
+            first, last = max(first, 0), min(last, width)
+            begin, origin = (c * height + y) * width, (c * height + row) * width + start
+            if row < 0 or row >= height or first >= last:
+                first = last = width
+            elif forward:
+                _copy_over(flat[origin + first :], out[begin + first :], last - first)
             else:
-                _reverse(source[c, row, start - last + 1 : start - first + 1], out)
+                _reverse_over(flat[: origin - first + 1], out[begin + first :], last - first)
+            _fill(out, begin, begin + first, fill[c])
+            _fill(out, begin + last, begin + width, fill[c])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
+def _copy_over(source, result, count):  # type: ignore[no-untyped-def]
+    """The first ``count``, and some of what follows, which is written later: in full vectors."""
+    count = min((count + 127) // 128 * 128, source.size, result.size)
+    for i in range(count):
+        result[i] = source[i]
+
+
+@kernel
+def _reverse_over(source, result, count):  # type: ignore[no-untyped-def]
+    """As ``_copy_over``, from the last on."""
+    count = min((count + 127) // 128 * 128, source.size, result.size)
+    last = np.uint64(source.size - 1)
+    for i in range(np.uint64(count)):
+        result[i] = source[last - i]
+
+
+@part
 def _is_inside(column, row, height, width):  # type: ignore[no-untyped-def]
     return (column >= 0) & (column < width) & (row >= 0) & (row < height)
 
 
-@njit(cache=True, nogil=True)
-def _take(source, result, shape, index, start):  # type: ignore[no-untyped-def]
+@kernel
+def _take(source, result, shape, index, count, start):  # type: ignore[no-untyped-def]
     """A row of pixels, from ``start`` on, from an index each; all at once where there are three."""
     channels, height, width = shape
-    size, one = np.uint64(height * width), np.uint64(start)
+    size = height * width
     if channels == 3:
-        second, third = one + size, one + size + size
-        for i in range(len(index)):
+        one, two, three = source, source[size:], source[2 * size :]
+        a, b, c = result[start:], result[size + start :], result[2 * size + start :]
+        for i in range(count):
             j = np.uint64(index[i])
-            result[one + np.uint64(i)] = source[j]
-            result[second + np.uint64(i)] = source[j + size]
-            result[third + np.uint64(i)] = source[j + size + size]
+            a[i], b[i], c[i] = one[j], two[j], three[j]
         return
     for c in range(channels):
-        offset = np.uint64(c) * size
-        for i in range(len(index)):
-            result[one + offset + np.uint64(i)] = source[np.uint64(index[i]) + offset]
+        plane, out = source[c * size :], result[c * size + start :]
+        for i in range(count):
+            out[i] = plane[np.uint64(index[i])]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _take_fixed(source, result, f, fill):  # type: ignore[no-untyped-def]
-    height, width = source.shape[1:]
-    flat, flat_result = source.reshape(-1), result.reshape(-1)
-    index = np.empty(width, np.int32)
+    channels, height, width = source.shape
+    flat, out = source.reshape(-1), result.reshape(-1)
+    index = np.empty(width, np.uint32)
     wide, high = np.float64(width << 16), np.float64(height << 16)
     for y in range(height):
         u, v = f[1] * y + f[2], f[4] * y + f[5]
@@ -143,17 +139,20 @@ def _take_fixed(source, result, f, fill):  # type: ignore[no-untyped-def]
             last -= 1
         if first >= last:
             first = last = width
-        _fill_outside(result, first, last, y, fill)
-        column, row = u + f[0] * first, v + f[3] * first
-        for i in range(last - first):
-            index[i] = (row >> 16) * width + (column >> 16)
-            column += f[0]
-            row += f[3]
-        _take(flat, flat_result, source.shape, index[: last - first], y * width + first)
+        # Coordinates that lie inside fit into 32 bits, whatever is lost on the way there.
+        column, row, count = u + f[0] * first, v + f[3] * first, last - first
+        for i in range(count):
+            x = np.uint32(column + i * f[0]) >> np.uint32(16)
+            index[i] = (np.uint32(row + i * f[3]) >> np.uint32(16)) * np.uint32(width) + x
+        _take(flat, out, source.shape, index, count, y * width + first)
+        for c in range(channels):
+            begin = (c * height + y) * width
+            _fill(out, begin, begin + first, fill[c])
+            _fill(out, begin + last, begin + width, fill[c])
 
 
-@njit(cache=True, nogil=True)
-def _take_added_up(source, result, m, fill):  # type: ignore[no-untyped-def]
+@kernel
+def take_stepped(source, result, m, fill):  # type: ignore[no-untyped-def]
     """Coordinates are added up step by step as Pillow does, rounding included."""
     channels, height, width = source.shape
     u0, v0 = m[2] + m[1] * 0.5 + m[0] * 0.5, m[5] + m[4] * 0.5 + m[3] * 0.5
@@ -170,12 +169,10 @@ def _take_added_up(source, result, m, fill):  # type: ignore[no-untyped-def]
         u0, v0 = u0 + m[1], v0 + m[4]
 
 
-@njit(cache=True, nogil=True)
-def affine_nearest(source, result, m, f, fill):  # type: ignore[no-untyped-def]
-    """``ImagingTransformAffine``."""
-    if not _is_fixed(m, source.shape[1], source.shape[2]):
-        _take_added_up(source, result, m, fill)
-    elif f[3] == 0 and abs(f[0]) == 65536:
+@kernel
+def affine_nearest(source, result, f, fill):  # type: ignore[no-untyped-def]
+    """``ImagingTransformAffine`` in fixed point."""
+    if f[3] == 0 and abs(f[0]) == 65536:
         _shift_rows(source, result, f, fill)
     else:
         _take_fixed(source, result, f, fill)

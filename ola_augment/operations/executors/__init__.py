@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ola_augment.kernels.compiled import BYTES, LEVELS
+from ola_augment.kernels.compiled import KERNELS
 from ola_augment.operations.executors import batched, compiled, pillow
 from ola_augment.operations.steps import Rendering, Step, Steps
 
@@ -47,13 +47,13 @@ def _in_a_loop(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
     if images.device.type != "cpu":
         return False
     if rendering.pixels.of_bytes:
-        return BYTES.ready() is not None
+        return KERNELS["uint8"].ready() is not None
     tracked = images.requires_grad and torch.is_grad_enabled()
     if images.dtype == torch.float64 or tracked or not _has_memory(images):
         return False
     # A kernel of the user's may be differentiated.
     own = images.is_floating_point() and steps.program.has_batched
-    return not own and LEVELS.ready() is not None
+    return not own and compiled.kernels_for(rendering.pixels).ready() is not None
 
 
 def _few_or_large(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
@@ -94,7 +94,7 @@ def is_fastest_in_pillow(steps: list[Step], height: int, width: int, channels_fi
     To bring channels to the front and back costs as much as one step does.
     """
     few = len(steps) < 2 and not channels_first
-    return height * width <= SMALL or few or BYTES.ready() is None
+    return height * width <= SMALL or few or KERNELS["uint8"].ready() is None
 
 
 def choose(images: Tensor, steps: Steps, rendering: Rendering) -> Executor:

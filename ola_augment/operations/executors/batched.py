@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.kernels.affine import affine_bilinear, affine_nearest, cutout
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.affine import affine_bilinear, affine_nearest, affine_stepped, cutout
+from ola_augment.kernels.kind import GEOMETRIC, Kind
 from ola_augment.kernels.precision import wide_dtype
 from ola_augment.kernels.table import TABLE, Affine
 from ola_augment.operation import Operation
@@ -36,7 +36,6 @@ class Slices:
         fixed: (S, B, 6) int64, sorted.
         centers: (S, B, 2) float32, sorted; of a user's own random kernels.
         groups: per slot the keys of kernels, and how many examples each has.
-        far: (S, B) bool, sorted, which matrices reach where Pillow leaves fixed point, if any does.
     """
 
     order: Tensor
@@ -44,7 +43,6 @@ class Slices:
     fixed: Tensor
     centers: Tensor
     groups: list[list[tuple[int, int]]]
-    far: Tensor | None
 
 
 def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
@@ -89,12 +87,12 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
                     part = run_with_magnitudes(operation, part, parameters[:, 0], centers, pixels)
             elif key == -Kind.CUTOUT:
                 part = cutout(part, fixed[:, :4], pixels.low)
-            elif key == -Kind.AFFINE and bilinear:
+            elif key in (-Kind.AFFINE, -Kind.STEPPED) and bilinear:
                 part = affine_bilinear(part, parameters, uncovered)
+            elif key == -Kind.STEPPED:
+                part = affine_stepped(part, parameters, uncovered)
             elif key != _NOTHING:
-                far = slices.far[s, span] if slices.far is not None else None
-                matrices = parameters if program.scales or far is not None else None
-                part = affine_nearest(part, fixed, uncovered, matrices, far)
+                part = affine_nearest(part, fixed, uncovered)
             parts.append(part)
         images = torch.cat(parts)
     return images.index_select(0, slices.order[-1]).to(dtype)
@@ -110,7 +108,7 @@ def _mirrored(operation: Operation) -> int | None:
 def _sort(steps: Steps, device: torch.device) -> Slices:
     program, rows, kinds = steps.program, steps.rows, steps.kinds
     # One kernel serves all geometric operations but flips.
-    shared = np.isin(kinds, (Kind.AFFINE, Kind.SHIFT, Kind.CUTOUT))
+    shared = np.isin(kinds, (*GEOMETRIC, Kind.CUTOUT))
     flips = np.array([_mirrored(operation) is not None for operation in program.operations], bool)
     of = program.of[rows] if len(program.of) else rows
     shared &= ~flips[of] if len(flips) else shared
@@ -127,14 +125,12 @@ def _sort(steps: Steps, device: torch.device) -> Slices:
     for sort in [*sorted_by, identity]:
         order.append(np.argsort(previous)[sort])
         previous = sort
-    far = program.far[rows][..., None] if program.far.any() else None
     return Slices(
         _upload(torch.from_numpy(np.stack(order)), device),
         _upload(_gather(program.parameters[rows], used, sorted_by), device, wide_dtype(device)),
         _upload(_gather(steps.fixed, used, sorted_by), device),
         _upload(_gather(steps.centers, used, sorted_by), device),
         groups,
-        None if far is None else _upload(_gather(far, used, sorted_by), device)[..., 0],
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.kernels.compiled import BYTES, LEVELS
+from ola_augment.kernels.compiled import KERNELS, CompiledKernels
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.pixel_format import PixelFormat
 from ola_augment.operations.executors.own import computed_in, run_with_magnitudes
@@ -44,15 +44,14 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
     pixels, program = rendering.pixels, steps.program
     constants = _constants(rendering)
     source = _array(images, pixels)
-    kinds = program.kinds if pixels.of_bytes else program.levels_kinds
-    if not (program.has_batched if pixels.of_bytes else program.has_batched_levels):
-        return _restored(_loop(source, kinds, steps, constants), pixels)
+    if not program.has_batched:
+        return _restored(_loop(source, steps, constants), pixels)
     result = images
     for s in range(steps.rows.shape[1]):
         slot = Steps(program, steps.rows[:, s : s + 1], steps.centers[:, s : s + 1])
-        result = _restored(_loop(source, kinds, slot, constants), pixels)
+        result = _restored(_loop(source, slot, constants), pixels)
         rows = steps.rows[:, s]
-        own = (rows >= 0) & (kinds[rows] == Kind.BATCHED)
+        own = (rows >= 0) & (program.kinds[rows] == Kind.BATCHED)
         of = np.where(own, program.of[rows], -1)
         for op in np.unique(of[own]):
             chosen = np.flatnonzero(of == op)
@@ -66,15 +65,18 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
     return result
 
 
-def _loop(
-    source: _Array, kinds: NDArray[np.int64], steps: Steps, constants: tuple[Any, ...]
-) -> _Array:
-    kernels = BYTES if source.dtype == np.uint8 else LEVELS
+def kernels_for(pixels: PixelFormat) -> CompiledKernels:
+    """Those that are compiled for what the loop makes of such images."""
+    return KERNELS["uint8" if pixels.of_bytes else "uint16" if pixels.whole else "float32"]
+
+
+def _loop(source: _Array, steps: Steps, constants: tuple[Any, ...]) -> _Array:
+    kernels = KERNELS[source.dtype.name]
     run_batch = kernels.ready() or kernels.wait()
     result, program = np.empty_like(source), steps.program
     rows, centers = np.ascontiguousarray(steps.rows), np.ascontiguousarray(steps.centers)
     arrays = (source, result, rows, centers)
-    table = (kinds, program.parameters, program.fixed, program.tables)
+    table = (program.kinds, program.parameters, program.fixed)
     parts = max(1, min(torch.get_num_threads(), source.size // _VALUES_PER_THREAD))
     size = max(1, -(-len(source) // parts))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ola_augment.kernels import pillow
 from ola_augment.kernels.affine import Matrix
-from ola_augment.kernels.kind import Kind
+from ola_augment.kernels.kind import GEOMETRIC, Kind
 from ola_augment.kernels.pixel_format import pixel_format
 from ola_augment.kernels.table import TABLE, LookUp
 from ola_augment.operations.executors.own import run_with_magnitudes
@@ -45,8 +45,8 @@ def run_on_image(image: Image.Image, steps: list[Step], rendering: Rendering) ->
 
 def _run(image: Image.Image, step: Step, rendering: Rendering) -> Image.Image:
     operation, kind, parameters = step[:3]
-    if kind in (Kind.AFFINE, Kind.SHIFT):
-        bilinear = rendering.bilinear and kind == Kind.AFFINE
+    if kind in GEOMETRIC:
+        bilinear = rendering.bilinear and kind != Kind.SHIFT
         whole = tuple(int(value) for value in rendering.fill)
         return pillow.affine(image, cast(Matrix, parameters), bilinear, whole)
     if kind == Kind.CUTOUT:
