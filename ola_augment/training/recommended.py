@@ -43,7 +43,7 @@ def recommended_parts(
         policy,
         first,
         int(pairs * SHARE) if pairs >= SHORTEST_RUN else 0,
-        strength=3.0 if target_domain else 2.0,
+        strength=3.0 if target_domain else 1.0,
         expected=target_domain,
     )
     if not trial.windows:
