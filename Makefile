@@ -32,7 +32,9 @@ $(DEMO_STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv-demo
 	$(DEMO_BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--index-url $(TORCH_CPU) --retries 0 --timeout 10 torch torchvision 2>/dev/null \
-		|| echo "torch without CUDA was not to be had from $(TORCH_CPU): taking the usual index's"
+		&& $(DEMO_BIN)/python -c "import torchvision" 2>/dev/null \
+		|| { echo "no pair of torch and torchvision without CUDA from $(TORCH_CPU): taking the usual index's"; \
+		$(DEMO_BIN)/python -m pip uninstall --quiet --yes torch torchvision 2>/dev/null; }
 	$(DEMO_BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]'
 	@touch $(DEMO_STAMP)
 
