@@ -152,7 +152,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--method", nargs="+", default=list(METHODS), help="as in train.py")
     add("--seeds", type=int, default=3)
-    add("--epochs", type=int, default=300)
+    add("--epochs", type=int, default=100)
     add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
     add("--out", type=Path, default=Path("runs/demo"), help="a folder; runs in it are kept")
     return parser.parse_args(given)
