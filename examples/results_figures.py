@@ -66,7 +66,7 @@ def compared(rows: list[dict[str, Any]]) -> plt.Figure:
     axes.set_yticks(range(len(beds)), beds)
     axes.invert_yaxis()
     axes.axvline(0, color="0.8", zorder=0)
-    axes.set_xlabel("test accuracy beyond no augmentation (points; 95 % intervals from three seeds on)")
+    axes.set_xlabel("test accuracy beyond no augmentation (points; intervals from three seeds on)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
