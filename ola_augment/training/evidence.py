@@ -65,13 +65,18 @@ class Evidence(NamedTuple):
     strength: float | None
 
     @property
+    def t(self) -> float:
+        """The effect in standard errors; NaN where there is none."""
+        return Contrast(self.effect, self.std, self.windows).t
+
+    @property
     def verdict(self) -> str:
         """In one sentence, whether augmentation helps here."""
         if self.strength is None:
             return "not yet known whether augmentation helps: the run has not come so far"
         if math.isnan(self.effect):
             return "too few steps to find out whether augmentation helps: strength 0"
-        t = Contrast(self.effect, self.std, self.windows).t
+        t = self.t
         if self.strength == 0:
             found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
         else:
@@ -94,10 +99,9 @@ class Evidence(NamedTuple):
         if not sure:
             lines.append("operations: nothing that differs from chance")
         if not math.isnan(self.effect):
-            t = Contrast(self.effect, self.std, self.windows).t
             lines.append(
                 f"tried in {self.windows} windows with and without: {self.effect:+.3f} ± "
-                f"{self.std:.3f} nats of held-out loss a window (t = {t:+.1f})"
+                f"{self.std:.3f} nats of held-out loss a window (t = {self.t:+.1f})"
             )
         return "\n".join((*lines, self.verdict))
 

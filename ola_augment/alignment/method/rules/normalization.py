@@ -107,25 +107,8 @@ def instance_norm(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Iterator[Use]:
-    """Statistics over groups of channels: torch's own sums, of each row by itself."""
-
-    def scale(delta: Tensor, layout: Layout) -> ExampleGradient:
-        x = widen(input).contiguous()
-        rows, channels = x.shape[:2]
-        size = x.shape[2:].numel()
-        moments = torch.native_group_norm(x, None, None, rows, channels, size, num_groups, eps)[1:]
-        sums = torch.ops.aten.native_group_norm_backward(
-            widen(delta).to(x.dtype).reshape(1, rows * channels, size),
-            x.view(1, rows * channels, size),
-            *(moment.view(1, -1) for moment in moments),
-            x.new_ones(rows * channels),
-            1, rows * channels, size, rows * num_groups,
-            [False, True, False],
-        )[1]  # fmt: skip
-        return sum_to_channels(sums.view(rows, channels), layout)
-
-    yield weight, scale
-    yield bias, sum_to_channels
+    """Statistics over groups of channels."""
+    return _channels(lambda: F.group_norm(widen(input), num_groups, eps=eps), weight, bias)
 
 
 def layer_norm(
