@@ -198,6 +198,16 @@ def loss_of(model, inputs, targets):
     return F.cross_entropy(model(inputs), targets)
 
 
+@pytest.mark.parametrize("scale", [1e2, 1e6])
+def test_a_model_that_diverged_is_measured_as_one_that_knows_nothing(scale):
+    # Outputs of thousands, none of them right: at best the loss of equal probabilities.
+    images, labels = torch.eye(4), torch.tensor([1, 2, 3, 0])
+    model = nn.Linear(4, 4, bias=False)
+    nn.init.eye_(model.weight).data.mul_(scale)
+    found = calibrated(model, lambda m, x, y: F.cross_entropy(m(x), y), [(images, labels)])
+    assert float(found.detach()) == pytest.approx(math.log(4), abs=1e-3)
+
+
 def test_the_calibrated_loss_is_the_least_over_temperatures():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 4, generator=generator)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 #: Factors of the outputs that are tried, the inverse temperatures; 1 leaves them as they are.
 _FACTORS = tuple(2.0 ** (step / 4) for step in range(-12, 5))
+#: Where the smallest of them is the best, it is halved down to this: a model that diverges gives
+#: outputs of thousands.
+_SMALLEST = 2.0**-40
 
 
 class _Outputs:
@@ -80,7 +83,11 @@ def calibrated(
 
     with torch.no_grad():
         values = {factor: float(at(factor)) for factor in _FACTORS}
-    return at(min(values, key=values.__getitem__))
+        best = min(values, key=values.__getitem__)
+        while best == min(values) > _SMALLEST:
+            values[best / 2] = float(at(best / 2))
+            best = min(values, key=values.__getitem__)
+    return at(best)
 
 
 def _can_be_scaled(output: Any) -> bool:
