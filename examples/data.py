@@ -77,6 +77,8 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
         return _cifar(source, root)
     if source.startswith("imagefolder:"):
         return _image_folder(Path(source.removeprefix("imagefolder:")), image_size)
+    if Path(source).exists():
+        raise ValueError(f"a path needs its kind before it: --data imagefolder:{source}")
     names = ", ".join(("digits", *(f"digits-{name}" for name in SHIFTS), "cifar10", "cifar100"))
     raise ValueError(f"data must be {names} or imagefolder:PATH, got {source!r}")
 

@@ -38,8 +38,11 @@ def read_folder(
         raise FileNotFoundError(f"no such directory or zip: {path}")
     files, empty = _zip_files(path) if path.is_file() else _directory_files(path)
     classes = sorted({name for part, name, *_ in files if part == "train"})
-    if not classes or not any(part == "test" for part, *_ in files):
-        raise ValueError(f"{path} must hold train/CLASS/IMAGE and test/CLASS/IMAGE files")
+    if missing := [part for part in ("train", "test") if part not in {file[0] for file in files}]:
+        raise ValueError(
+            f"no images in {' and '.join(missing)} of {path}: it must hold train/CLASS/IMAGE and "
+            "test/CLASS/IMAGE files"
+        )
     parts, found, bits = {}, Counter(), _grey_bits(files)
     for part in _PARTS:
         chosen = [file[1:] for file in files if file[0] == part]

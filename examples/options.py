@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,17 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Of the command line, what was not given filled in."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=Help)
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        formatter_class=Help,
+        usage="%(prog)s [--data DATA] [--method METHOD ...] [--epochs N] [--out OUT] ...",
+    )
     add = parser.add_argument
     add("--data", default="digits", help=f"{', '.join(DATA)} or imagefolder:PATH")
-    add("--train-size", type=int, help="train on this many random images (default: all)")
+    add("--train-size", type=at_least(1), help="train on this many random images (default: all)")
     add(
         "--image-size",
-        type=int,
+        type=at_least(1),
         default=32,
         help="pixels a side of a folder's images, scaled and cropped",
     )
@@ -76,13 +81,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--space", choices=["wide_long", "rand_augment"], default="wide_long", help="operations")
     add("--model", default="small_cnn", help="small_cnn, wrn-DEPTH-WIDTH or torchvision's names")
-    add("--epochs", type=int, default=100, help="passes over the training images")
-    add("--batch-size", type=int, default=64, help="images a step")
+    add("--epochs", type=at_least(1), default=100, help="passes over the training images")
+    add("--batch-size", type=at_least(1), default=64, help="images a step")
     add("--lr", type=float, default=0.05, help="SGD with Nesterov momentum, cosine to 0")
     add("--weight-decay", type=float, default=5e-4, help="of SGD")
     add(
         "--cutout",
-        type=int,
+        type=at_least(0),
         default=0,
         help="zero a square of that many pixels a side; Table 2's recipe: 16",
     )
@@ -92,11 +97,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="the comparison methods augment every other batch, as ola does, and not every one",
     )
-    add("--seeds", type=int, default=1, help="how many runs of each method (seeds 0, 1, ...)")
+    add(
+        "--seeds",
+        type=at_least(1),
+        default=1,
+        help="how many runs of each method (seeds 0, 1, ...)",
+    )
     add("--device", default="cpu", help="cpu, cuda or mps")
     add("--out", type=Path, default=Path("runs/train"), help="a folder for what is written")
     add("--resume", action="store_true", help="go on with runs that were stopped, from --out")
-    add("--checkpoint-every", type=int, default=500, help="batches between checkpoints")
+    add("--checkpoint-every", type=at_least(1), default=500, help="batches between checkpoints")
     add("--quiet", action="store_true", help="no progress bars")
     add("--traceback", action="store_true", help="show where an error comes from")
     add_options(parser)
@@ -126,7 +136,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--learn-every",
-        type=int,
+        type=at_least(1),
         help="learn from every N-th pair of steps (default: with images held out so that some "
         f"{ENOUGH_PAIRS} teach, else 1)",
     )
@@ -138,7 +148,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--held-out",
-        type=int,
+        type=at_least(1),
         help="training images held out if the data has no reference (default: a fifth, at most "
         "256)",
     )
@@ -150,8 +160,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for argparse, which tells its message."""
+
+    def whole(text: str) -> int:
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}: {text}")
+        return int(text)
+
+    return whole
+
+
 def strength(text: str) -> str | float:
-    return text if text in ("learned", "steered", "tried") else float(text)
+    named = ("tried", "steered", "learned")
+    try:
+        return text if text in named else float(text)
+    except ValueError:
+        choice = f"must be a number, {named[0]}, {named[1]} or {named[2]}: {text}"
+        raise argparse.ArgumentTypeError(choice) from None
 
 
 def fill_in(options: argparse.Namespace) -> None:
@@ -175,7 +201,11 @@ def described(options: argparse.Namespace) -> str:
     """The settings of a run of OLA, for the line above a table."""
     every = options.learn_every or 1
     learns = f"learning from every {every}. pair" if every > 1 else ""
-    until = f"until {options.learn_until:g} of the epochs" if options.learn_until < 1 else ""
+    until = (
+        f"learning for the first {options.learn_until:.2g} of the epochs"
+        if options.learn_until < 1
+        else ""
+    )
     parts = (
         f"control {options.control}" if options.control else "",
         f"reference {options.reference}",

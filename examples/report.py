@@ -48,7 +48,50 @@ def data_lines(data: Any, given: int | None = None) -> str:
     counts = data.train_labels.bincount(minlength=data.num_classes).tolist()
     if max(counts) > 2 * max(1, min(counts)):
         lines.append(f"images a class differ: {min(counts)} to {max(counts)}")
+    parts_of = {"test": data.test_labels}
+    if data.reference is not None:
+        parts_of["reference"] = data.reference[1]
+    for part, labels in parts_of.items():
+        names = data.classes or tuple(map(str, range(data.num_classes)))
+        missing = [name for label, name in enumerate(names) if label not in labels]
+        if missing:
+            lines.append(f"no {part} images of {listed(missing)}")
     return "\n".join([*lines, *data.notes])
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Such as a, b and 3 more."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before anything is written.
+
+    Raises:
+        ValueError: torch cannot put a tensor there.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def too_short(images: int, batch_size: int, epochs: int) -> str:
+    """What a run needs for its trial, in a sentence; empty where it is long enough."""
+    from ola_augment.training.trial import SHORTEST_RUN
+
+    steps = max(1, images // batch_size)
+    pairs = epochs * steps // 2
+    if pairs >= SHORTEST_RUN:
+        return ""
+    return (
+        f"ola will augment nothing: {epochs} epochs of {steps} steps are {pairs} pairs of steps, "
+        f"and it tries augmentation in runs of {SHORTEST_RUN} or more; "
+        f"--epochs {-(-2 * SHORTEST_RUN // steps)} makes such a run"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -118,8 +161,10 @@ def verdict(runs: Runs) -> str:
     best = max(others, key=accuracy)
     points, half = difference(runs, "ola", best)
     if half == float("inf"):
-        ahead = f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
-        return f"ola is {ahead} {best}, the best of the others; one seed proves nothing."
+        where = "as good as"
+        if abs(points) >= 0.05:
+            where = f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+        return f"ola is {where} {best}, the best of the others; one seed proves nothing."
     if points > half:
         return f"ola is ahead of {best}, the next best, by {points:.1f} ± {half:.1f} points."
     if points < -half:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from options import STRENGTHS, described, parse_arguments
+from options import STRENGTHS, described, is_recommended, parse_arguments
 
 if __name__ == "__main__":
     with contextlib.suppress(ValueError):  # which main meets again
@@ -31,12 +31,14 @@ from data import ImageData, Preprocess, load_data
 from networks import make_network
 from recipe import make_augment, make_batches, make_learner
 from report import (
+    check_device,
     check_out,
     command,
     data_lines,
     look_for_packages,
     one_a_class,
     run_line,
+    too_short,
     verdict,
 )
 from torch import Tensor, nn
@@ -278,13 +280,21 @@ def half_width(scores: list[float]) -> float:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     look_for_packages(options.seeds)
+    check_device(options.device)
     if not options.resume:
         names = [f"{name}-seed{seed}" for name in options.method for seed in range(options.seeds)]
         check_out(options.out, names, settings(options))
     data = load_data(options.data, options.image_size)
     if options.no_mirror:
         data = replace(data, mirror=False)
+    if options.held_out is not None and data.reference is not None:
+        raise ValueError("--held-out is for data without reference images, which are held out here")
     print(data_lines(data, options.train_size), flush=True)
+    size = options.train_size or len(data.train_images)
+    if "ola" in options.method and is_recommended(options):
+        whole = size if data.reference is None else size + len(data.reference[0])
+        if text := too_short(whole, options.batch_size, options.epochs):
+            print(text, flush=True)
     results: dict[str, list[dict[str, float]]] = {method: [] for method in options.method}
     # Seeds outside, methods inside: a slow minute of the machine then slows all methods alike.
     left, taken = options.seeds * len(results), []
@@ -293,10 +303,9 @@ def main(arguments: list[str] | None = None) -> None:
             results[method].append(result := run(method, seed, data, options))
             left, taken = left - 1, [*taken, result["seconds"]]
             print(run_line(f"{method}, seed {seed}", result, left, taken), flush=True)
-    size = options.train_size or len(data.train_images)
     print(
         f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
-        f"{options.epochs} epochs, {options.seeds} seeds, "
+        f"{options.epochs} epochs, {options.seeds} seed{'s' * (options.seeds > 1)}, "
         f"{described(options)}\n"
     )
     print(table(results))

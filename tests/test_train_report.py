@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +112,68 @@ def test_a_mistake_is_one_line(tmp_path):
     assert line == "train.py: error: no such directory or zip: nowhere"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1: 0"),
+        (["--seeds", "-1"], "--seeds: must be a whole number of at least 1: -1"),
+        (["--epochs", "ten"], "--epochs: must be a whole number of at least 1: ten"),
+        (["--image-size", "1.5"], "--image-size: must be a whole number of at least 1: 1.5"),
+        (["--strength", "lots"], "--strength: must be a number, tried, steered or learned: lots"),
+    ],
+)
+def test_a_bad_option_is_two_short_lines(given, message, capsys):
+    from options import parse_arguments
+
+    with pytest.raises(SystemExit):
+        parse_arguments(given)
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: ")
+    assert error.endswith(message)
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
+    import train
+
+    images = tmp_path / "images"
+    write(images, ("train", "test", "reference"))
+    out = tmp_path / "out"
+    for given, message in (
+        (["--data", str(images)], f"--data imagefolder:{images}"),
+        (["--data", f"imagefolder:{images}", "--held-out", "1"], "--held-out is for data without"),
+        (["--device", "nowhere"], "--device nowhere: "),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train.main([*given, "--out", str(out)])
+    assert not out.exists()
+    shutil.rmtree(images / "test")
+    with pytest.raises(ValueError, match=r"no images in test of .*must hold train/CLASS/IMAGE and"):
+        train.main(["--data", f"imagefolder:{images}", "--out", str(out)])
+
+
+def test_classes_without_test_images_are_said(tmp_path):
+    from data import load_data
+    from report import data_lines, listed
+
+    write(tmp_path, ("train", "test", "reference"))
+    shutil.rmtree(tmp_path / "test" / "b")
+    shutil.rmtree(tmp_path / "reference" / "a")
+    lines = data_lines(load_data(f"imagefolder:{tmp_path}", 16)).splitlines()
+    assert "no test images of b" in lines
+    assert "no reference images of a" in lines
+    assert listed("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+def test_a_run_too_short_for_a_trial_is_said_first():
+    from report import too_short
+
+    text = too_short(224, 64, 100)
+    assert text.startswith("ola will augment nothing: 100 epochs of 3 steps are 150 pairs of steps")
+    assert "--epochs 160 makes such a run" in text
+    assert too_short(224, 64, 160) == ""
+    assert too_short(224, 64, 159) != ""
+
+
 def test_options_know_what_there_is():
     import options
     import recipe
@@ -167,6 +231,7 @@ def test_one_image_a_class():
         ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], "ola is ahead of none, the next best, by 10.0"),
         ([0.7, 0.71, 0.72], [0.9, 0.91, 0.92], "none is ahead of ola by 20.0 ± 0.0 points: "),
         ([0.8, 0.9, 0.7], [0.9, 0.7, 0.8], "ola ties with none"),
+        ([0.8], [0.8], "ola is as good as none, the best of the others; one seed proves nothing"),
         ([0.8], [0.7], "ola is 10.0 points ahead of none, the best of the others; one seed proves"),
     ],
 )  # fmt: skip

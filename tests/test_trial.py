@@ -16,6 +16,7 @@ from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
 from ola_augment.training import Trial
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.estimates import trusted_share
+from ola_augment.training.evidence import Evidence
 from ola_augment.training.held_out import HeldOut
 from ola_augment.training.rejoin import Rejoin, Rejoined, known_size, train_size
 
@@ -561,3 +562,22 @@ def test_evidence_names_what_differs_and_nothing_else():
     assert "not yet known" in evidence.verdict
     with pytest.raises(TypeError, match="GARUpdater values no operations"):
         OLALearner(learner_model, OLAAugment()).evidence()
+
+
+@pytest.mark.parametrize(
+    ("effect", "strength", "loss", "verdict"),
+    [
+        (0.3, 2.0, "fell by 0.300 more", "augmentation helps here: strength 2.0 (operations an im"),
+        (0.1, 1.5, "fell by 0.100 more", "not clear that augmentation helps: strength 1.5"),
+        (-0.1, 0.0, "fell by 0.100 less", "no sign that augmentation helps: strength 0, nothing"),
+        (-0.3, 0.0, "fell by 0.300 less", "augmentation harms here: strength 0, nothing is augm"),
+    ],
+)
+def test_evidence_is_said_in_words(effect, strength, loss, verdict):
+    evidence = Evidence(40, 2560, 64, (), effect, 0.1, 12, strength)
+    assert evidence.verdict.startswith(verdict)
+    lines = str(evidence).splitlines()
+    assert lines[-1] == evidence.verdict
+    t = f"{10 * effect:+.1f}"
+    assert lines[-2].startswith(f"held-out loss {loss} in windows of steps with augmentation")
+    assert lines[-2].endswith(f"(standard error 0.100, 12 windows, t = {t})")

@@ -34,6 +34,7 @@ from ola_augment.plots import (
     sample_strip,
 )
 from ola_augment.training import Callback, CSVLogger, TensorBoardLogger, fit, policy_metrics
+from ola_augment.training.metrics import progress_text
 
 SPACE = SearchSpace(
     (Operation("identity"), Operation("rotate", 0, 30, integer=True, signed=True),
@@ -85,6 +86,14 @@ def test_a_summary_says_what_the_policy_does():
         "posterize: kept 0.05, mean 6.45 bits",
     ]
     assert "mean 15.5 px" in moved().policy.summary(64, 64)
+
+
+def test_the_bar_names_no_favourite_where_all_are_alike():
+    alike = {"draw_probs": {"rotate": 0.5, "color": 0.5}}
+    assert progress_text({"accuracy": 0.9} | alike) == "accuracy 90.0 %"
+    assert progress_text({"draw_probs": {"rotate": 0.8, "color": 0.2}}) == (
+        "draws rotate 0.80, seldom color 0.20"
+    )
 
 
 @pytest.mark.parametrize(

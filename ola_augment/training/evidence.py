@@ -52,7 +52,7 @@ class Evidence(NamedTuple):
     Example:
         >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
         >>> Evidence(240, 30720, 1000, (rotate,), 0.3, 0.1, 12, 2.0).verdict
-        'augmentation helps here: strength 2.0'
+        'augmentation helps here: strength 2.0 (operations an image)'
     """
 
     pairs: int
@@ -75,13 +75,13 @@ class Evidence(NamedTuple):
         if self.strength is None:
             return "not yet known whether augmentation helps: the run has not come so far"
         if math.isnan(self.effect):
-            return "too few steps to find out whether augmentation helps: strength 0"
+            return "too few steps to find out whether augmentation helps: nothing is augmented"
         t = self.t
         if self.strength == 0:
             found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
-        else:
-            found = "augmentation helps here" if t > _SURE else "not clear that augmentation helps"
-        return f"{found}: strength {self.strength:.1f}"
+            return f"{found}: strength 0, nothing is augmented any more"
+        found = "augmentation helps here" if t > _SURE else "not clear that augmentation helps"
+        return f"{found}: strength {self.strength:.1f} (operations an image)"
 
     def __str__(self) -> str:
         lines = [
@@ -99,9 +99,11 @@ class Evidence(NamedTuple):
         if not sure:
             lines.append("operations: nothing that differs from chance")
         if not math.isnan(self.effect):
+            more = "more" if self.effect >= 0 else "less"
             lines.append(
-                f"tried in {self.windows} windows with and without: {self.effect:+.3f} ± "
-                f"{self.std:.3f} nats of held-out loss a window (t = {self.t:+.1f})"
+                f"held-out loss fell by {abs(self.effect):.3f} {more} in windows of steps with "
+                f"augmentation than in those without (standard error {self.std:.3f}, "
+                f"{self.windows} windows, t = {self.t:+.1f})"
             )
         return "\n".join((*lines, self.verdict))
 

@@ -84,7 +84,7 @@ def plain_numbers(value: Any) -> Any:
 
 
 def progress_text(metrics: Mapping[str, Any]) -> str:
-    """Loss, accuracy and what the policy favours, in one short line.
+    """Loss, accuracy and what the policy favours, if anything, in one short line.
 
     Example:
         >>> progress_text({"plain_accuracy": 0.913, "keep_probs": {"a": 0.9, "b": 0.5, "c": 0.1}})
@@ -100,7 +100,7 @@ def progress_text(metrics: Mapping[str, Any]) -> str:
     verbs, probs = ("draws", "seldom"), metrics.get("draw_probs")
     if not probs:
         verbs, probs = ("keeps", "drops"), metrics.get("keep_probs")
-    if probs:
+    if probs and min(probs.values()) < max(probs.values()):
         best, worst = max(probs, key=probs.__getitem__), min(probs, key=probs.__getitem__)
         parts += [f"{verbs[0]} {best} {probs[best]:.2f}", f"{verbs[1]} {worst} {probs[worst]:.2f}"]
     return ", ".join(parts)
