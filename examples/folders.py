@@ -18,6 +18,8 @@ from torchvision.datasets.folder import is_image_file
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 _ORIENTATION = 0x0112
 _PARTS = ("train", "test", "reference")
+#: Broken images that an error names.
+_NAMED = 5
 
 
 def read_folder(
@@ -43,14 +45,17 @@ def read_folder(
             f"no images in {' and '.join(missing)} of {path}: it must hold train/CLASS/IMAGE and "
             "test/CLASS/IMAGE files"
         )
+    for part in _PARTS:
+        if unknown := {name for own, name, *_ in files if own == part} - {*classes}:
+            raise ValueError(
+                f"{part} of {path} has classes that train lacks: {', '.join(sorted(unknown))}"
+            )
     parts, found, bits = {}, Counter(), _grey_bits(files)
     for part in _PARTS:
         chosen = [file[1:] for file in files if file[0] == part]
-        if unknown := {name for name, *_ in chosen} - {*classes}:
-            raise ValueError(f"{path}: {part} has classes that train has not: {sorted(unknown)}")
         if chosen:
             images = np.stack(
-                [_decode(entry, read, size, bits, found) for _, entry, read in chosen]
+                _each(chosen, lambda _, entry, read: _decode(entry, read, size, bits, found))
             )
             labels = torch.tensor([classes.index(name) for name, *_ in chosen])
             parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
@@ -157,6 +162,20 @@ def _upright(image: Image.Image, found: Counter) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def _each(files: list, use) -> list:
+    """What ``use`` makes of each file; those that cannot be read are named together."""
+    made, broken = [], []
+    for file in files:
+        try:
+            made.append(use(*file))
+        except ValueError as error:
+            broken.append(str(error))
+    if broken:
+        more = len(broken) - _NAMED
+        raise ValueError("; ".join(broken[:_NAMED]) + f"; and {more} more" * (more > 0))
+    return made
+
+
 def _opened(name: str, read, use):
     """What ``use`` makes of an image file."""
     try:
@@ -170,7 +189,8 @@ def _opened(name: str, read, use):
 
 def _grey_bits(files: list) -> int:
     """How many bits the grey levels of a data set take: a PNG of 10 or 12 is stored in 16."""
-    return max(8, max(_opened(name, read, _top) for _, _, name, read in files).bit_length())
+    tops = _each(files, lambda _, __, name, read: _opened(name, read, _top))
+    return max(8, max(tops).bit_length())
 
 
 def _top(image: Image.Image) -> int:

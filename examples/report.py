@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+#: Pairs of steps of a run that ola is made for.
+_WORTH_HAVING = 1000
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
 
 
@@ -80,17 +82,24 @@ def check_device(device: str) -> None:
 
 
 def too_short(images: int, batch_size: int, epochs: int) -> str:
-    """What a run needs for its trial, in a sentence; empty where it is long enough."""
+    """What a run lacks for its trial, in a sentence; empty where it is long enough."""
     from ola_augment.training.trial import SHORTEST_RUN
 
     steps = max(1, images // batch_size)
     pairs = epochs * steps // 2
-    if pairs >= SHORTEST_RUN:
+    if pairs >= _WORTH_HAVING:
         return ""
+    have = f"{epochs} epochs of {steps} steps are {pairs} pairs of steps"
+    enough, few = (-(-2 * number // steps) for number in (_WORTH_HAVING, SHORTEST_RUN))
+    if pairs < SHORTEST_RUN:
+        return (
+            f"ola will augment nothing: {have}, and it tries augmentation in runs of "
+            f"{SHORTEST_RUN} or more (--epochs {few}); {_WORTH_HAVING} are better "
+            f"(--epochs {enough})"
+        )
     return (
-        f"ola will augment nothing: {epochs} epochs of {steps} steps are {pairs} pairs of steps, "
-        f"and it tries augmentation in runs of {SHORTEST_RUN} or more; "
-        f"--epochs {-(-2 * SHORTEST_RUN // steps)} makes such a run"
+        f"a short run for ola: {have}, {_WORTH_HAVING} are better (--epochs {enough}); where its "
+        "trial sees nothing either way, augmentation can cost accuracy"
     )
 
 

@@ -121,6 +121,18 @@ def test_micro_batches_stay_in_their_half():
     assert kinds == [True, True, True, False]
 
 
+def test_between_the_micro_batches_of_an_update_nothing_is_saved():
+    loop = Loop(reference=[batch(99)])
+    images, targets = batch(0)
+    with loop.learner.step(images, last=False) as step:
+        loop.backward(step.images, targets)
+    with pytest.raises(RuntimeError, match=r"save after optimizer\.step\(\), .* micro-batch, or"):
+        loop.learner.state_dict()
+    with loop.learner.step(images, last=True) as step:
+        loop.backward(step.images, targets)
+    assert loop.learner.state_dict()["pairs"] == 0  # the plain half may follow later
+
+
 def test_workers_images_are_not_augmented_again():
     learner = OLALearner(network(), augment := transform())
     images, targets = batch(0)

@@ -151,6 +151,22 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         train.main(["--data", f"imagefolder:{images}", "--out", str(out)])
 
 
+def test_all_broken_images_are_named_at_once(tmp_path):
+    from data import load_data
+
+    write(tmp_path, count=8)
+    for index in range(6):
+        (tmp_path / "train" / "a" / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot read") as told:
+        load_data(f"imagefolder:{tmp_path}", 16)
+    assert str(told.value).count("cannot read the image ") == 5
+    assert str(told.value).endswith("; and 1 more")
+    (tmp_path / "reference" / "c").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "0.png").rename(tmp_path / "reference" / "c" / "0.png")
+    with pytest.raises(ValueError, match=r"reference of .* has classes that train lacks: c"):
+        load_data(f"imagefolder:{tmp_path}", 16)
+
+
 def test_classes_without_test_images_are_said(tmp_path):
     from data import load_data
     from report import data_lines, listed
@@ -169,9 +185,11 @@ def test_a_run_too_short_for_a_trial_is_said_first():
 
     text = too_short(224, 64, 100)
     assert text.startswith("ola will augment nothing: 100 epochs of 3 steps are 150 pairs of steps")
-    assert "--epochs 160 makes such a run" in text
-    assert too_short(224, 64, 160) == ""
-    assert too_short(224, 64, 159) != ""
+    assert "in runs of 240 or more (--epochs 160); 1000 are better (--epochs 667)" in text
+    assert too_short(224, 64, 159).startswith("ola will augment nothing: ")
+    assert too_short(224, 64, 160).startswith("a short run for ola: 160 epochs of 3 steps are 240 ")
+    assert too_short(224, 64, 666).startswith("a short run for ola: ")
+    assert too_short(224, 64, 667) == ""
 
 
 def test_options_know_what_there_is():

@@ -130,8 +130,8 @@ def check_scale(batch: Sequence[Tensor], pixels: PixelFormat) -> None:
             return
         share = 100 * sum(int((x > 0).sum()) for x in beyond) / count
         raise ValueError(
-            f"floating images must lie in [{pixels.low:g}, {pixels.high:g}], got {low!r} .. "
-            f"{high!r}, {share:.3g} % of the values outside: more than resizing leaves; levels "
+            f"floating images must lie in [{pixels.low:g}, {pixels.high:g}], got {low:.6g} .. "
+            f"{high:.6g}, {share:.3g} % of the values outside: more than resizing leaves; levels "
             "of 0 .. 255 are divided by 255, another range is said by value_range=(low, high), and "
             "normalising by mean and deviation comes after augmenting"
         )

@@ -55,9 +55,12 @@ def refuse_under_way(learner: Stepping, done: str, do: str) -> None:
     """
     waits = learner.learns and learner._held_out is None
     if learner._pair.half and (waits or not learner._pair.ended):
+        when = "after its second step"
+        if not waits:
+            when = "after optimizer.step(), with accumulated gradients after the last micro-batch"
         raise RuntimeError(
-            f"a pair is under way and its capture cannot be {done}: {do} after its second "
-            "step, or call drop() first and lose its reward"
+            f"a pair is under way and its capture cannot be {done}: {do} {when}, or call drop() "
+            "first and lose its reward"
         )
 
 
