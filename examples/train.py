@@ -2,9 +2,9 @@
 
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
-Writes per run ``metrics.jsonl`` (and for ola ``policy.json`` and ``policy.png``; for every method
-that augments ``samples.png``) and prints one table. A run that was killed goes on where it was,
-with the same result, when the same command is given again with ``--resume``.
+Writes per run ``metrics.jsonl`` (and for ola ``evidence.txt``, ``policy.json`` and ``policy.png``;
+for every method that augments ``samples.png``) and prints one table. A run that was killed
+goes on where it was, with the same result, when the same command is given again with ``--resume``.
 """
 
 from __future__ import annotations
