@@ -27,7 +27,8 @@ METHODS = ("none", "randaugment", "uniform", "ola")
 def arguments(options: argparse.Namespace) -> list[str]:
     """Of ``train.py``, for every run."""
     data = f"imagefolder:{options.out / 'photographs'}"
-    given = ["--data", data, "--epochs", str(options.epochs), "--quiet", "--no-mirror"]
+    given = ["--data", data, "--epochs", str(options.epochs), "--batch-size", "32"]
+    given += ["--quiet", "--no-mirror"]
     return [*given, "--seeds", str(options.seeds), "--out", str(options.out / "runs"), "--resume"]
 
 

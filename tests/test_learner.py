@@ -727,7 +727,7 @@ def test_the_recommended_setting():
     assert learner.updater.shrink
     assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (500, 16, 1908)
     assert learner.rejoins
-    with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*240 are enough"):
+    with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*480 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert short.learn_pairs == 0
     own = OLALearner.recommended(model, augment, [batch(99)], pairs=300, target_domain=False)

@@ -185,9 +185,9 @@ def test_a_run_too_short_for_a_trial_is_said_first():
 
     text = too_short(224, 64, 100)
     assert text.startswith("ola will augment nothing: 100 epochs of 3 steps are 150 pairs of steps")
-    assert "in runs of 240 or more (--epochs 160); 1000 are better (--epochs 667)" in text
-    assert too_short(224, 64, 159).startswith("ola will augment nothing: ")
-    assert too_short(224, 64, 160).startswith("a short run for ola: 160 epochs of 3 steps are 240 ")
+    assert "in runs of 480 or more (--epochs 320); 1000 are better (--epochs 667)" in text
+    assert too_short(224, 64, 319).startswith("ola will augment nothing: ")
+    assert too_short(224, 64, 320).startswith("a short run for ola: 320 epochs of 3 steps are 480 ")
     assert too_short(224, 64, 666).startswith("a short run for ola: ")
     assert too_short(224, 64, 667) == ""
 

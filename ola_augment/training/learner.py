@@ -193,7 +193,7 @@ class OLALearner(Stepping):
             augment: with a strength, that of pairs that teach: ``OLAAugment(strength=1)``.
             held_out: batches of labelled images of the target domain, or of a part of the training
                 images, which look like the training's; they come back into it by :meth:`loader`.
-            pairs: of augmented and plain steps in the whole run; below 240 nothing is learned,
+            pairs: of augmented and plain steps in the whole run; below 480 nothing is learned,
                 tried or augmented, some 1,000 are worth having.
             loss: of a held-out batch, called as ``loss(model, *batch)``; None is cross entropy of
                 a batch (inputs, targets), inputs of uint8 and uint16 scaled to [0, 1].
