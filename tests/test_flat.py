@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ola_augment import OLAAugment, OLALearner, Operation, SearchSpace
-from ola_augment.training.flat import spare_flat
+from ola_augment import OLAAugment, OLALearner, OLAPolicy, Operation, SearchSpace
+from ola_augment.actions import check_actions
+from ola_augment.training.flat import nothing_applied, spare_flat
 
 DARK = SearchSpace((Operation("brightness", 0.0, 0.001), Operation("invert")), 2)
 
@@ -46,6 +47,16 @@ def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype, given):
     assert not kept.keep[black].any()
     assert torch.equal(augment.replay(before.to(dtype), kept).double(), spared)
     torch.testing.assert_close(kept.log_prob, augment.policy.log_prob(kept).detach())
+
+
+def test_what_a_policy_never_does_keeps_the_log_probability_of_its_draw():
+    """All of ``max_ops`` slots are applied: dropping them has no log-probability of its own."""
+    policy = OLAPolicy(DARK, max_ops=2, strength=2.0)
+    actions = policy.sample(4)
+    spared = nothing_applied(actions, torch.arange(4) < 2, policy)
+    assert not spared.keep[:2].any()
+    assert torch.equal(spared.log_prob, actions.log_prob)
+    check_actions(spared, policy.space)
 
 
 def test_a_learner_spares_them_and_says_so_once():

@@ -236,6 +236,41 @@ def test_what_cannot_be_scaled_is_measured_as_it_is():
     assert torch.equal(calibrated(model, own, [(inputs,)]), own(model, inputs))
 
 
+class Outputs(dict):
+    """As a ``ModelOutput`` of transformers: entries and attributes are the same."""
+
+    def __setattr__(self, name, value):
+        self[name] = value
+
+    __getattr__ = dict.__getitem__
+
+
+def test_outputs_with_more_than_logits_are_scaled_where_they_are_and_kept_beside():
+    inputs, targets = torch.randn(5, 4), torch.arange(5) % 3
+    linear = network()
+    with torch.no_grad():
+        linear.weight.mul_(20)
+    pair = collections.namedtuple("pair", "logits other")
+
+    def entries(inputs):
+        logits = linear(inputs)
+        return Outputs(logits=logits, loss=F.cross_entropy(logits, targets))
+
+    batch = [(inputs,)]
+    expected = calibrated(linear, lambda model, x: F.cross_entropy(model(x), targets), batch)
+    for model, loss in (
+        (entries, lambda model, x: F.cross_entropy(model(x)["logits"], targets)),
+        (entries, lambda model, x: F.cross_entropy(model(x).logits, targets)),
+        (
+            lambda x: pair(linear(x), None),
+            lambda model, x: F.cross_entropy(model(x)[0], targets),
+        ),
+    ):
+        torch.testing.assert_close(calibrated(model, loss, batch), expected)
+    own = calibrated(entries, lambda model, x: model(x).loss, batch)  # the model's, as it is
+    torch.testing.assert_close(own, entries(inputs).loss)
+
+
 def test_noise_is_not_trusted_and_a_difference_is():
     noise = torch.randn(1000, 19, generator=torch.Generator().manual_seed(0))
     shares = torch.tensor([trusted_share(row) for row in noise])
@@ -346,12 +381,26 @@ def test_without_a_trial_they_join_after_the_learning():
 
 def test_halves_of_a_mapping_that_torch_does_not_know():
     images, targets = examples(1000, 4)
-    batch = collections.UserDict(images=images, labels=targets, loss=torch.tensor(0.0))
+    batch = collections.UserDict(images=images, labels=targets % 2, loss=torch.tensor(0.0))
     train, tell = HeldOut([batch], 0.5).halves
     both = [half[0][0]["labels"].tolist() for half in (train, tell)]
-    assert all(both)
-    assert sorted(both[0] + both[1]) == targets.tolist()
+    assert [sorted(labels) for labels in both] == [[0, 1], [0, 1]]
     assert HeldOut([batch], 0.5).examples == 4
+
+
+@pytest.mark.parametrize("kind", [dict, collections.UserDict])
+def test_halves_of_a_mapping_are_those_of_a_tuple(kind):
+    """The default collator of transformers puts labels first; images say where one goes."""
+    images, labels = torch.rand(12, 3, 2, 2), torch.arange(12) % 2
+
+    def goes(batch):
+        halves = HeldOut([batch], 0.5).halves
+        return [half[0][0] if len(half[0]) == 1 else dict(labels=half[0][1]) for half in halves]
+
+    expected = [half["labels"].tolist() for half in goes((images, labels))]
+    found = [half["labels"].tolist() for half in goes(kind(labels=labels, pixel_values=images))]
+    assert found == expected
+    assert [sum(half) for half in found] == [3, 3]  # of each class a half
 
 
 def test_where_an_image_goes_does_not_hang_on_the_order():
@@ -509,6 +558,8 @@ def test_batches_of_any_structure_are_joined():
     images, targets = examples(1000, 4)
     augment = OLAAugment(strength=1.0)
     actions = augment.policy.sample(6)
+    with torch.no_grad():  # workers drew before the policy learned
+        augment.policy.keep_logits[:5] += 1
     plain, labels = examples(0, 6)
     held_out = ([(images, targets)], [{"labels": targets, "image": images}])
     given = (
@@ -533,7 +584,9 @@ def test_batches_of_any_structure_are_joined():
         if len(batch) == 3:
             assert torch.equal(last.keep[:3], actions.keep[:3])
             assert not last.keep[3:].any()
-            torch.testing.assert_close(last.log_prob, augment.policy.log_prob(last).detach())
+            assert torch.equal(last.log_prob[:3], actions.log_prob[:3])
+            now = augment.policy.log_prob(last).detach()
+            torch.testing.assert_close(last.log_prob[3:], now[3:])
 
 
 def test_evidence_names_what_differs_and_nothing_else():

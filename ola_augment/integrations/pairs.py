@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.streams import world_size
-from ola_augment.training.batches import IMAGES, TARGETS
+from ola_augment.training.batches import IMAGES, TARGETS, named
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits
 from ola_augment.training.pair import Step
@@ -207,7 +207,7 @@ def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
         ValueError: no such thing.
     """
     if isinstance(batch, Mapping):
-        images = next((batch[name] for name in IMAGES if name in batch), None)
+        images = named(batch, IMAGES)
         actions = batch.get("actions")
     else:
         sequence = isinstance(batch, (tuple, list)) and len(batch) > 0
@@ -248,7 +248,7 @@ def with_images(batch: Any, images: Tensor) -> Any:
 def _accuracy(outputs: Any, batch: Any) -> float | None:
     """Of a classifier's outputs, or of an object or mapping with ``logits``."""
     if isinstance(batch, Mapping):
-        targets = next((batch[name] for name in TARGETS if name in batch), None)
+        targets = named(batch, TARGETS)
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     else:
         targets, logits = batch[1] if len(batch) > 1 else None, outputs

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.alignment.proof import trainable_parameters
-from ola_augment.training.batches import drawing_nothing, move, read_batch
+from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
-from ola_augment.training.held_out_batches import Cycle, examples_of, halves_of, refuse_example
+from ola_augment.training.held_out_batches import Cycle, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
 

@@ -10,10 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_unflatten
 from torch.utils.data import Dataset, IterableDataset
 
-from ola_augment.training.batches import TARGETS, class_labels, drawing_nothing
+from ola_augment.actions import as_actions
+from ola_augment.training.batches import (
+    TARGETS,
+    are_actions,
+    class_labels,
+    drawing_nothing,
+    entries_of,
+    examples_of,
+    named,
+    tensors_of,
+)
 
 
 class Cycle:
@@ -81,7 +91,7 @@ def refuse_example(batch: Any) -> None:
     """
     label: Any = None
     if isinstance(batch, Mapping):
-        label = next((batch[name] for name in TARGETS if name in batch), None)
+        label = named(batch, TARGETS)
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         label = batch[1]
     if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
@@ -123,8 +133,8 @@ def _classes(batch: Any) -> list[int]:
 
 
 def _keys(batch: Any) -> list[int]:
-    """A number for each example of a batch, by the bytes of its first tensor."""
-    tensors = _tensors(batch)
+    """A number for each example of a batch, by the bytes of its images."""
+    tensors = tensors_of(batch)
     if not tensors:
         return [0]
     rows = tensors[0].detach().cpu().reshape(len(tensors[0]), -1).contiguous()
@@ -134,28 +144,14 @@ def _keys(batch: Any) -> list[int]:
 def _part(batch: Any, where: Tensor) -> Any:
     """Some examples of a batch."""
 
-    def chosen(part: Any) -> Any:
-        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
-            return {name: _part(entry, where) for name, entry in part.items()}
-        whole = isinstance(part, Tensor) and part.dim()
-        return part[where.to(part.device)] if whole else part
+    def chosen(entry: Any) -> Any:
+        if are_actions(entry):
+            return as_actions(entry).select(where)
+        whole = isinstance(entry, Tensor) and entry.dim()
+        return entry[where.to(entry.device)] if whole else entry
 
-    return tree_map(chosen, batch)
-
-
-def examples_of(batch: Any) -> int:
-    """Number of examples of a batch; 1 if nothing in it says."""
-    tensors = _tensors(batch)
-    return len(tensors[0]) if tensors else 1
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    leaves = [part for leaf in tree_leaves(batch) for part in tree_leaves(_as_dict(leaf))]
-    return [part for part in leaves if isinstance(part, Tensor) and part.dim()]
-
-
-def _as_dict(part: Any) -> Any:
-    return dict(part) if isinstance(part, Mapping) else part
+    entries, spec = entries_of(batch)
+    return tree_unflatten(map(chosen, entries), spec)
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:

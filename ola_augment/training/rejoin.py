@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.policy import Policy
 from ola_augment.streams import rank_here, world_size
-from ola_augment.training.batches import IMAGES, TARGETS, drawing_nothing
+from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
 
 #: Entries of a state.
@@ -94,7 +94,7 @@ class Rejoin:
         Returns:
             A batch of the same structure and shapes.
         """
-        parts, spec = tree_flatten(_in_order(batch), is_leaf=_are_actions)
+        parts, spec = entries_of(batch)
         self._size = self._size or self._count()
         size = len(_tensors(parts, "the training")[0])
         self._owed += size * self._size / (self._size + train_size)
@@ -111,7 +111,7 @@ class Rejoin:
         return changed
 
     def _joined(self, part: Any, held: Iterator[Tensor], count: int) -> Any:
-        if not _are_actions(part):
+        if not are_actions(part):
             return torch.cat((part[: len(part) - count], next(held).to(part.device)))
         assert self._policy is not None
         actions = Actions(*(field.cpu() for field in as_actions(part)))
@@ -223,28 +223,13 @@ def known_size(loader: Any) -> int | None:
     return None
 
 
-def _in_order(batch: Any) -> Any:
-    """Entries of mappings lie as those of a tuple would: images, targets, others by their names."""
-    if isinstance(batch, Mapping):
-        return {name: _in_order(batch[name]) for name in sorted(batch, key=_place)}
-    return type(batch)(map(_in_order, batch)) if type(batch) in (tuple, list) else batch
-
-
-def _place(name: Any) -> tuple[bool, bool, str]:
-    return name not in IMAGES, name not in TARGETS, str(name)
-
-
-def _are_actions(part: Any) -> bool:
-    return isinstance(as_actions(part), Actions)
-
-
 def _leaves(batch: Any, whose: str) -> list[Tensor]:
     """Tensors of a batch, without actions."""
-    return _tensors(tree_flatten(_in_order(batch), is_leaf=_are_actions)[0], whose)
+    return _tensors(entries_of(batch)[0], whose)
 
 
 def _tensors(parts: list[Any], whose: str) -> list[Tensor]:
-    parts = [part for part in parts if not _are_actions(part)]
+    parts = [part for part in parts if not are_actions(part)]
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
         kinds = sorted({type(part).__name__ for part in parts})
         raise ValueError(
