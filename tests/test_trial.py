@@ -125,6 +125,88 @@ def test_a_trial_without_any_time_ends_with_the_first_pair():
     assert policy.strength == 0.0
 
 
+def trying(first=4):
+    """A learner whose trial has windows of six pairs, from the fifth pair on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    augment = OLAAugment(strength=1.5, generator=torch.Generator().manual_seed(0))
+    held_out = [(torch.rand(8, 3, 2, 2), torch.arange(8) % 2)]
+    trial = Trial(augment.policy, first, 96, strength=3.0)
+    return OLALearner(
+        model, augment, reference=held_out, learn_every=2, learn_pairs=first, trial=trial
+    )
+
+
+def go_on(learner, pairs):
+    for _ in range(2 * pairs):
+        with learner.step(torch.rand(4, 3, 2, 2)) as step:
+            F.cross_entropy(learner._model(step.images), torch.arange(4) % 2).backward()
+        learner._model.zero_grad()
+
+
+@pytest.mark.parametrize(("pairs", "strength"), [(2, 0.0), (3, 1.5)])
+def test_a_policy_that_is_frozen_before_its_trial_has_the_strength_it_came_with(pairs, strength):
+    learner = trying()
+    go_on(learner, pairs)
+    assert learner.policy.strength == strength
+    learner.transform.freeze()
+    go_on(learner, 3)
+    assert learner.policy.strength == 1.5
+    assert learner.evidence().verdict.startswith("not known whether augmentation helps: the policy")
+
+
+@pytest.mark.parametrize(("windows", "tried"), [(3, 0.0), (5, 3.0)])
+def test_a_policy_that_is_frozen_in_its_trial_ends_it(windows, tried):
+    """With too few windows there is no augmentation, as in a run that is too short."""
+    learner = trying()
+    go_on(learner, 4 + 6 * windows + 3)
+    assert learner.policy.strength == tried
+    learner.transform.freeze()
+    go_on(learner, 1)
+    assert learner.trial.over
+    assert learner.policy.strength == 0
+    assert learner.evidence().verdict.endswith("whether augmentation helps: strength 0")
+    learner.policy.requires_grad_()
+    go_on(learner, 12)
+    assert learner.policy.strength == 0
+
+
+def test_what_a_frozen_trial_has_seen_decides():
+    policy = OLAPolicy(strength=1.0)
+    trial = Trial(policy, 0, 160, expected=True)
+    model, losses = network(), iter([3.0, 3.1, 2.9, 3.0, 3.1, 2.9, 3.0, 3.1, 2.9, 3.0])
+    for pair in range(86):  # in the ninth window
+        trial.begin_pair(pair, False, model, lambda model: next(losses))
+    assert not trial.over  # nothing is clear
+    trial.stop()
+    assert trial.over
+    assert policy.strength == trial.chosen > 0
+
+
+def test_a_strength_that_is_set_after_freezing_stays():
+    for pairs in (2, 30):
+        learner = trying()
+        go_on(learner, pairs)
+        learner.transform.freeze()
+        learner.policy.strength = 0.5
+        go_on(learner, 2)
+        assert learner.policy.strength == 0.5
+    assert learner.evidence().verdict.endswith("strength 0.5")
+
+
+def test_a_policy_that_learns_again_after_the_pairs_that_teach_draws_by_what_was_learned():
+    learner = trying()
+    go_on(learner, 2)
+    learner.transform.freeze()
+    go_on(learner, 14)  # through the first window and a half
+    learner.policy.requires_grad_()
+    go_on(learner, 1)
+    assert not learner.updater.explores
+    go_on(learner, 6)
+    assert learner.trial.over  # which missed windows
+    assert learner.policy.strength == 0
+
+
 @pytest.mark.parametrize("pairs", [0, 1, 47])
 def test_where_there_is_no_time_there_is_no_augmentation(pairs):
     policy = OLAPolicy(strength=1.0)
@@ -395,7 +477,7 @@ def test_halves_of_a_mapping_are_those_of_a_tuple(kind):
 
     def goes(batch):
         halves = HeldOut([batch], 0.5).halves
-        return [half[0][0] if len(half[0]) == 1 else dict(labels=half[0][1]) for half in halves]
+        return [half[0][0] if len(half[0]) == 1 else {"labels": half[0][1]} for half in halves]
 
     expected = [half["labels"].tolist() for half in goes((images, labels))]
     found = [half["labels"].tolist() for half in goes(kind(labels=labels, pixel_values=images))]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.held_out_batches import Cycle, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
+from ola_augment.training.restored import same_buffers
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]
@@ -106,13 +106,13 @@ class HeldOut:
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
         sizes = [examples_of(batch) for batch in batches]
-        with _same_buffers(model), torch.no_grad():
+        with same_buffers(model), torch.no_grad():
             return float(mean_over_ranks(calibrated(model, self._loss, batches, sizes)))
 
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
-        with _same_buffers(model):
+        with same_buffers(model):
             moved = tuple(move(part, device) for part in batch)
             loss = (
                 calibrated(model, self._loss, [moved])
@@ -178,14 +178,3 @@ class _CrossEntropy:
         inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
         outputs = model(self.preprocess(inputs))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)
-
-
-@contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

@@ -57,7 +57,10 @@ class Parts:
 
     @property
     def settled(self) -> bool:
-        """Whether the policy is what it will be: nothing is learned or tried any more."""
+        """Whether the policy is what it will be: nothing is learned or tried any more.
+
+        A policy that is frozen is; a trial that was under way ends with what it has measured.
+        """
         return self._frozen or (self._learned and (self.trial is None or self.trial.over))
 
     @property
@@ -94,6 +97,11 @@ class Parts:
         return self._signal.needs
 
     @property
+    def _teaches(self) -> bool:
+        """Whether there are pairs that teach, by the gradients of held-out images."""
+        return self.learn_pairs != 0
+
+    @property
     def _learned(self) -> bool:
         """Whether the pairs that teach are over."""
         return self.learn_pairs is not None and self.pairs >= self.learn_pairs
@@ -126,7 +134,7 @@ class Parts:
         if not isinstance(self.updater, ValueUpdater):
             raise TypeError(f"{type(self.updater).__name__} values no operations: no evidence")
         held_out = 0 if self._held_out is None else self._held_out.examples
-        return gather(self.updater, self.trial, held_out)
+        return gather(self.updater, self.trial, held_out, self._frozen)
 
     @contextlib.contextmanager
     def on_outputs(self, receive: Callable[[Any], object]) -> Iterator[None]:
@@ -216,8 +224,7 @@ class Parts:
         untried = self._learned and self.trial is not None and not self.trial.windows
         if self.settled or untried:
             return self._rejoin.mix(batch, train_size)
-        learned_from = self.learn_pairs != 0  # by the reference gradients of the pairs before it
-        if self.trial is None or (learned_from and self.pairs < self.trial.joins):
+        if self.trial is None or (self._teaches and self.pairs < self.trial.joins):
             return batch
         return self._half_of_held_out().mix(batch, train_size)
 
