@@ -15,9 +15,10 @@ from torch import nn
 from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
 from ola_augment.training import Trial
 from ola_augment.training.calibration import calibrated
+from ola_augment.training.epoch import known_size
 from ola_augment.training.estimates import trusted_share
 from ola_augment.training.held_out import HeldOut
-from ola_augment.training.rejoin import Rejoin, Rejoined, known_size, train_size
+from ola_augment.training.rejoin import Rejoin, Rejoined
 
 
 def network():
@@ -568,7 +569,7 @@ def test_a_stream_is_read_once_an_epoch():
     assert joined == [1, 2, 1, 2]  # 6 * 8 / (8 + 24) a batch, from the second epoch on
     other = copy.deepcopy(learner)
     other.load_state_dict(learner.state_dict())
-    assert other.longest_epoch == 24
+    assert other.epoch.state_dict() == learner.epoch.state_dict() == {"longest": 24, "seen": 24}
 
 
 @pytest.mark.parametrize("name", ["rejoin", "rejoin_half"])
@@ -602,6 +603,15 @@ def test_a_loader_that_they_join_can_be_copied():
     assert len(copy.deepcopy(loader)) == 1
 
 
+def test_no_held_out_batch_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="no batch"):
+        OLALearner.recommended(nn.Linear(1, 2), OLAAugment(strength=1.0), [], 1200)
+    empty = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(0, 1)))
+    learner = OLALearner.recommended(nn.Linear(1, 2), OLAAugment(strength=1.0), empty, 1200)
+    with pytest.raises(ValueError, match="no batch"):
+        list(learner.loader([examples(0, 4)]))
+
+
 def test_held_out_batches_that_cannot_join_are_refused():
     images, targets = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
     rejoin = Rejoin([(images, targets)])
@@ -621,8 +631,8 @@ def test_held_out_batches_that_cannot_join_are_refused():
 def test_number_of_images_in_an_epoch():
     batches = [examples(0, 4), examples(4, 4)]
     dataset = torch.utils.data.TensorDataset(*examples(0, 9))
-    assert train_size(batches) == 8
-    assert train_size(torch.utils.data.DataLoader(dataset, batch_size=4)) == 9
+    assert known_size(batches) == 8
+    assert known_size(torch.utils.data.DataLoader(dataset, batch_size=4)) == 9
     whole = torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
     assert known_size(whole) == 8
 
@@ -632,7 +642,6 @@ def test_number_of_images_in_an_epoch():
 
     stream = torch.utils.data.DataLoader(Stream(), batch_size=4)
     assert known_size(stream) is None
-    assert train_size(stream) == 9
 
 
 def test_batches_of_any_structure_are_joined():

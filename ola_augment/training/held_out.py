@@ -13,9 +13,9 @@ from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
-from ola_augment.training.held_out_batches import Cycle, halves_of, refuse_example
+from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
-from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
+from ola_augment.training.ranks import means_over_ranks
 from ola_augment.training.restored import same_buffers
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
@@ -79,10 +79,8 @@ class HeldOut:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
-        if not self._count:
-            with drawing_nothing():
-                self._count = sum(map(examples_of, self._batches))
+        """How many there are on this rank."""
+        self._count = self._count or count_examples(self._batches)
         return self._count
 
     @property
@@ -99,15 +97,16 @@ class HeldOut:
         return self._halves
 
     def loss(self, model: nn.Module) -> float:
-        """Loss of the second of the ``halves`` at the best temperature; mean over ranks.
+        """Loss of the second of the ``halves`` at the best temperature.
 
-        Buffers stay as they are.
+        The mean over the examples of all ranks. Buffers stay as they are.
         """
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
         sizes = [examples_of(batch) for batch in batches]
         with same_buffers(model), torch.no_grad():
-            return float(mean_over_ranks(calibrated(model, self._loss, batches, sizes)))
+            found = calibrated(model, self._loss, batches, sizes)
+        return float(means_over_ranks([found], sum(sizes))[0])
 
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
@@ -125,7 +124,8 @@ class HeldOut:
             for name, gradient in zip(parameters, gradients, strict=True)
             if gradient is not None
         }
-        return dict(zip(found, means_over_ranks(list(found.values())), strict=True))
+        means = means_over_ranks(list(found.values()), examples_of(batch))
+        return dict(zip(found, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches are, and the mean."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_unflatten
 from torch.utils.data import Dataset, IterableDataset
 
 from ola_augment.actions import as_actions
+from ola_augment.streams import rank_here, world_size
 from ola_augment.training.batches import (
     TARGETS,
     are_actions,
@@ -24,6 +25,10 @@ from ola_augment.training.batches import (
     named,
     tensors_of,
 )
+from ola_augment.training.ranks import gather_over_ranks
+
+#: Odd and large: sums of labels times this tell labels apart.
+_SPREAD = 2654435761
 
 
 class Cycle:
@@ -39,7 +44,10 @@ class Cycle:
             )
         listed = isinstance(batches, (list, tuple, Dataset))
         if listed and not isinstance(batches, IterableDataset):
-            refuse_example(next(iter(batches), None))
+            first = next(iter(batches), None)
+            if first is None:
+                raise ValueError("reference holds no batch")
+            refuse_example(first)
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -81,6 +89,35 @@ class Cycle:
     def __getstate__(self) -> dict[str, Any]:
         # An iterator stays with its process; the copy goes on at the same position.
         return {**self.__dict__, "_iterator": iter(()), "_read": -1}
+
+
+def count_examples(batches: Iterable[Any]) -> int:
+    """Number of examples in batches, which are read through once."""
+    with drawing_nothing():
+        return sum(map(examples_of, batches))
+
+
+def examples_of_ranks(batches: Iterable[Any], count: int) -> tuple[float, float]:
+    """Examples in the batches of all ranks, and in this rank's (``count``) times the ranks.
+
+    Those that several ranks read, in whatever order, count once, a part of them on each. Images say
+    so. Images of a loader may look another way each time they are read, and are taken for the same
+    if their labels are: so none counts more than it should.
+    """
+    if world_size() == 1:
+        return float(count), float(count)
+    told = [count, 0, 0]
+    with drawing_nothing():
+        for batch in batches:
+            labels = [label * _SPREAD % 2**32 for label in _classes(batch)]
+            more = 0, sum(_keys(batch)), sum(labels)
+            told = [(one + other) % 2**50 for one, other in zip(told, more, strict=True)]
+    own = torch.tensor(told, dtype=torch.float64, device="cpu")
+    found = torch.stack(gather_over_ranks(own, own.device))
+    same = found[:, None] == found
+    alike = same[..., 1] if isinstance(batches, (list, tuple)) else same[..., 1] | same[..., 2]
+    counts = found[:, 0] / (same[..., 0] & alike).sum(1)
+    return float(counts.sum()), float(counts[rank_here()]) * world_size()
 
 
 def refuse_example(batch: Any) -> None:

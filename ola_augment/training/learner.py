@@ -11,6 +11,7 @@ from ola_augment.alignment import GradientAlignment
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.training import learner_state
 from ola_augment.training.checks import InputRanges, Leftovers
+from ola_augment.training.epoch import EpochImages
 from ola_augment.training.everyone import Everyone
 from ola_augment.training.flat import FlatImages
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
@@ -159,7 +160,7 @@ class OLALearner(Stepping):
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
-        self.longest_epoch = 0  # images of a stream of unknown length
+        self.epoch = EpochImages()
         self._pair = Pair(self.plain_first)
         self._drawn = []
         self._flats = FlatImages()

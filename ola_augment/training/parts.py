@@ -11,6 +11,7 @@ from torch import nn
 
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.policy import OLAPolicy, Policy
+from ola_augment.training.epoch import EpochImages
 from ola_augment.training.evidence import Evidence, gather
 from ola_augment.training.flat import FlatImages
 from ola_augment.training.held_out import HeldOut
@@ -37,7 +38,7 @@ class Parts:
     learn_pairs: int | None
     micro_batches: int
     pairs: int
-    longest_epoch: int
+    epoch: EpochImages
     _model: nn.Module
     _signal: Signal
     _flats: FlatImages
@@ -202,13 +203,14 @@ class Parts:
         """
         return loader if self._rejoin is None else Rejoined(loader, self)
 
-    def rejoin(self, batch: Any, train_size: int) -> Any:
+    def rejoin(self, batch: Any, train_size: int | None = None) -> Any:
         """What :meth:`loader` does with a batch, for loops of somebody else.
 
         Args:
             batch: of the training, any nesting of tensors (B, ...); of workers that augment, with
                 their :class:`Actions`.
-            train_size: number of training images in an epoch.
+            train_size: number of training images in an epoch, over all ranks; None is what is known
+                of the epoch that :meth:`loader` has begun.
 
         Returns:
             The batch, or one of the same structure and size with held-out examples in it.
@@ -221,6 +223,8 @@ class Parts:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
+        if train_size is None:
+            train_size = self.epoch.with_batch(batch)
         untried = self._learned and self.trial is not None and not self.trial.windows
         if self.settled or untried:
             return self._rejoin.mix(batch, train_size)

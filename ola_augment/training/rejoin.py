@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,9 +13,10 @@ from torch.utils._pytree import tree_unflatten
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.policy import Policy
-from ola_augment.streams import rank_here, world_size
+from ola_augment.streams import rank_here
 from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
+from ola_augment.training.held_out_batches import count_examples, examples_of_ranks
 
 #: Entries of a state.
 _STATE = ("owed", "taken")
@@ -28,9 +28,11 @@ class Rejoin:
     """Replaces some examples of each training batch by held-out ones.
 
     Of a batch of B examples B H / (H + N) become held-out ones, for H held-out and N training
-    images: so many there would be if both were one data set. Batches keep their size, and an epoch
-    its number of batches. Held-out examples come in a random order, whatever that of their batches:
-    images that lie sorted by class would fill each training batch with one class.
+    images: so many there would be if both were one data set. Ranks read the same held-out batches,
+    or a part each: of R ranks' batches one with H' of the H images gets B R H' / (H + N) of them.
+    Batches keep their size, and an epoch its number of batches. Held-out examples come in a random
+    order, whatever that of their batches: images that lie sorted by class would fill each training
+    batch with one class.
 
     Batches are any nesting of tensors (B, ...); a mapping and a tuple fit each other, images before
     targets. To images that join a batch whose images workers augmented, nothing was applied.
@@ -45,7 +47,8 @@ class Rejoin:
         self._policy = policy
         self._stream: Iterator[list[Tensor]] = iter(())
         self._left: list[Tensor] = []  # of the block that is being used
-        self._size = 0
+        self._size = 0  # of the batches that this rank reads
+        self._counts: tuple[float, float] | None = None  # of all ranks' batches
         self._owed = 0.0
         self._taken = 0
 
@@ -75,7 +78,10 @@ class Rejoin:
         """
         own = _leaves(batch, "the training")
         with drawing_nothing():
-            held = _leaves(next(iter(self._batches)), "held-out images")
+            first = next(iter(self._batches), None)
+        if first is None:
+            raise ValueError("reference holds no batch")
+        held = _leaves(first, "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         if what[0] != what[1]:
             raise ValueError(
@@ -89,15 +95,17 @@ class Rejoin:
 
         Args:
             batch: of the training.
-            train_size: number of training images in an epoch.
+            train_size: number of training images in an epoch, over all ranks.
 
         Returns:
             A batch of the same structure and shapes.
         """
         parts, spec = entries_of(batch)
-        self._size = self._size or self._count()
+        self._size = self._size or count_examples(self._batches)
+        self._counts = self._counts or examples_of_ranks(self._batches, self._size)
+        everywhere, here = self._counts
         size = len(_tensors(parts, "the training")[0])
-        self._owed += size * self._size / (self._size + train_size)
+        self._owed += size * here / (everywhere + train_size)
         count = min(int(self._owed), size)
         self._owed -= count
         if not count:
@@ -117,10 +125,6 @@ class Rejoin:
         actions = Actions(*(field.cpu() for field in as_actions(part)))
         last = torch.arange(len(actions.keep), device="cpu") >= len(actions.keep) - count
         return nothing_applied(actions, last, self._policy)
-
-    def _count(self) -> int:
-        with drawing_nothing():
-            return sum(len(_leaves(batch, "held-out images")[0]) for batch in self._batches)
 
     def _take(self, count: int) -> list[Tensor]:
         parts = []
@@ -149,7 +153,7 @@ class Rejoin:
         check_state(state)
         self._stream, self._left = iter(()), []
         self._owed, taken = float(state["owed"]), int(state["taken"])
-        self._size = self._size or self._count()
+        self._size = self._size or count_examples(self._batches)
         within = taken % max(self._size, 1)  # the half that trains may hold no image
         self._taken = taken - within
         if within:
@@ -179,12 +183,8 @@ class Rejoined:
         self._learner = learner
 
     def __iter__(self) -> Iterator[Any]:
-        size, seen = known_size(self.loader), 0
-        for batch in self.loader:
-            if size is None:  # a stream holds what its longest epoch has shown so far
-                seen += len(_leaves(batch, "the training")[0]) * world_size()
-                self._learner.longest_epoch = max(self._learner.longest_epoch, seen)
-            yield self._learner.rejoin(batch, size or self._learner.longest_epoch)
+        self._learner.epoch.begin(self.loader)
+        return map(self._learner.rejoin, self.loader)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
@@ -193,34 +193,6 @@ class Rejoined:
         if name == "loader":  # a copy that is not filled yet
             raise AttributeError(name)
         return getattr(self.loader, name)
-
-
-def train_size(loader: Iterable[Any]) -> int:
-    """Number of images in an epoch of a loader.
-
-    Args:
-        loader: with a dataset or a length; one that has neither is read through.
-    """
-    known = known_size(loader)
-    if known is not None:
-        return known
-    return sum(len(_leaves(batch, "the training")[0]) for batch in loader)
-
-
-def known_size(loader: Any) -> int | None:
-    """Number of images in an epoch of a loader; None of a stream, which only its end would tell.
-
-    Args:
-        loader: with a dataset or a length, or without.
-    """
-    whole_batches = getattr(loader, "batch_sampler", loader) is None  # the dataset's entries
-    with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
-        if not whole_batches:
-            return len(loader.dataset)
-    with contextlib.suppress(NotImplementedError, TypeError):
-        batches = len(loader)
-        return batches and batches * len(_leaves(next(iter(loader)), "the training")[0])
-    return None
 
 
 def _leaves(batch: Any, whose: str) -> list[Tensor]:
