@@ -11,9 +11,9 @@ from torch import Tensor
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.estimates import Values, trusted_share
-from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
+from ola_augment.training.policy_gradient import UpdateStats, refuse_frozen
 from ola_augment.training.ranks import own_policy, sum_over_ranks
-from ola_augment.training.reward import Reward, cosine_reward, takes_norms
+from ola_augment.training.reward import Reward, checked_rewards, cosine_reward, takes_norms
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
