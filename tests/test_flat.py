@@ -71,3 +71,17 @@ def test_a_learner_spares_them_and_says_so_once():
     learner.augment(images(torch.uint8))
     assert learner.augmented == 320
     assert 60 < learner.flat < 220
+
+
+def test_flat_images_are_counted_on_after_a_stop():
+    learner, other = (
+        OLALearner.recommended(
+            nn.Linear(1, 2), OLAAugment(strength=1.0), [(torch.zeros(8, 1), torch.arange(8))], 1200
+        )
+        for _ in range(2)
+    )
+    learner._flats.augmented, learner._flats.flat = 90, 4
+    other.load_state_dict(learner.state_dict())
+    assert (other.augmented, other.flat) == (90, 4)
+    with pytest.raises(ValueError, match="damaged: counts"):
+        other.load_state_dict({**learner.state_dict(), "flat": {"augmented": 1, "flat": -1}})

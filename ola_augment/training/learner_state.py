@@ -12,7 +12,7 @@ from ola_augment.files import describe_policy
 from ola_augment.training.rejoin import check_state
 from ola_augment.training.stepping import Stepping
 
-_VERSION = 3
+_VERSION = 4
 
 
 def saved(learner: Stepping) -> dict[str, Any]:

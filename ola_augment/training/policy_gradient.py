@@ -74,8 +74,13 @@ class PolicyGradient:
     ) -> None:
         own_policy(policy)
         named = policy.named_logits() if hasattr(policy, "named_logits") else None
-        candidates = policy.parameters() if named is None else named.values()
+        candidates = list(policy.parameters() if named is None else named.values())
         self._logits = [logits for logits in candidates if logits.requires_grad]
+        if candidates and not self._logits:
+            raise ValueError(
+                f"policy {type(policy).__name__} is frozen; policy.requires_grad_() lets its "
+                "logits learn again"
+            )
         if not self._logits:
             raise ValueError(
                 f"policy {type(policy).__name__} has no logits to learn; use OLAPolicy, "
