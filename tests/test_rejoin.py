@@ -171,6 +171,19 @@ def test_held_out_batches_that_cannot_join_are_refused():
         rejoin.check((images, "names"))
 
 
+def test_images_in_a_list_are_refused_before_they_are_mixed():
+    """As those of detection: the first dimension of each is its channels, not its batch."""
+
+    def batch(images):
+        boxes = [{"boxes": torch.zeros(2, 4), "labels": torch.zeros(2)} for _ in range(images)]
+        return [torch.zeros(3, 8, 8)] * images, boxes
+
+    with pytest.raises(ValueError, match=r"of one B, .* got 2 and 3; leave them out for good"):
+        Rejoin([batch(4)]).check(batch(4))
+    with pytest.raises(ValueError, match="of one B"):
+        Rejoin([batch(4)]).mix(batch(4), 12)
+
+
 def test_number_of_images_in_an_epoch():
     batches = [examples(0, 4), examples(4, 4)]
     dataset = torch.utils.data.TensorDataset(*examples(0, 9))

@@ -203,9 +203,12 @@ def _leaves(batch: Any, whose: str) -> list[Tensor]:
 def _tensors(parts: list[Any], whose: str) -> list[Tensor]:
     parts = [part for part in parts if not are_actions(part)]
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
-        kinds = sorted({type(part).__name__ for part in parts})
-        raise ValueError(
-            f"batches of {whose} must consist of tensors (B, ...) for held-out images to join the "
-            f"training, got {', '.join(kinds)}; leave them out for good with rejoin=False"
-        )
-    return parts
+        found = ", ".join(sorted({type(part).__name__ for part in parts}))
+    elif len(sizes := sorted({len(part) for part in parts})) > 1:
+        found = " and ".join(map(str, sizes))
+    else:
+        return parts
+    raise ValueError(
+        f"batches of {whose} must consist of tensors (B, ...) of one B, for held-out images to "
+        f"join the training, got {found}; leave them out for good with rejoin=False"
+    )
