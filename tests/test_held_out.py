@@ -124,6 +124,12 @@ def test_halves_of_a_mapping_are_those_of_a_tuple(kind):
     assert [sum(half) for half in found] == [3, 3]  # of each class a half
 
 
+def test_what_has_no_batch_dimension_of_its_own_cannot_be_parted():
+    images = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    with pytest.raises(ValueError, match=r"of one B, for a trial .* got 3 and 2"):
+        _ = HeldOut([(images, [torch.zeros(2, 4), torch.zeros(2, 4)])], 0.5).halves
+
+
 def test_where_an_image_goes_does_not_hang_on_the_order():
     def halves(order):
         images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -184,8 +184,14 @@ def _part(batch: Any, where: Tensor) -> Any:
     def chosen(entry: Any) -> Any:
         if are_actions(entry):
             return as_actions(entry).select(where)
-        whole = isinstance(entry, Tensor) and entry.dim()
-        return entry[where.to(entry.device)] if whole else entry
+        if not (isinstance(entry, Tensor) and entry.dim()):
+            return entry
+        if len(entry) != len(where):
+            raise ValueError(
+                "held-out batches must consist of tensors (B, ...) of one B, for a trial to part "
+                f"them in two halves, got {len(where)} and {len(entry)}"
+            )
+        return entry[where.to(entry.device)]
 
     entries, spec = entries_of(batch)
     return tree_unflatten(map(chosen, entries), spec)
