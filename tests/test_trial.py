@@ -250,7 +250,11 @@ def test_the_state_of_a_trial_goes_on_bit_by_bit():
     begin(again, other, range(100, 170))
     assert trial.over
     assert trial.contrast() == again.contrast()
-    for bad in (None, {}, state | {"losses": [1]}, state | {"mean": {"weight": torch.ones(2)}}):
+    for bad in (
+        None, {}, state | {"losses": [1]}, state | {"losses": None}, state | {"explored": "1"},
+        state | {"count": -1}, state | {"pair": -2}, state | {"pair": None}, state | {"mean": None},
+        state | {"mean": {"weight": torch.ones(2)}}, state | {"mean": {"weight": 1.0}},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r"trial is damaged|does not fit"):
             again.checked(bad, other)
 

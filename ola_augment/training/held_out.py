@@ -13,6 +13,7 @@ from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
+from ola_augment.training.given import are_counts, check_named
 from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import means_over_ranks
@@ -138,14 +139,11 @@ class HeldOut:
         Raises:
             ValueError: the state does not fit the model.
         """
-        position = state.get("position") if isinstance(state, Mapping) else None
-        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+        position: Any = state.get("position") if isinstance(state, Mapping) else None
+        if not are_counts(position):
             raise ValueError(f"state is damaged: position of the held-out batches {position!r}")
         mean, parameters = state.get("mean"), trainable_parameters(model)
-        for name, part in mean.items() if isinstance(mean, Mapping) else [("", mean)]:
-            known = parameters.get(name)
-            if known is None or not isinstance(part, Tensor) or part.shape != known.shape:
-                raise ValueError(f"state's held-out gradient of {name!r} does not fit the model")
+        check_named("held-out gradient", mean, parameters)
 
         def restore() -> None:
             self._mean = {name: part.to(parameters[name], copy=True) for name, part in mean.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ola_augment.files import describe_policy
+from ola_augment.training.given import are_counts
 from ola_augment.training.rejoin import check_state
 from ola_augment.training.stepping import Stepping
 
@@ -116,7 +117,7 @@ def _checked(learner: Stepping, state: Any) -> list[Callable[[], None]]:
     counts = [pairs]
     for some in (skipped, flat, epoch):
         counts += some.values() if isinstance(some, Mapping) else [None]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
+    if not are_counts(*counts):
         raise ValueError(f"state is damaged: counts {pairs}, {epoch}, {skipped} and {flat}")
     for name in ("rejoin", "rejoin_half"):
         if state.get(name) is not None:

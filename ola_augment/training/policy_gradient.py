@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ola_augment.training.given import check_count
 from ola_augment.training.ranks import own_policy, sum_over_ranks, sums_over_ranks
 from ola_augment.training.reward import check_finite
 
@@ -86,8 +87,7 @@ class PolicyGradient:
                 f"policy {type(policy).__name__} has no logits to learn; use OLAPolicy, "
                 "SplitPolicy or a policy with trainable logits"
             )
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate must be an int of at least 1, got {accumulate!r}")
+        check_count("accumulate", accumulate, 1)
         if optimizer is None and not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         if not entropy_weight >= 0:

@@ -16,6 +16,7 @@ from ola_augment.policy import Policy
 from ola_augment.streams import rank_here
 from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
+from ola_augment.training.given import are_counts
 from ola_augment.training.held_out_batches import count_examples, examples_of_ranks
 
 #: Entries of a state.
@@ -168,7 +169,7 @@ def check_state(state: Any) -> None:
         ValueError: it is one.
     """
     owed, taken = (state.get(name) if isinstance(state, Mapping) else None for name in _STATE)
-    if not isinstance(owed, float) or not isinstance(taken, int) or min(owed, taken) < 0:
+    if not isinstance(owed, float) or not owed >= 0 or not are_counts(taken):
         raise ValueError(f"state of the held-out images that joined is damaged: {state!r:.80}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.estimates import Contrast
+from ola_augment.training.given import are_counts, check_named
 from ola_augment.training.restored import other_weights, without_dropout
 
 #: Windows with augmentation and without it: a trend takes no side.
@@ -261,12 +262,14 @@ class Trial:
             ValueError: the state is damaged, or of another model.
         """
         fits = isinstance(state, Mapping) and self.state_dict().keys() <= state.keys()
-        if not fits or not all(isinstance(loss, float) for loss in state["losses"]):
+        if not fits or not isinstance(state["losses"], list):
+            raise ValueError("state of the trial is damaged")
+        numbers = all(isinstance(value, float) for value in (state["explored"], *state["losses"]))
+        pair = state["pair"]  # -1 before the first one
+        if not numbers or not are_counts(state["count"], pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
         known = dict(model.named_parameters())
-        for name, value in state["mean"].items():
-            if name not in known or value.shape != known[name].shape:
-                raise ValueError(f"state's mean weight of {name!r} does not fit the model")
+        check_named("mean weight", state["mean"], known)
 
         def restore() -> None:
             self.over, self.explored = bool(state["over"]), float(state["explored"])
