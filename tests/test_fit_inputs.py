@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ola_augment import OLAAugment, OLALearner
-from ola_augment.training import TensorBoardLogger, fit
+from ola_augment.training import Callback, TensorBoardLogger, fit
 
 
 class Stream(IterableDataset):
@@ -29,6 +29,40 @@ def test_a_loader_over_a_stream_has_no_length():
     [record] = run(model, DataLoader(Stream(), batch_size=4), learner=learner)
     assert record["steps"] == 4
     assert learner.pairs == 2
+
+
+def test_a_stream_that_held_out_images_join_is_read_once_an_epoch_and_resumed(tmp_path):
+    class Counted(Stream):
+        read = 0
+
+        def __iter__(self):
+            for example in dataset(16):
+                Counted.read += 1
+                yield example
+
+    class Stop(Callback):
+        def on_step(self, step, loss):
+            if step == 7:
+                raise KeyboardInterrupt
+
+    def trained(**options):
+        model = network()
+        augment = OLAAugment("rand_augment", strength=1.0).freeze()
+        learner = OLALearner(model, augment, reference=[dataset(8)[:]], rejoin=True)
+        augment.generator = torch.Generator().manual_seed(0)
+        data, path = DataLoader(Counted(), batch_size=4), tmp_path / "run.ckpt"
+        options |= {"checkpoint_path": path, "checkpoint_every": 2, "epochs": 2}
+        run(model, data, learner=learner, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), learner.epoch
+
+    expected, epoch = trained()
+    assert Counted.read == 32
+    assert epoch.state_dict() == {"longest": 16, "seen": 16}
+    with pytest.raises(KeyboardInterrupt):
+        trained(callbacks=[Stop()])
+    found, epoch = trained(resume=tmp_path / "run.ckpt")
+    assert torch.equal(found, expected)
+    assert epoch.state_dict() == {"longest": 16, "seen": 16}
 
 
 def test_metrics_may_be_numbers_of_numpy_and_torch(tmp_path):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ola_augment import OLAAugment, OLALearner, Operation, SearchSpace
-from ola_augment.training.flat import spare_flat
+from ola_augment import OLAAugment, OLALearner, OLAPolicy, Operation, SearchSpace
+from ola_augment.actions import check_actions
+from ola_augment.training.flat import nothing_applied, spare_flat
 
 DARK = SearchSpace((Operation("brightness", 0.0, 0.001), Operation("invert")), 2)
 
@@ -48,6 +49,16 @@ def test_flat_images_stay_as_they_were_and_the_actions_say_so(dtype, given):
     torch.testing.assert_close(kept.log_prob, augment.policy.log_prob(kept).detach())
 
 
+def test_what_a_policy_never_does_keeps_the_log_probability_of_its_draw():
+    """All of ``max_ops`` slots are applied: dropping them has no log-probability of its own."""
+    policy = OLAPolicy(DARK, max_ops=2, strength=2.0)
+    actions = policy.sample(4)
+    spared = nothing_applied(actions, torch.arange(4) < 2, policy)
+    assert not spared.keep[:2].any()
+    assert torch.equal(spared.log_prob, actions.log_prob)
+    check_actions(spared, policy.space)
+
+
 def test_a_learner_spares_them_and_says_so_once():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     augment = OLAAugment(DARK, strength=1.0, generator=torch.Generator().manual_seed(1))
@@ -60,3 +71,17 @@ def test_a_learner_spares_them_and_says_so_once():
     learner.augment(images(torch.uint8))
     assert learner.augmented == 320
     assert 60 < learner.flat < 220
+
+
+def test_flat_images_are_counted_on_after_a_stop():
+    learner, other = (
+        OLALearner.recommended(
+            nn.Linear(1, 2), OLAAugment(strength=1.0), [(torch.zeros(8, 1), torch.arange(8))], 1200
+        )
+        for _ in range(2)
+    )
+    learner._flats.augmented, learner._flats.flat = 90, 4
+    other.load_state_dict(learner.state_dict())
+    assert (other.augmented, other.flat) == (90, 4)
+    with pytest.raises(ValueError, match="damaged: counts"):
+        other.load_state_dict({**learner.state_dict(), "flat": {"augmented": 1, "flat": -1}})

@@ -20,6 +20,8 @@ from ola_augment import GARUpdater, OLAAugment, OLALearner
 from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater, ranks
 from ola_augment.training.everyone import Everyone
+from ola_augment.training.held_out import HeldOut
+from ola_augment.training.rejoin import Rejoin
 
 RANKS = 2
 
@@ -251,6 +253,57 @@ def examples_of_all_ranks(rank, given):
     return {"moment": updater.state_dict()["moment"]}
 
 
+def held_out_of_ranks(rank, given):
+    """Of 8 held-out and 24 training images on both ranks, by the way in which ranks hold them."""
+    images, labels = torch.arange(1000.0, 1008.0)[:, None], torch.arange(8)
+
+    class Varied(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return images[index] + 0.1 * rank, labels[index]
+
+    def part(*bounds):
+        return [(images[bounds[rank]], labels[bounds[rank]])]
+
+    cases = {
+        "the same": part(slice(8), slice(8)),
+        "in another order": part(slice(8), torch.arange(8).flip(0)),
+        "the same, looking another way": DataLoader(Varied(), 3),
+        "halves": part(slice(4), slice(4, 8)),
+        "parts": part(slice(6), slice(6, 8)),
+    }
+    joined = {}
+    for name, batches in cases.items():
+        rejoin, count = Rejoin(batches), 0
+        for _ in range(32):
+            _, targets = rejoin.mix((torch.zeros(10, 1), torch.full((10,), 99)), train_size=24)
+            count += int((targets < 99).sum())
+        joined[name] = torch.tensor(count)
+    return joined
+
+
+def held_out_gradient_of_ranks(rank, given):
+    """The mean over the held-out examples of all ranks, and so is the loss."""
+    images, labels = dataset(12)[:]
+    own = slice(9) if rank == 0 else slice(9, 12)
+    model = network()
+    parts, whole = (HeldOut([(images[s], labels[s])], 0.0) for s in (own, slice(12)))
+    found, expected = parts.gradients(model), whole.gradients(model)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+
+    def own_loss(model, images, labels):  # which has no outputs whose temperature could be found
+        return images.float().mean() + next(model.parameters()).sum()
+
+    parts = HeldOut([(images[own], labels[own])], 0.0, own_loss)
+    parts._halves = ([], [(images[own], labels[own])])
+    loss = parts.loss(model)
+    assert loss == pytest.approx(float(own_loss(model, images, labels)))
+    return {"gradient": found["0.weight"], "loss": torch.tensor(loss)}
+
+
 class Device:
     @staticmethod
     def current_device():
@@ -290,7 +343,7 @@ CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
     one_example_of_each_rank_is_enough, sharded_at_any_moment,
     messages_of_pairs, examples_of_all_ranks, a_group_of_one_kind_of_device,
-    recommended_by_loop, recommended_by_lightning,
+    recommended_by_loop, recommended_by_lightning, held_out_of_ranks, held_out_gradient_of_ranks,
     inside_join,  # the last one: whoever leaves a Join by an error may be out of step
 )  # fmt: skip
 
@@ -386,6 +439,18 @@ def test_what_a_pair_sends_does_not_grow_with_the_model(found):
 
 def test_each_rank_learns_from_the_examples_of_all(found):
     assert same(whole(found["examples_of_all_ranks"]))["moment"].any()
+
+
+def test_held_out_images_join_as_often_whichever_rank_holds_them(found):
+    """8 of 32 images are held-out ones: a quarter of what both ranks train on."""
+    ranks = whole(found["held_out_of_ranks"])
+    for name, count in ranks[0].items():
+        expected = [120, 40] if name == "parts" else [80, 80]
+        assert [int(count), int(ranks[1][name])] == expected, name
+
+
+def test_held_out_examples_of_all_ranks_count_alike(found):
+    assert same(whole(found["held_out_gradient_of_ranks"]))["gradient"].any()
 
 
 def test_sums_are_made_where_the_group_can_make_them(found):

@@ -170,10 +170,12 @@ def test_an_odd_number_of_batches_alternates_across_epochs():
     assert history[-1]["steps"] == 6
 
 
-def test_accuracy_restores_the_mode():
+def test_accuracy_restores_the_mode_of_every_part():
     model = Bright()
+    model.frozen = nn.BatchNorm2d(3).eval()
     accuracy(model, bright_or_dark())
     assert model.training
+    assert not model.frozen.training
     with pytest.raises(ValueError, match="at least one example"):
         accuracy(model, [])
 

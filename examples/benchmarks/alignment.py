@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from lookups import LOOK_UPS, Tokens
 from networks import make_network
+from timing import medians
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -528,17 +530,9 @@ def look_ups(args: argparse.Namespace) -> int:
         run = METHODS["bfloat16 (default)"].make(models[1], optimizers[1])
         for _ in range(20):
             run(*batches)
-        turns = []
-        for _ in range(args.pairs):
-            start = time.thread_time()
-            without(*batches)
-            between = time.thread_time()
-            run(*batches)
-            turns.append((between - start, time.thread_time() - between))
-        plain_seconds, own_seconds = (
-            statistics.median(times) for times in zip(*turns, strict=True)
-        )
-        ratio = own_seconds / plain_seconds
+        sides = {"run": partial(run, *batches), "plain": partial(without, *batches)}
+        times = medians(sides, args.pairs, time.thread_time)
+        ratio = times["run"] / times["plain"]
         print(f"| {name} | {ratio:.2f} |", flush=True)
         failed |= ratio > SETTLED
     return failed

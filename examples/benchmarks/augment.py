@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import kornia
 import torch
+from timing import medians, synchronised
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -98,28 +98,6 @@ def methods(images: Tensor) -> dict[str, Callable[[], object]]:
     return timed
 
 
-def medians(
-    timed: dict[str, Callable[[], object]],
-    repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds of each, taking turns; slow ones are run once a turn, fast ones ten times."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    calls = {}
-    for name, function in timed.items():
-        function()
-        start = time.perf_counter()
-        function()
-        calls[name] = 10 if time.perf_counter() - start < 0.02 else 1
-    for _ in range(repeats):
-        for name, function in timed.items():
-            for _ in range(calls[name]):
-                start = clock()
-                function()
-                seconds[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def measure_cpu(threads: int, repeats: int) -> dict[tuple[int, str], float]:
     """Print a table for a number of threads; return ours / theirs in images per second."""
     torch.set_num_threads(threads)
@@ -127,7 +105,7 @@ def measure_cpu(threads: int, repeats: int) -> dict[tuple[int, str], float]:
     for count, side in SIZES:
         # One thread's own time, whatever else the machine does.
         clock = time.process_time if threads == 1 else time.perf_counter
-        times = medians(methods(crops(count, side)), repeats, clock)
+        times = medians(methods(crops(count, side)), repeats, clock, calls=10)
         for name, seconds in times.items():
             ratios[side, name] = seconds / times[OURS]
             rows.setdefault(name, []).append(f"{count / seconds:,.0f} | {ratios[side, name]:.1f}x")
@@ -150,7 +128,7 @@ def measure_draw(repeats: int) -> float:
             "apply": lambda: augment.replay(images, actions),
         },
         10 * repeats,
-        time.process_time,
+        calls=10,
     )
     share = times["draw"] / times["apply"]
     print(f"\nDrawing 256 images takes {1e3 * times['draw']:.2f} ms, applying it to 32x32 "
@@ -166,13 +144,6 @@ def measure_cuda(repeats: int) -> None:
     print(f"\n{torch.cuda.get_device_name()}\n\n| | images/s |\n|---|---:|")
     augment = ours("cuda")
 
-    def synchronised(function: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            function()
-            torch.cuda.synchronize()
-
-        return run
-
     for count, side in [(256, 32), (2048, 32), (32, 224), (256, 224)]:
         images = crops(count, side).cuda()
         floats = images / 255
@@ -182,6 +153,8 @@ def measure_cuda(repeats: int) -> None:
                 "float32": synchronised(lambda images=floats: augment.augment(images)),
             },
             repeats,
+            time.perf_counter,
+            calls=10,
         )
         for dtype, seconds in times.items():
             print(f"| {count} x {side}x{side} {dtype} | {count / seconds:,.0f} |")
@@ -204,6 +177,8 @@ def measure_cuda(repeats: int) -> None:
             "augmented": synchronised(lambda: step(True)),
         },
         repeats,
+        time.perf_counter,
+        calls=10,
     )
     share = 1 - times["plain"] / times["augmented"]
     print(f"\nWRN-28-10, batch 256 of 32x32, bfloat16 autocast: {1e3 * times['augmented']:.1f} ms "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from networks import make_network
+from timing import medians
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -101,18 +101,11 @@ def main() -> None:
         start = time.perf_counter()
         run()
         starts[name] = time.perf_counter() - start
-        for _ in range(3):
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.pairs):
-        for name, run in ways.items():
-            start = time.thread_time()
-            run()
-            seconds[name].append(time.thread_time() - start)
-    plain = statistics.median(seconds["compiled, plain"])
+        run()
+    times = medians(ways, args.pairs, time.thread_time)
     print("| pair | of the compiled plain pair | first pair, s |\n|---|---:|---:|")
-    for name, times in seconds.items():
-        print(f"| {name} | {statistics.median(times) / plain:.2f} | {starts[name]:.1f} |")
+    for name, seconds in times.items():
+        print(f"| {name} | {seconds / times['compiled, plain']:.2f} | {starts[name]:.1f} |")
     g = backward(model, first)
     double = copy.deepcopy(model).double()
     exact = captured(

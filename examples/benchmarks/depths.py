@@ -11,7 +11,6 @@ past its limit, which is the goal or what was measured beyond it, and room for a
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import kornia
 import torch
+from timing import medians
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
@@ -92,20 +92,6 @@ KORNIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def medians(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """CPU seconds of this thread, in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for function in timed.values():
-        function()
-    for _ in range(repeats):
-        for name, function in timed.items():
-            function()  # in the memory that the one before has left
-            start = time.thread_time()
-            function()
-            seconds[name].append(time.thread_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def measure_depths(repeats: int) -> list[str]:
     """Print the table; return the rows past their limit."""
     torch.set_num_threads(1)
@@ -136,7 +122,7 @@ def measure_depths(repeats: int) -> list[str]:
             if name in KORNIA:
                 batched, ms = KORNIA[name], torch.full((count,), m)
                 timed["kornia"] = lambda f=batched, x=floats, ms=ms: f(x, ms)
-            times = medians(timed, repeats)
+            times = medians(timed, repeats, time.thread_time, again=True)
             for other, found in shares[name].items():
                 if other in times:
                     found.append(times["uint16" if other == "uint8" else "float"] / times[other])

@@ -18,9 +18,7 @@ import copy
 import functools
 import importlib
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 from networks import make_network
+from timing import medians
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
@@ -179,14 +178,8 @@ TRACIN = {
 
 def time_of(run: Callable[[], object], plain: Callable[[], object], repeats: int) -> float:
     """Median processor time over that of a plain pass, in turns."""
-    times: tuple[list[float], list[float]] = [], []
-    run()
-    for _ in range(repeats):
-        for one, own in zip((run, plain), times, strict=True):
-            start = time.process_time()
-            one()
-            own.append(time.process_time() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    times = medians({"run": run, "plain": plain}, repeats)
+    return times["run"] / times["plain"]
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from ola_augment.operations.program import program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from photographs import crops
+from timing import medians, synchronised
 
 SIZES = [(256, 32), (32, 224)]
 SPACE = SearchSpace.wide_long()
@@ -124,16 +124,6 @@ def _kornia_matrices(inverse: np.ndarray) -> Tensor:
     return torch.from_numpy((np.linalg.inv(half) @ forward @ half)[:, :2]).float()
 
 
-def seconds(function: Callable[[], Tensor], device: str) -> float:
-    """Processor time on the CPU, which other work hardly touches, and wall time elsewhere."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -147,9 +137,13 @@ def main() -> None:
         print("| operation | ours, ms | kornia, ms | kornia / ours | ours off | kornia off |")
         print("|---|---:|---:|---:|---:|---:|")
         for name, (ours, theirs, exact) in pairs(crops(count, side), options.device).items():
-            times = [(seconds(ours, options.device), seconds(theirs, options.device))
-                     for _ in range(options.repeats + 2)][2:]  # fmt: skip
-            mine, other = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+            timed = {"ours": ours, "theirs": theirs}
+            clock = time.process_time
+            if options.device == "cuda":
+                timed = {side: synchronised(function) for side, function in timed.items()}
+                clock = time.perf_counter
+            times = medians(timed, options.repeats, clock)
+            mine, other = (1e3 * seconds for seconds in times.values())
             off = [float((f().cpu() * 255 - exact()).abs().max()) for f in (ours, theirs)]
             ratio = other / mine
             print(

@@ -10,15 +10,13 @@ more than LIMITS times kornia's RandAugment.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import kornia.augmentation as K
 import torch
 from kornia.augmentation.auto import RandAugment
-from torch import Tensor
+from timing import medians
 
 from ola_augment import Operation, PolicyTransform, SearchSpace, UniformPolicy
 from ola_augment.kornia import operation, search_space
@@ -38,19 +36,6 @@ def transform(*operations: Operation, num_ops: int = 1) -> PolicyTransform:
     return PolicyTransform(UniformPolicy(SearchSpace(operations), num_ops, 1.0))
 
 
-def milliseconds(
-    ours: Callable[[], Tensor], theirs: Callable[[], Tensor], repeats: int
-) -> list[float]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(repeats + 2):
-        for column, function in zip(times, (ours, theirs), strict=True):
-            start = time.process_time()
-            function()
-            if i > 1:
-                column.append(time.process_time() - start)
-    return [1e3 * statistics.median(column) for column in times]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
@@ -66,11 +51,11 @@ def main() -> int:
         for name, make in OWN.items():
             both[name] = (transform(operation(make())), make())
         for name, (mine, other) in both.items():
-            pair = partial(mine, images), partial(other, images)
-            found = milliseconds(*pair, options.repeats)
-            ratio, limit = found[0] / found[1], LIMITS[side] if "space" in name else None
+            pair = {"ours": partial(mine, images), "theirs": partial(other, images)}
+            own, its = (1e3 * time for time in medians(pair, options.repeats).values())
+            ratio, limit = own / its, LIMITS[side] if "space" in name else None
             slow |= limit is not None and ratio > limit
-            row = f"| {count} x {side} | {name} | {found[0]:.1f} | {found[1]:.1f} | {ratio:.2f} |"
+            row = f"| {count} x {side} | {name} | {own:.1f} | {its:.1f} | {ratio:.2f} |"
             print(row, limit or "", "|", flush=True)
     return int(slow)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import statistics
 import sys
 import time
 import zipfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 from photographs import crops as photographs
+from timing import medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
@@ -91,15 +91,8 @@ def ratio(
     clock: Callable[[], float] = time.process_time,
 ) -> float:
     """Ours over theirs, in medians of repeats that take turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for function in (ours, theirs):
-        function()
-    for _ in range(repeats):
-        for function, times in zip((ours, theirs), seconds, strict=True):
-            start = clock()
-            function()
-            times.append(clock() - start)
-    return statistics.median(seconds[0]) / statistics.median(seconds[1])
+    times = medians({"ours": ours, "theirs": theirs}, repeats, clock)
+    return times["ours"] / times["theirs"]
 
 
 def measure_calls(crops: Callable[[int, int], Tensor], repeats: int) -> list[str]:

@@ -10,13 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ola_augment.actions import Actions, as_actions
-from ola_augment.streams import world_size
-from ola_augment.training.batches import IMAGES, TARGETS
+from ola_augment.training.batches import IMAGES, TARGETS, named
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits
 from ola_augment.training.pair import Step
 from ola_augment.training.policy_gradient import UpdateStats
-from ola_augment.training.rejoin import known_size
 
 __all__ = ["Pairs", "read_images", "with_images"]
 
@@ -73,23 +71,15 @@ class Pairs:
         self._ran = 0  # micro-batches of the update under way
         self._whole = False  # that update's half has ended
         self._updated = False
-        self._size: int | None = None  # of an epoch
-        self._counted = [0, 0]  # images of an epoch: of the longest so far, of the one under way
 
     def epoch(self, loader: Any) -> None:
         """An epoch begins.
 
         Args:
-            loader: of the training. How many images one of unknown length holds, which held-out
-                images join in proportion, is what an epoch has shown so far.
+            loader: of the training, which held-out images join in proportion to its images.
         """
-        self._size = known_size(loader) if self.learner.rejoins else None
-        self._counted = [max(self._counted), 0]
-
-    def _joined(self, batch: Any) -> Any:
-        self._counted[1] += len(read_images(batch)[0]) * world_size()
-        size = max(self._counted) if self._size is None else self._size
-        return self.learner.rejoin(batch, size)
+        if self.learner.rejoins:
+            self.learner.epoch.begin(loader)
 
     @contextlib.contextmanager
     def batch(
@@ -111,8 +101,7 @@ class Pairs:
                 ``accumulate`` with ``reference="current"``.
         """
         learner = self.learner
-        batch = self._joined(batch)
-        images, actions = read_images(batch)
+        images, actions = read_images(batch := learner.rejoin(batch))
         last = self._ran + 1 == accumulate if last is None else last
         if learner.plain_first and accumulate % 2 and not self._updated:
             raise ValueError(
@@ -174,7 +163,7 @@ class Pairs:
         except RuntimeError:  # a capture cannot be saved
             self.learner.drop()
             state = self.learner.state_dict()
-        return {"learner": state, "plain_next": self._plain_next, "counted": list(self._counted)}
+        return {"learner": state, "plain_next": self._plain_next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`.
@@ -185,12 +174,11 @@ class Pairs:
         Raises:
             ValueError: it does not fit; nothing has changed.
         """
-        known = isinstance(state, Mapping) and state.keys() >= {"learner", "plain_next", "counted"}
+        known = isinstance(state, Mapping) and state.keys() >= {"learner", "plain_next"}
         if not known or not isinstance(state["plain_next"], bool):
             raise ValueError("not a state of a learner in another framework's loop")
         self.learner.load_state_dict(state["learner"])
         self._plain_next, self._ran = state["plain_next"], 0
-        self._counted = [int(count) for count in state["counted"]]
 
 
 def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
@@ -207,7 +195,7 @@ def read_images(batch: Any) -> tuple[Tensor, Actions | None]:
         ValueError: no such thing.
     """
     if isinstance(batch, Mapping):
-        images = next((batch[name] for name in IMAGES if name in batch), None)
+        images = named(batch, IMAGES)
         actions = batch.get("actions")
     else:
         sequence = isinstance(batch, (tuple, list)) and len(batch) > 0
@@ -248,7 +236,7 @@ def with_images(batch: Any, images: Tensor) -> Any:
 def _accuracy(outputs: Any, batch: Any) -> float | None:
     """Of a classifier's outputs, or of an object or mapping with ``logits``."""
     if isinstance(batch, Mapping):
-        targets = next((batch[name] for name in TARGETS if name in batch), None)
+        targets = named(batch, TARGETS)
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     else:
         targets, logits = batch[1] if len(batch) > 1 else None, outputs

@@ -1,7 +1,7 @@
 """Learning while training: rewards, updaters, the interleaved loop, mixtures of data sets."""
 
 from ola_augment.training.callbacks import Callback, CSVLogger, TensorBoardLogger
-from ola_augment.training.estimates import Values
+from ola_augment.training.estimates import Contrast, Values
 from ola_augment.training.evidence import Evidence, OperationEvidence
 from ola_augment.training.fit import fit
 from ola_augment.training.learner import OLALearner
@@ -17,7 +17,7 @@ from ola_augment.training.reward import (
 )
 from ola_augment.training.split import SplitActions, SplitBatchSampler, SplitPolicy
 from ola_augment.training.thermostat import Thermostat
-from ola_augment.training.trial import Contrast, Trial
+from ola_augment.training.trial import Trial
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
 from ola_augment.training.values import ValueUpdater
 

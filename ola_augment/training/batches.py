@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten
 
 from ola_augment.actions import Actions, as_actions
 
@@ -37,8 +37,7 @@ def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
         ValueError: anything else.
     """
     if isinstance(batch, Mapping):
-        images = next((batch[name] for name in IMAGES if name in batch), None)
-        targets = next((batch[name] for name in TARGETS if name in batch), None)
+        images, targets = named(batch, IMAGES), named(batch, TARGETS)
         actions = batch.get("actions")
     else:
         parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
@@ -86,6 +85,31 @@ def move(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def named(batch: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The entry of a mapping that has the first of these names; None if it has none of them."""
+    return next((batch[name] for name in names if name in batch), None)
+
+
+def entries_of(batch: Any) -> tuple[list[Any], TreeSpec]:
+    """The entries of a batch of any nesting, and what ``tree_unflatten`` puts together again.
+
+    Those of a mapping lie as those of a tuple would: images, targets, others by their names.
+    :class:`Actions` are one entry.
+    """
+    return tree_flatten(_in_order(batch), is_leaf=are_actions)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors (B, ...) among the entries of a batch, images first."""
+    return [part for part in entries_of(batch)[0] if isinstance(part, Tensor) and part.dim()]
+
+
+def examples_of(batch: Any) -> int:
+    """Number of examples of a batch; 1 if nothing in it says."""
+    tensors = tensors_of(batch)
+    return len(tensors[0]) if tensors else 1
+
+
 def class_labels(batch: Any) -> list[int] | None:
     """The labels of a batch of any structure.
 
@@ -97,8 +121,21 @@ def class_labels(batch: Any) -> list[int] | None:
     """
     whole = (torch.uint8, torch.int16, torch.int32, torch.int64)
     found = [
-        part
-        for part in tree_leaves(batch)
-        if isinstance(part, Tensor) and part.dim() == 1 and part.dtype in whole and len(part)
+        part for part in tensors_of(batch) if part.dim() == 1 and part.dtype in whole and len(part)
     ]
     return found[0].tolist() if len(found) == 1 else None
+
+
+def are_actions(part: Any) -> bool:
+    """Whether an entry of a batch is what workers drew for it."""
+    return isinstance(as_actions(part), Actions)
+
+
+def _in_order(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: _in_order(batch[name]) for name in sorted(batch, key=_place)}
+    return type(batch)(map(_in_order, batch)) if type(batch) in (tuple, list) else batch
+
+
+def _place(name: Any) -> tuple[bool, bool, str]:
+    return name not in IMAGES, name not in TARGETS, str(name)

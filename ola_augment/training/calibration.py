@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,15 @@ def _can_be_scaled(output: Any) -> bool:
 
 
 def _scaled(output: Any, factor: float) -> Any:
+    """Outputs, or an object with ``logits``, whose other entries stay as they are."""
     if isinstance(output, Tensor):
         return output * factor
-    return SimpleNamespace(logits=output.logits * factor)
+    logits = output.logits * factor
+    if isinstance(output, tuple):  # with names
+        return output._replace(logits=logits)  # type: ignore[attr-defined]
+    changed = copy.copy(output)
+    try:
+        changed.logits = logits
+    except AttributeError:  # it cannot be set
+        return SimpleNamespace(logits=logits)
+    return changed

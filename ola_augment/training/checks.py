@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from ola_augment.training.batches import class_labels
+from ola_augment.training.batches import class_labels, tensors_of
 
 #: Levels above which inputs are not scaled.
 _LEVELS = 10.0
@@ -51,7 +50,7 @@ class InputRanges:
             yield
         finally:
             handle.remove()
-        inputs = [part.detach() for part in tree_leaves(calls) if _is_input(part)]
+        inputs = [part.detach() for part in tensors_of(calls) if _is_input(part)]
         if inputs and inputs[0].isfinite().all():
             self._seen[kind] = float(inputs[0].min()), float(inputs[0].max())
             self._compare()
@@ -72,10 +71,8 @@ class InputRanges:
         )
 
 
-def _is_input(part: Any) -> bool:
-    return (
-        isinstance(part, Tensor) and part.dim() > 1 and part.numel() > 0 and not part.is_complex()
-    )
+def _is_input(part: Tensor) -> bool:
+    return part.dim() > 1 and part.numel() > 0 and not part.is_complex()
 
 
 def _scale(low: float, high: float) -> str | None:

@@ -1,7 +1,8 @@
-"""What operations are estimated to be worth, and how far such estimates are to be trusted."""
+"""What is estimated of operations and of a trial, and how far such estimates are to be trusted."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,29 @@ class Values(NamedTuple):
     def magnitude_t(self) -> Tensor:
         """(A, K) v(a, k) - v(a), likewise; 0 for operations without magnitude."""
         return _t(self.magnitude, self.magnitude_std)
+
+
+class Contrast(NamedTuple):
+    """What a window with augmentation takes off the held-out loss beyond one without.
+
+    Attributes:
+        effect: in nats (of cross entropy) a window; positive where augmentation helps.
+        std: its standard error; NaN before there are enough windows.
+        windows: that it rests on.
+
+    Example:
+        >>> Contrast(0.2, 0.1, 12).t
+        2.0
+    """
+
+    effect: float
+    std: float
+    windows: int
+
+    @property
+    def t(self) -> float:
+        """The effect in standard errors; NaN where there is none."""
+        return self.effect / self.std if self.std > 0 else math.nan
 
 
 def trusted_share(t: Tensor) -> float:

@@ -6,7 +6,8 @@ import math
 from statistics import NormalDist
 from typing import NamedTuple
 
-from ola_augment.training.trial import Contrast, Trial
+from ola_augment.training.estimates import Contrast
+from ola_augment.training.trial import Trial
 from ola_augment.training.values import ValueUpdater
 
 #: Probability that, were all operations alike, some operation would seem to differ.
@@ -48,6 +49,7 @@ class Evidence(NamedTuple):
         std: its standard error.
         windows: of the trial that ran.
         strength: operations an image from now on; None before it is chosen.
+        frozen: whether the policy is frozen, so that no more will be found out.
 
     Example:
         >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
@@ -63,6 +65,7 @@ class Evidence(NamedTuple):
     std: float
     windows: int
     strength: float | None
+    frozen: bool = False
 
     @property
     def t(self) -> float:
@@ -72,10 +75,13 @@ class Evidence(NamedTuple):
     @property
     def verdict(self) -> str:
         """In one sentence, whether augmentation helps here."""
+        if self.strength is None and self.frozen:
+            return "not known whether augmentation helps: the policy is frozen, nothing is tried"
         if self.strength is None:
             return "not yet known whether augmentation helps: the run has not come so far"
         if math.isnan(self.effect):
-            return "too few steps to find out whether augmentation helps: nothing is augmented"
+            kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
+            return f"too few steps to find out whether augmentation helps: {kept}"
         t = self.t
         if self.strength == 0:
             found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
@@ -108,13 +114,14 @@ class Evidence(NamedTuple):
         return "\n".join((*lines, self.verdict))
 
 
-def gather(updater: ValueUpdater, trial: Trial | None, held_out: int) -> Evidence:
+def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bool) -> Evidence:
     """Put together what an updater and a trial know.
 
     Args:
         updater: that values operations.
         trial: of the same policy, if there is one.
         held_out: number of held-out images that were measured on.
+        frozen: whether the policy is.
     """
     values = updater.values()
     names = [operation.name for operation in updater.policy.space.operations]
@@ -122,6 +129,9 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int) -> Evidenc
     rows = zip(names, values.operation.tolist(), values.operation_t.tolist(), strict=True)
     found = [OperationEvidence(name, value, t, abs(t) > limit) for name, value, t in rows]
     contrast = Contrast(math.nan, math.nan, 0) if trial is None else trial.contrast()
+    strength = None
+    if trial is not None and trial.over:  # a frozen policy may have got another by hand
+        strength = trial.policy.strength if frozen else trial.chosen
     return Evidence(
         pairs=updater.steps,
         examples=updater.examples,
@@ -130,5 +140,6 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int) -> Evidenc
         effect=contrast.effect,
         std=contrast.std,
         windows=contrast.windows,
-        strength=None if trial is None or not trial.over else trial.chosen,
+        strength=strength,
+        frozen=frozen,
     )

@@ -29,7 +29,6 @@ from ola_augment.training.checkpoint import (
 )
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import plain_numbers, progress_text, scale_to_float
-from ola_augment.training.rejoin import train_size
 from ola_augment.training.run import Preprocess, Run
 from ola_augment.training.signals import Engine
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -195,7 +194,6 @@ def fit(
             write_atomically(metrics_path, "".join(line + "\n" for line in lines).encode())
 
     write_metrics()
-    size = 0 if learner is None or not learner.rejoins else train_size(loader)
     total = None
     with contextlib.suppress(TypeError):  # loaders over an IterableDataset have none
         total = epochs * len(loader)  # type: ignore[arg-type]
@@ -204,6 +202,8 @@ def fit(
         for epoch in range(first_epoch, epochs + 1):
             model.train()
             set_epoch(loader, epoch - 1)
+            if learner is not None and learner.rejoins:
+                learner.epoch.begin(loader)
             bar.set_description(f"{method}, epoch {epoch}/{epochs}")
             if paused is not None:
                 # Go through the epoch's order again, as far as it was, without training.
@@ -211,14 +211,15 @@ def fit(
             started = random_states(found)
             batches = iter(loader)
             if paused is not None and batches_done:
-                for _ in itertools.islice(batches, batches_done):
-                    pass
+                for batch in itertools.islice(batches, batches_done):
+                    if learner is not None and learner.rejoins:
+                        learner.epoch.with_batch(batch)
                 set_random_states(paused["random"], found)
             paused = None
             before, start = seconds, time.perf_counter()
             for batch in batches:
                 if learner is not None:
-                    batch = learner.rejoin(batch, size)
+                    batch = learner.rejoin(batch)
                 loss = run.step(read_batch(batch, run.device))
                 batches_done += 1
                 seconds = before + time.perf_counter() - start

@@ -108,18 +108,21 @@ def nothing_applied(actions: Actions, where: Tensor, policy: Policy) -> Actions:
         policy: that drew the actions.
 
     Returns:
-        New actions, with the log-probability that these have today.
+        New actions; where nothing is kept, with the log-probability that this has today (what the
+        policy never does keeps that of the draw, since no example may have one of -inf).
     """
-    kept = actions.keep & ~where.to(actions.keep.device)[:, None]
-    actions = actions._replace(
+    where = where.to(actions.keep.device)
+    kept = actions.keep & ~where[:, None]
+    changed = actions._replace(
         keep=kept,
         magnitude_bins=torch.where(kept, actions.magnitude_bins, 0),
         signs=torch.where(kept, actions.signs, 1),
         centers=actions.centers * kept[..., None],
     )
     with torch.no_grad():
-        log_prob = policy.log_prob(actions).to(actions.log_prob)
-    return actions._replace(log_prob=log_prob)
+        today = policy.log_prob(changed).to(actions.log_prob)
+    log_prob = torch.where(where & today.isfinite(), today, actions.log_prob)
+    return changed._replace(log_prob=log_prob)
 
 
 def _spread(images: Tensor) -> Tensor:

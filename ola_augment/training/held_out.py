@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ola_augment.alignment.proof import trainable_parameters
-from ola_augment.training.batches import drawing_nothing, move, read_batch
+from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
-from ola_augment.training.held_out_batches import Cycle, examples_of, halves_of, refuse_example
+from ola_augment.training.given import are_counts, check_named
+from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
-from ola_augment.training.ranks import mean_over_ranks, means_over_ranks
+from ola_augment.training.ranks import means_over_ranks
+from ola_augment.training.restored import same_buffers
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
 BatchLoss = Callable[..., Tensor]
@@ -79,10 +80,8 @@ class HeldOut:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
-        if not self._count:
-            with drawing_nothing():
-                self._count = sum(map(examples_of, self._batches))
+        """How many there are on this rank."""
+        self._count = self._count or count_examples(self._batches)
         return self._count
 
     @property
@@ -99,20 +98,21 @@ class HeldOut:
         return self._halves
 
     def loss(self, model: nn.Module) -> float:
-        """Loss of the second of the ``halves`` at the best temperature; mean over ranks.
+        """Loss of the second of the ``halves`` at the best temperature.
 
-        Buffers stay as they are.
+        The mean over the examples of all ranks. Buffers stay as they are.
         """
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
         sizes = [examples_of(batch) for batch in batches]
-        with _same_buffers(model), torch.no_grad():
-            return float(mean_over_ranks(calibrated(model, self._loss, batches, sizes)))
+        with same_buffers(model), torch.no_grad():
+            found = calibrated(model, self._loss, batches, sizes)
+        return float(means_over_ranks([found], sum(sizes))[0])
 
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
-        with _same_buffers(model):
+        with same_buffers(model):
             moved = tuple(move(part, device) for part in batch)
             loss = (
                 calibrated(model, self._loss, [moved])
@@ -125,7 +125,8 @@ class HeldOut:
             for name, gradient in zip(parameters, gradients, strict=True)
             if gradient is not None
         }
-        return dict(zip(found, means_over_ranks(list(found.values())), strict=True))
+        means = means_over_ranks(list(found.values()), examples_of(batch))
+        return dict(zip(found, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches are, and the mean."""
@@ -138,14 +139,11 @@ class HeldOut:
         Raises:
             ValueError: the state does not fit the model.
         """
-        position = state.get("position") if isinstance(state, Mapping) else None
-        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+        position: Any = state.get("position") if isinstance(state, Mapping) else None
+        if not are_counts(position):
             raise ValueError(f"state is damaged: position of the held-out batches {position!r}")
         mean, parameters = state.get("mean"), trainable_parameters(model)
-        for name, part in mean.items() if isinstance(mean, Mapping) else [("", mean)]:
-            known = parameters.get(name)
-            if known is None or not isinstance(part, Tensor) or part.shape != known.shape:
-                raise ValueError(f"state's held-out gradient of {name!r} does not fit the model")
+        check_named("held-out gradient", mean, parameters)
 
         def restore() -> None:
             self._mean = {name: part.to(parameters[name], copy=True) for name, part in mean.items()}
@@ -178,14 +176,3 @@ class _CrossEntropy:
         inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
         outputs = model(self.preprocess(inputs))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)
-
-
-@contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

@@ -10,10 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_unflatten
 from torch.utils.data import Dataset, IterableDataset
 
-from ola_augment.training.batches import TARGETS, class_labels, drawing_nothing
+from ola_augment.actions import as_actions
+from ola_augment.streams import rank_here, world_size
+from ola_augment.training.batches import (
+    TARGETS,
+    are_actions,
+    class_labels,
+    drawing_nothing,
+    entries_of,
+    examples_of,
+    named,
+    tensors_of,
+)
+from ola_augment.training.ranks import gather_over_ranks
+
+#: Odd and large: sums of labels times this tell labels apart.
+_SPREAD = 2654435761
 
 
 class Cycle:
@@ -29,7 +44,10 @@ class Cycle:
             )
         listed = isinstance(batches, (list, tuple, Dataset))
         if listed and not isinstance(batches, IterableDataset):
-            refuse_example(next(iter(batches), None))
+            first = next(iter(batches), None)
+            if first is None:
+                raise ValueError("reference holds no batch")
+            refuse_example(first)
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -73,6 +91,35 @@ class Cycle:
         return {**self.__dict__, "_iterator": iter(()), "_read": -1}
 
 
+def count_examples(batches: Iterable[Any]) -> int:
+    """Number of examples in batches, which are read through once."""
+    with drawing_nothing():
+        return sum(map(examples_of, batches))
+
+
+def examples_of_ranks(batches: Iterable[Any], count: int) -> tuple[float, float]:
+    """Examples in the batches of all ranks, and in this rank's (``count``) times the ranks.
+
+    Those that several ranks read, in whatever order, count once, a part of them on each. Images say
+    so. Images of a loader may look another way each time they are read, and are taken for the same
+    if their labels are: so none counts more than it should.
+    """
+    if world_size() == 1:
+        return float(count), float(count)
+    told = [count, 0, 0]
+    with drawing_nothing():
+        for batch in batches:
+            labels = [label * _SPREAD % 2**32 for label in _classes(batch)]
+            more = 0, sum(_keys(batch)), sum(labels)
+            told = [(one + other) % 2**50 for one, other in zip(told, more, strict=True)]
+    own = torch.tensor(told, dtype=torch.float64, device="cpu")
+    found = torch.stack(gather_over_ranks(own, own.device))
+    same = found[:, None] == found
+    alike = same[..., 1] if isinstance(batches, (list, tuple)) else same[..., 1] | same[..., 2]
+    counts = found[:, 0] / (same[..., 0] & alike).sum(1)
+    return float(counts.sum()), float(counts[rank_here()]) * world_size()
+
+
 def refuse_example(batch: Any) -> None:
     """Refuse a single example where a batch is wanted.
 
@@ -81,7 +128,7 @@ def refuse_example(batch: Any) -> None:
     """
     label: Any = None
     if isinstance(batch, Mapping):
-        label = next((batch[name] for name in TARGETS if name in batch), None)
+        label = named(batch, TARGETS)
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         label = batch[1]
     if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
@@ -123,8 +170,8 @@ def _classes(batch: Any) -> list[int]:
 
 
 def _keys(batch: Any) -> list[int]:
-    """A number for each example of a batch, by the bytes of its first tensor."""
-    tensors = _tensors(batch)
+    """A number for each example of a batch, by the bytes of its images."""
+    tensors = tensors_of(batch)
     if not tensors:
         return [0]
     rows = tensors[0].detach().cpu().reshape(len(tensors[0]), -1).contiguous()
@@ -134,28 +181,20 @@ def _keys(batch: Any) -> list[int]:
 def _part(batch: Any, where: Tensor) -> Any:
     """Some examples of a batch."""
 
-    def chosen(part: Any) -> Any:
-        if isinstance(part, Mapping):  # a kind of its own, as transformers' BatchFeature
-            return {name: _part(entry, where) for name, entry in part.items()}
-        whole = isinstance(part, Tensor) and part.dim()
-        return part[where.to(part.device)] if whole else part
+    def chosen(entry: Any) -> Any:
+        if are_actions(entry):
+            return as_actions(entry).select(where)
+        if not (isinstance(entry, Tensor) and entry.dim()):
+            return entry
+        if len(entry) != len(where):
+            raise ValueError(
+                "held-out batches must consist of tensors (B, ...) of one B, for a trial to part "
+                f"them in two halves, got {len(where)} and {len(entry)}"
+            )
+        return entry[where.to(entry.device)]
 
-    return tree_map(chosen, batch)
-
-
-def examples_of(batch: Any) -> int:
-    """Number of examples of a batch; 1 if nothing in it says."""
-    tensors = _tensors(batch)
-    return len(tensors[0]) if tensors else 1
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    leaves = [part for leaf in tree_leaves(batch) for part in tree_leaves(_as_dict(leaf))]
-    return [part for part in leaves if isinstance(part, Tensor) and part.dim()]
-
-
-def _as_dict(part: Any) -> Any:
-    return dict(part) if isinstance(part, Mapping) else part
+    entries, spec = entries_of(batch)
+    return tree_unflatten(map(chosen, entries), spec)
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:

@@ -11,8 +11,10 @@ from ola_augment.alignment import GradientAlignment
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.training import learner_state
 from ola_augment.training.checks import InputRanges, Leftovers
+from ola_augment.training.epoch import EpochImages
 from ola_augment.training.everyone import Everyone
 from ola_augment.training.flat import FlatImages
+from ola_augment.training.given import check_count
 from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.pair import Pair
 from ola_augment.training.parts import default_updater
@@ -124,12 +126,10 @@ class OLALearner(Stepping):
     ) -> None:
         if not isinstance(augment, PolicyTransform):
             raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
-        counts = {"learn_every": (learn_every, 1), "micro_batches": (micro_batches, 1)}
+        check_count("learn_every", learn_every, 1)
+        check_count("micro_batches", micro_batches, 1)
         if learn_pairs is not None:
-            counts["learn_pairs"] = (learn_pairs, 0)
-        for name, (value, least) in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+            check_count("learn_pairs", learn_pairs, 0)
         if isinstance(reference, str) and reference not in ("next", "current"):
             raise ValueError(
                 f'reference must be "next", "current" or held-out batches, got {reference!r}'
@@ -159,7 +159,7 @@ class OLALearner(Stepping):
         self.learn_pairs = learn_pairs
         self.micro_batches = micro_batches
         self.pairs = 0
-        self.longest_epoch = 0  # images of a stream of unknown length
+        self.epoch = EpochImages()
         self._pair = Pair(self.plain_first)
         self._drawn = []
         self._flats = FlatImages()

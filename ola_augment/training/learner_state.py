@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ola_augment.files import describe_policy
+from ola_augment.training.given import are_counts
 from ola_augment.training.rejoin import check_state
 from ola_augment.training.stepping import Stepping
 
-_VERSION = 3
+_VERSION = 4
 
 
 def saved(learner: Stepping) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def saved(learner: Stepping) -> dict[str, Any]:
         "updater": learner.updater.state_dict(),
         "generator": None if generator is None else generator.get_state(),
         "pairs": learner.pairs,
-        "longest_epoch": learner.longest_epoch,
+        "epoch": learner.epoch.state_dict(),
         "flat": learner._flats.state_dict(),
         "skipped": dict(learner.skipped),
         "half": learner._pair.half,
@@ -90,7 +91,7 @@ def load(learner: Stepping, state: Mapping[str, Any]) -> None:
             learner._half_of_held_out().load_state_dict(state["rejoin_half"])
     learner._forget()
     learner._flats.load_state_dict(state["flat"])
-    learner.longest_epoch = state["longest_epoch"]
+    learner.epoch.load_state_dict(state["epoch"])
     learner.pairs, pair = state["pairs"], learner._pair
     pair.skipped = Counter(state["skipped"])
     pair.lost = bool(state.get("lost", False))
@@ -115,12 +116,12 @@ def _checked(learner: Stepping, state: Any) -> list[Callable[[], None]]:
     if half not in ("", "plain" if learner.plain_first else "augmented"):
         raise ValueError(f"state is of a learner with another order of halves: {half!r}")
     pairs, skipped = state.get("pairs"), state.get("skipped")
-    flat, images = state.get("flat"), state.get("longest_epoch")
-    counts = [pairs, images]
-    for some in (skipped, flat):
+    flat, epoch = state.get("flat"), state.get("epoch")
+    counts = [pairs]
+    for some in (skipped, flat, epoch):
         counts += some.values() if isinstance(some, Mapping) else [None]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(f"state is damaged: counts {pairs}, {images}, {skipped} and {flat}")
+    if not are_counts(*counts):
+        raise ValueError(f"state is damaged: counts {pairs}, {epoch}, {skipped} and {flat}")
     for name in ("rejoin", "rejoin_half"):
         if state.get(name) is not None:
             check_state(state[name])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ola_augment.alignment.proof import trainable_parameters
+
 
 class MetaGradientUpdater:
     """Moves meta-parameters phi so that the step they shaped makes the next loss smaller.
@@ -78,9 +80,6 @@ class MetaGradientUpdater:
         self._gradients: tuple[Tensor, ...] | None = None
         self._unrolled: dict[str, Tensor] = {}
 
-    def _trainable(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model at a copy of theta_t, which the optimizer will not overwrite.
 
@@ -94,7 +93,7 @@ class MetaGradientUpdater:
         if self._gradients is not None or not self._theta:
             self._theta = {
                 name: parameter.detach().clone().requires_grad_()
-                for name, parameter in self._trainable().items()
+                for name, parameter in trainable_parameters(self.model).items()
             }
             self._gradients = None
         return functional_call(self.model, self._theta, args, kwargs)
@@ -113,7 +112,8 @@ class MetaGradientUpdater:
         self._gradients = torch.autograd.grad(
             loss, list(self._theta.values()), create_graph=True, materialize_grads=True
         )
-        for parameter, gradient in zip(self._trainable().values(), self._gradients, strict=True):
+        trained = trainable_parameters(self.model).values()
+        for parameter, gradient in zip(trained, self._gradients, strict=True):
             parameter.grad = gradient.detach().clone()
 
     def step(self) -> None:
@@ -123,7 +123,7 @@ class MetaGradientUpdater:
             RuntimeError: no :meth:`backward` before, or parameters without a gradient.
         """
         recorded = self._recorded()
-        reference = [parameter.grad for parameter in self._trainable().values()]
+        reference = [parameter.grad for parameter in trainable_parameters(self.model).values()]
         if all(gradient is None for gradient in reference):
             raise RuntimeError("step() needs the next step's gradient: run its backward first")
         pairs = [(g, v) for g, v in zip(recorded, reference, strict=True) if v is not None]
@@ -161,7 +161,8 @@ class MetaGradientUpdater:
             raise RuntimeError("step_unrolled() needs a loss at unrolled_parameters(): call it")
         unrolled = list(self._unrolled.values())
         gradients = self._descend(next_loss, unrolled)
-        for parameter, gradient in zip(self._trainable().values(), gradients, strict=True):
+        trained = trainable_parameters(self.model).values()
+        for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
 
     def _recorded(self) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ola_augment.kernels.pixel_format import DTYPES
 from ola_augment.policy import Policy
+from ola_augment.training.restored import evaluating
 
 
 def policy_metrics(policy: Policy) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def accuracy(
     batches: Iterable[tuple[Tensor, Tensor]],
     preprocess: Callable[[Tensor], Tensor] = scale_to_float,
 ) -> float:
-    """Share of correct predictions in [0, 1], in evaluation mode; the mode is restored.
+    """Share of correct predictions in [0, 1], in evaluation mode; each part gets its mode back.
 
     Args:
         model: images -> (B, classes).
@@ -160,16 +161,11 @@ def accuracy(
     """
     device = next(model.parameters()).device
     correct = examples = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for images, targets in batches:
-                outputs = model(preprocess(images.to(device)))
-                correct += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
-                examples += len(targets)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for images, targets in batches:
+            outputs = model(preprocess(images.to(device)))
+            correct += int((outputs.argmax(1).cpu() == targets.cpu()).sum())
+            examples += len(targets)
     if not examples:
         raise ValueError("batches must hold at least one example, got none")
     return correct / examples

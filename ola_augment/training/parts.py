@@ -11,6 +11,7 @@ from torch import nn
 
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.policy import OLAPolicy, Policy
+from ola_augment.training.epoch import EpochImages
 from ola_augment.training.evidence import Evidence, gather
 from ola_augment.training.flat import FlatImages
 from ola_augment.training.held_out import HeldOut
@@ -37,7 +38,7 @@ class Parts:
     learn_pairs: int | None
     micro_batches: int
     pairs: int
-    longest_epoch: int
+    epoch: EpochImages
     _model: nn.Module
     _signal: Signal
     _flats: FlatImages
@@ -57,7 +58,10 @@ class Parts:
 
     @property
     def settled(self) -> bool:
-        """Whether the policy is what it will be: nothing is learned or tried any more."""
+        """Whether the policy is what it will be: nothing is learned or tried any more.
+
+        A policy that is frozen is; a trial that was under way ends with what it has measured.
+        """
         return self._frozen or (self._learned and (self.trial is None or self.trial.over))
 
     @property
@@ -94,6 +98,11 @@ class Parts:
         return self._signal.needs
 
     @property
+    def _teaches(self) -> bool:
+        """Whether there are pairs that teach, by the gradients of held-out images."""
+        return self.learn_pairs != 0
+
+    @property
     def _learned(self) -> bool:
         """Whether the pairs that teach are over."""
         return self.learn_pairs is not None and self.pairs >= self.learn_pairs
@@ -126,7 +135,7 @@ class Parts:
         if not isinstance(self.updater, ValueUpdater):
             raise TypeError(f"{type(self.updater).__name__} values no operations: no evidence")
         held_out = 0 if self._held_out is None else self._held_out.examples
-        return gather(self.updater, self.trial, held_out)
+        return gather(self.updater, self.trial, held_out, self._frozen)
 
     @contextlib.contextmanager
     def on_outputs(self, receive: Callable[[Any], object]) -> Iterator[None]:
@@ -194,13 +203,14 @@ class Parts:
         """
         return loader if self._rejoin is None else Rejoined(loader, self)
 
-    def rejoin(self, batch: Any, train_size: int) -> Any:
+    def rejoin(self, batch: Any, train_size: int | None = None) -> Any:
         """What :meth:`loader` does with a batch, for loops of somebody else.
 
         Args:
             batch: of the training, any nesting of tensors (B, ...); of workers that augment, with
                 their :class:`Actions`.
-            train_size: number of training images in an epoch.
+            train_size: number of training images in an epoch, over all ranks; None is what is known
+                of the epoch that :meth:`loader` has begun.
 
         Returns:
             The batch, or one of the same structure and size with held-out examples in it.
@@ -213,11 +223,12 @@ class Parts:
         if not self._checked_rejoin:
             self._rejoin.check(batch)
             self._checked_rejoin = True
+        if train_size is None:
+            train_size = self.epoch.with_batch(batch)
         untried = self._learned and self.trial is not None and not self.trial.windows
         if self.settled or untried:
             return self._rejoin.mix(batch, train_size)
-        learned_from = self.learn_pairs != 0  # by the reference gradients of the pairs before it
-        if self.trial is None or (learned_from and self.pairs < self.trial.joins):
+        if self.trial is None or (self._teaches and self.pairs < self.trial.joins):
             return batch
         return self._half_of_held_out().mix(batch, train_size)
 

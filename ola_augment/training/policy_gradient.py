@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ola_augment.training.ranks import all_ranks, own_policy, sum_over_ranks, sums_over_ranks
-from ola_augment.training.reward import Reward, takes_norms
+from ola_augment.training.given import check_count
+from ola_augment.training.ranks import own_policy, sum_over_ranks, sums_over_ranks
+from ola_augment.training.reward import check_finite
 
 #: Largest importance weight of an example drawn under other logits than today's.
 MAX_WEIGHT = 10.0
@@ -75,15 +75,19 @@ class PolicyGradient:
     ) -> None:
         own_policy(policy)
         named = policy.named_logits() if hasattr(policy, "named_logits") else None
-        candidates = policy.parameters() if named is None else named.values()
+        candidates = list(policy.parameters() if named is None else named.values())
         self._logits = [logits for logits in candidates if logits.requires_grad]
+        if candidates and not self._logits:
+            raise ValueError(
+                f"policy {type(policy).__name__} is frozen; policy.requires_grad_() lets its "
+                "logits learn again"
+            )
         if not self._logits:
             raise ValueError(
                 f"policy {type(policy).__name__} has no logits to learn; use OLAPolicy, "
                 "SplitPolicy or a policy with trainable logits"
             )
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate must be an int of at least 1, got {accumulate!r}")
+        check_count("accumulate", accumulate, 1)
         if optimizer is None and not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         if not entropy_weight >= 0:
@@ -107,7 +111,7 @@ class PolicyGradient:
         """Gradient of the batch mean of r_i log p(a_i), examples, share of clipped weights."""
         refuse_frozen(self._logits)
         own_policy(self.policy)
-        _check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
+        check_finite("actions.log_prob", actions.log_prob, (len(rewards),))
         log_prob = self.policy.log_prob(actions)
         # exp(log p - log p_behaviour) is 1 when the actions were drawn under today's logits, and
         # its gradient is then that of log p; for older actions it is the importance weight. That
@@ -245,56 +249,3 @@ def refuse_frozen(logits: Iterable[Tensor]) -> None:
             "the policy is frozen, its logits do not learn; policy.requires_grad_() lets them "
             "learn again, OLALearner passes over a frozen policy"
         )
-
-
-def checked_rewards(
-    reward: Reward, examples: int, alignments: Tensor, norms: Tensor | None
-) -> Tensor:
-    """Rewards (B,) of a batch; what is no finite number is refused on all ranks."""
-    check_everywhere("alignments", alignments, (examples,))
-    if not takes_norms(reward):
-        rewards = reward(alignments)
-    elif norms is None:
-        raise ValueError(
-            "norms are needed by this reward, got None; take them from "
-            "engine.capture(norms=True), as OLALearner does"
-        )
-    else:
-        check_everywhere("norms", norms, (examples,))
-        rewards = reward(alignments, norms)
-    check_everywhere("rewards", rewards, (examples,))
-    return rewards
-
-
-def check_everywhere(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse on all ranks what one of them refuses: a rank that goes on alone waits for ever."""
-    error: Exception | None = None
-    try:
-        _check_finite(name, values, shape)
-        if not values.numel():
-            raise ValueError(f"{name} must hold at least one example, got none")
-    except (TypeError, ValueError) as refusal:
-        error = refusal
-    device = values.device if isinstance(values, Tensor) else torch.device("cpu")
-    if not all_ranks(error is None, device):
-        raise error or ValueError(f"another rank refused its {name}: all ranks skip this step")
-
-
-def _check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-    if tuple(values.shape) != shape:
-        message = f"{name} must have shape {shape}, got {tuple(values.shape)}"
-        passes, rest = divmod(values.numel(), max(1, math.prod(shape)))
-        if name == "alignments" and values.dim() == 1 and passes > 1 and not rest:
-            message += (
-                f": the model was called {passes} times on the augmented examples (R-Drop, two "
-                "views, an adversarial pass), and each pass has alignments of its own; capture "
-                "with a GradientAlignment and give their sums, "
-                f"captured.align().view({passes}, -1).sum(0), to an updater"
-            )
-        raise ValueError(message)
-    if not values.isfinite().all():
-        bad = int((~values.isfinite()).sum())
-        raise ValueError(f"{name} must be finite, got {bad} NaN or Inf of {values.numel()}")

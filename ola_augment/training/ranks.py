@@ -95,10 +95,21 @@ def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def means_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
-    """Means of many tensors; the values themselves in a single process."""
-    ranks = _summed()
-    return list(values) if ranks == 1 else [total / ranks for total in sums_over_ranks(values)]
+def means_over_ranks(values: Sequence[Tensor], examples: int) -> list[Tensor]:
+    """Means of many tensors over the examples of all ranks, in few messages.
+
+    Args:
+        values: means over the examples of this rank, of any shapes.
+        examples: their number.
+
+    Returns:
+        Tensors of their shapes; the values themselves in a single process.
+    """
+    if _summed() == 1 or not values:
+        return list(values)
+    count = torch.tensor(float(examples), dtype=torch.float32, device=values[-1].device)
+    *totals, everywhere = sums_over_ranks([*(value * examples for value in values), count])
+    return [(total / everywhere).to(total.dtype) for total in totals]
 
 
 def gather_over_ranks(values: Tensor, device: torch.device) -> list[Tensor]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from ola_augment.training.given import check_count
 from ola_augment.training.held_out import BatchLoss
 from ola_augment.training.trial import SHARE, SHORTEST_RUN, Trial
 from ola_augment.training.values import ValueUpdater
@@ -33,8 +34,7 @@ def recommended_parts(
     Raises:
         TypeError, ValueError: what :meth:`OLALearner.recommended` refuses.
     """
-    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
-        raise ValueError(f"pairs must be an int of at least 1, got {pairs!r}")
+    check_count("pairs", pairs, 1)
     if not isinstance(augment, PolicyTransform):
         raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
     policy: Any = augment.policy  # checked by those who are given it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.policy import Policy
-from ola_augment.streams import rank_here, world_size
-from ola_augment.training.batches import IMAGES, TARGETS, drawing_nothing
+from ola_augment.streams import rank_here
+from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
+from ola_augment.training.given import are_counts
+from ola_augment.training.held_out_batches import count_examples, examples_of_ranks
 
 #: Entries of a state.
 _STATE = ("owed", "taken")
@@ -28,9 +29,11 @@ class Rejoin:
     """Replaces some examples of each training batch by held-out ones.
 
     Of a batch of B examples B H / (H + N) become held-out ones, for H held-out and N training
-    images: so many there would be if both were one data set. Batches keep their size, and an epoch
-    its number of batches. Held-out examples come in a random order, whatever that of their batches:
-    images that lie sorted by class would fill each training batch with one class.
+    images: so many there would be if both were one data set. Ranks read the same held-out batches,
+    or a part each: of R ranks' batches one with H' of the H images gets B R H' / (H + N) of them.
+    Batches keep their size, and an epoch its number of batches. Held-out examples come in a random
+    order, whatever that of their batches: images that lie sorted by class would fill each training
+    batch with one class.
 
     Batches are any nesting of tensors (B, ...); a mapping and a tuple fit each other, images before
     targets. To images that join a batch whose images workers augmented, nothing was applied.
@@ -45,7 +48,8 @@ class Rejoin:
         self._policy = policy
         self._stream: Iterator[list[Tensor]] = iter(())
         self._left: list[Tensor] = []  # of the block that is being used
-        self._size = 0
+        self._size = 0  # of the batches that this rank reads
+        self._counts: tuple[float, float] | None = None  # of all ranks' batches
         self._owed = 0.0
         self._taken = 0
 
@@ -75,7 +79,10 @@ class Rejoin:
         """
         own = _leaves(batch, "the training")
         with drawing_nothing():
-            held = _leaves(next(iter(self._batches)), "held-out images")
+            first = next(iter(self._batches), None)
+        if first is None:
+            raise ValueError("reference holds no batch")
+        held = _leaves(first, "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         if what[0] != what[1]:
             raise ValueError(
@@ -89,15 +96,17 @@ class Rejoin:
 
         Args:
             batch: of the training.
-            train_size: number of training images in an epoch.
+            train_size: number of training images in an epoch, over all ranks.
 
         Returns:
             A batch of the same structure and shapes.
         """
-        parts, spec = tree_flatten(_in_order(batch), is_leaf=_are_actions)
-        self._size = self._size or self._count()
+        parts, spec = entries_of(batch)
+        self._size = self._size or count_examples(self._batches)
+        self._counts = self._counts or examples_of_ranks(self._batches, self._size)
+        everywhere, here = self._counts
         size = len(_tensors(parts, "the training")[0])
-        self._owed += size * self._size / (self._size + train_size)
+        self._owed += size * here / (everywhere + train_size)
         count = min(int(self._owed), size)
         self._owed -= count
         if not count:
@@ -111,16 +120,12 @@ class Rejoin:
         return changed
 
     def _joined(self, part: Any, held: Iterator[Tensor], count: int) -> Any:
-        if not _are_actions(part):
+        if not are_actions(part):
             return torch.cat((part[: len(part) - count], next(held).to(part.device)))
         assert self._policy is not None
         actions = Actions(*(field.cpu() for field in as_actions(part)))
         last = torch.arange(len(actions.keep), device="cpu") >= len(actions.keep) - count
         return nothing_applied(actions, last, self._policy)
-
-    def _count(self) -> int:
-        with drawing_nothing():
-            return sum(len(_leaves(batch, "held-out images")[0]) for batch in self._batches)
 
     def _take(self, count: int) -> list[Tensor]:
         parts = []
@@ -149,7 +154,7 @@ class Rejoin:
         check_state(state)
         self._stream, self._left = iter(()), []
         self._owed, taken = float(state["owed"]), int(state["taken"])
-        self._size = self._size or self._count()
+        self._size = self._size or count_examples(self._batches)
         within = taken % max(self._size, 1)  # the half that trains may hold no image
         self._taken = taken - within
         if within:
@@ -164,7 +169,7 @@ def check_state(state: Any) -> None:
         ValueError: it is one.
     """
     owed, taken = (state.get(name) if isinstance(state, Mapping) else None for name in _STATE)
-    if not isinstance(owed, float) or not isinstance(taken, int) or min(owed, taken) < 0:
+    if not isinstance(owed, float) or not owed >= 0 or not are_counts(taken):
         raise ValueError(f"state of the held-out images that joined is damaged: {state!r:.80}")
 
 
@@ -179,12 +184,8 @@ class Rejoined:
         self._learner = learner
 
     def __iter__(self) -> Iterator[Any]:
-        size, seen = known_size(self.loader), 0
-        for batch in self.loader:
-            if size is None:  # a stream holds what its longest epoch has shown so far
-                seen += len(_leaves(batch, "the training")[0]) * world_size()
-                self._learner.longest_epoch = max(self._learner.longest_epoch, seen)
-            yield self._learner.rejoin(batch, size or self._learner.longest_epoch)
+        self._learner.epoch.begin(self.loader)
+        return map(self._learner.rejoin, self.loader)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
@@ -195,60 +196,20 @@ class Rejoined:
         return getattr(self.loader, name)
 
 
-def train_size(loader: Iterable[Any]) -> int:
-    """Number of images in an epoch of a loader.
-
-    Args:
-        loader: with a dataset or a length; one that has neither is read through.
-    """
-    known = known_size(loader)
-    if known is not None:
-        return known
-    return sum(len(_leaves(batch, "the training")[0]) for batch in loader)
-
-
-def known_size(loader: Any) -> int | None:
-    """Number of images in an epoch of a loader; None of a stream, which only its end would tell.
-
-    Args:
-        loader: with a dataset or a length, or without.
-    """
-    whole_batches = getattr(loader, "batch_sampler", loader) is None  # the dataset's entries
-    with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
-        if not whole_batches:
-            return len(loader.dataset)
-    with contextlib.suppress(NotImplementedError, TypeError):
-        batches = len(loader)
-        return batches and batches * len(_leaves(next(iter(loader)), "the training")[0])
-    return None
-
-
-def _in_order(batch: Any) -> Any:
-    """Entries of mappings lie as those of a tuple would: images, targets, others by their names."""
-    if isinstance(batch, Mapping):
-        return {name: _in_order(batch[name]) for name in sorted(batch, key=_place)}
-    return type(batch)(map(_in_order, batch)) if type(batch) in (tuple, list) else batch
-
-
-def _place(name: Any) -> tuple[bool, bool, str]:
-    return name not in IMAGES, name not in TARGETS, str(name)
-
-
-def _are_actions(part: Any) -> bool:
-    return isinstance(as_actions(part), Actions)
-
-
 def _leaves(batch: Any, whose: str) -> list[Tensor]:
     """Tensors of a batch, without actions."""
-    return _tensors(tree_flatten(_in_order(batch), is_leaf=_are_actions)[0], whose)
+    return _tensors(entries_of(batch)[0], whose)
 
 
 def _tensors(parts: list[Any], whose: str) -> list[Tensor]:
-    parts = [part for part in parts if not _are_actions(part)]
+    parts = [part for part in parts if not are_actions(part)]
     if not parts or not all(isinstance(part, Tensor) and part.dim() for part in parts):
-        kinds = sorted({type(part).__name__ for part in parts})
-        raise ValueError(
-            f"batches of {whose} must consist of tensors (B, ...) for held-out images to join the "
-            f"training, got {', '.join(kinds)}; leave them out for good with rejoin=False"
-        )
-    return parts
+        found = ", ".join(sorted({type(part).__name__ for part in parts}))
+    elif len(sizes := sorted({len(part) for part in parts})) > 1:
+        found = " and ".join(map(str, sizes))
+    else:
+        return parts
+    raise ValueError(
+        f"batches of {whose} must consist of tensors (B, ...) of one B, for held-out images to "
+        f"join the training, got {found}; leave them out for good with rejoin=False"
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ola_augment.training.ranks import sum_over_ranks
+from ola_augment.training.ranks import all_ranks, sum_over_ranks
 
 #: From alignments (B,), and norms (B,) where it has a parameter of that name, to rewards (B,).
 Reward = Callable[..., Tensor]
@@ -86,3 +87,57 @@ def normalize(values: Tensor) -> Tensor:
     rounding = 4 * torch.finfo(values.dtype).eps * size
     scaled: Tensor = centered / torch.where(std > rounding, std, torch.inf)
     return scaled.to(values.dtype)
+
+
+def checked_rewards(
+    reward: Reward, examples: int, alignments: Tensor, norms: Tensor | None
+) -> Tensor:
+    """Rewards (B,) of a batch; what is no finite number is refused on all ranks."""
+    check_everywhere("alignments", alignments, (examples,))
+    if not takes_norms(reward):
+        rewards = reward(alignments)
+    elif norms is None:
+        raise ValueError(
+            "norms are needed by this reward, got None; take them from "
+            "engine.capture(norms=True), as OLALearner does"
+        )
+    else:
+        check_everywhere("norms", norms, (examples,))
+        rewards = reward(alignments, norms)
+    check_everywhere("rewards", rewards, (examples,))
+    return rewards
+
+
+def check_everywhere(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse on all ranks what one of them refuses: a rank that goes on alone waits for ever."""
+    error: Exception | None = None
+    try:
+        check_finite(name, values, shape)
+        if not values.numel():
+            raise ValueError(f"{name} must hold at least one example, got none")
+    except (TypeError, ValueError) as refusal:
+        error = refusal
+    device = values.device if isinstance(values, Tensor) else torch.device("cpu")
+    if not all_ranks(error is None, device):
+        raise error or ValueError(f"another rank refused its {name}: all ranks skip this step")
+
+
+def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what are no finite floating-point numbers of a shape."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if tuple(values.shape) != shape:
+        message = f"{name} must have shape {shape}, got {tuple(values.shape)}"
+        passes, rest = divmod(values.numel(), max(1, math.prod(shape)))
+        if name == "alignments" and values.dim() == 1 and passes > 1 and not rest:
+            message += (
+                f": the model was called {passes} times on the augmented examples (R-Drop, two "
+                "views, an adversarial pass), and each pass has alignments of its own; capture "
+                "with a GradientAlignment and give their sums, "
+                f"captured.align().view({passes}, -1).sum(0), to an updater"
+            )
+        raise ValueError(message)
+    if not values.isfinite().all():
+        bad = int((~values.isfinite()).sum())
+        raise ValueError(f"{name} must be finite, got {bad} NaN or Inf of {values.numel()}")

@@ -15,6 +15,7 @@ from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits, policy_metrics
 from ola_augment.training.pair import Step
 from ola_augment.training.ranks import all_ranks
+from ola_augment.training.restored import kept_buffers
 from ola_augment.transforms import PolicyTransform
 
 Preprocess = Callable[[Tensor], Tensor]
@@ -70,12 +71,12 @@ class Run:
         begins, ends = not (plain_first and second), not plain_first or second
         if begins:
             self.optimizer.zero_grad()
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        restore_buffers = kept_buffers(self.model)
         self.count += 1
         loss, right = self._backward(batch, augmented)
         good = math.isfinite(loss) and (not ends or self._gradients_are_finite())
         if not all_ranks(good, self.device):
-            self._give_up(buffers, loss)
+            self._give_up(restore_buffers, loss)
             return None
         if ends and self._update() and self.scheduler is not None:
             for _ in range(1 + plain_first):  # a schedule counts batches
@@ -131,12 +132,10 @@ class Run:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return not gradients or math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
-    def _give_up(self, buffers: list[tuple[Tensor, Tensor]], loss: float) -> None:
+    def _give_up(self, restore_buffers: Callable[[], None], loss: float) -> None:
         """Leave the model as it was before the bad batch."""
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        restore_buffers()
         if self.learner is not None:
             self.learner.drop()
         self.skipped += 1

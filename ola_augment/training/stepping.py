@@ -248,7 +248,11 @@ class Stepping(Parts):
     def _try_out(self) -> None:
         """Between two pairs, before the next one draws."""
         own_policy(self.policy)
-        if self.trial is not None and not self._pair.half and not self._frozen:
+        if self.trial is None or self._pair.half:
+            return
+        if self._frozen:
+            self.trial.stop()
+        else:
             assert self._held_out is not None
             with self._inputs.watch(self._model, "held-out"):
                 self.trial.begin_pair(self.pairs, self.learns, self._model, self._held_out.loss)
@@ -259,8 +263,8 @@ class Stepping(Parts):
         if not counts:
             return
         self.pairs += 1
-        over = self.pairs == self.learn_pairs and not self._frozen
-        if over and isinstance(self.updater, ValueUpdater):
+        over = self._teaches and self._learned and not self._frozen
+        if over and isinstance(self.updater, ValueUpdater) and self.updater.explores:
             self.updater.commit()
 
     def _reward(

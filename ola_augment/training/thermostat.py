@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ola_augment.policy import OLAPolicy, check_strength
+from ola_augment.training.given import are_counts
 from ola_augment.training.ranks import mean_over_ranks, own_policy
 
 
@@ -129,9 +130,10 @@ class Thermostat:
         Raises:
             ValueError: not such a state; nothing has changed.
         """
-        accuracy, calls = state.get("accuracy"), state.get("calls")
+        accuracy: Any = state.get("accuracy")
+        calls: Any = state.get("calls")
         if not (isinstance(accuracy, float) and math.isfinite(accuracy) and 0 <= accuracy <= 1):
             raise ValueError(f"state's accuracy must lie in [0, 1], got {accuracy!r}")
-        if not (isinstance(calls, int) and calls >= 0):
+        if not are_counts(calls):
             raise ValueError(f"state's calls must be an int of 0 or more, got {calls!r}")
         self.accuracy, self.calls = accuracy, calls

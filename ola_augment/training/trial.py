@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ola_augment.policy import OLAPolicy, check_strength
+from ola_augment.training.estimates import Contrast
+from ola_augment.training.given import are_counts, check_named
+from ola_augment.training.restored import other_weights, without_dropout
 
 #: Windows with augmentation and without it: a trend takes no side.
 _TURNS = (False, True, True, False)
@@ -37,29 +39,6 @@ _CLEAR = 2.0
 _MOST_STRENGTH = 2.0
 
 
-class Contrast(NamedTuple):
-    """What a window with augmentation takes off the held-out loss beyond one without.
-
-    Attributes:
-        effect: in nats (of cross entropy) a window; positive where augmentation helps.
-        std: its standard error; NaN before there are enough windows.
-        windows: that it rests on.
-
-    Example:
-        >>> Contrast(0.2, 0.1, 12).t
-        2.0
-    """
-
-    effect: float
-    std: float
-    windows: int
-
-    @property
-    def t(self) -> float:
-        """The effect in standard errors; NaN where there is none."""
-        return self.effect / self.std if self.std > 0 else math.nan
-
-
 class Trial:
     """Tries out a policy in the middle of a run, and sets its strength by what came of it.
 
@@ -81,7 +60,8 @@ class Trial:
 
     So that without evidence an image gets one operation in the one case, none in the other. Where
     there was too little time, there is no augmentation. A trial ends before its time, after eight
-    or twelve windows, where enough was seen: t above 2, or the strength would be 0.
+    or twelve windows, where enough was seen: t above 2, or the strength would be 0. Where the
+    policy is frozen meanwhile, it ends with what it has seen (:meth:`stop`).
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
@@ -140,6 +120,7 @@ class Trial:
         self.last = first + self.windows * self.length
         self.over = False
         self._pair = -1  # that began last
+        self._given: float | None = None  # the strength that it was given then
         self._losses: list[float] = []  # before the first window, and at the end of each
         self._mean: dict[str, Tensor] = {}
         self._count = 0  # of weights in the mean
@@ -159,21 +140,47 @@ class Trial:
             return
         self._pair = pair
         if pair < self.first:
-            self.policy.strength = self.explored if teaches else 0.0
+            self._set(self.explored if teaches else 0.0)
             return
         done, within = divmod(pair - self.first, self.length)
         if len(self._losses) <= done:  # a window has just ended, or the first one begins
-            self._take(model)
-            with _weights(model, self._mean), _without_dropout(model):
-                self._losses.append(loss(model))
+            missed = len(self._losses) < done  # the policy was frozen meanwhile
+            if not missed:
+                self._take(model)
+                with other_weights(model, self._mean), without_dropout(model):
+                    self._losses.append(loss(model))
             self._mean, self._count = {}, 0
-            if done >= self.windows or (done % _BLOCK == 0 and self._decided()):
-                self.over = True
-                self.policy.strength = self.chosen
+            if missed or done >= self.windows or (done % _BLOCK == 0 and self._decided()):
+                self._end()
                 return
         elif within > self.length // 2:
             self._take(model)
-        self.policy.strength = self._tried(done, pair)
+        self._set(self._tried(done, pair))
+
+    def stop(self) -> None:
+        """End before the time: the policy was frozen.
+
+        What was measured so far chooses the strength. If no window has begun, the policy gets back
+        the strength that it came with, and the trial begins if it learns again in time. A strength
+        that somebody has set since the latest pair began stays.
+        """
+        if self.over or self._given is None:
+            return
+        untouched = self.policy.strength == self._given
+        if self._losses:
+            self._end(untouched)
+        elif untouched:
+            self.policy.strength = self.explored
+        self._given = None
+
+    def _end(self, sets: bool = True) -> None:
+        self.over = True
+        if sets:
+            self._set(self.chosen)
+
+    def _set(self, strength: float) -> None:
+        self.policy.strength = strength
+        self._given = self.policy.strength  # rounded as it is kept
 
     def contrast(self) -> Contrast:
         """What was measured so far.
@@ -256,47 +263,20 @@ class Trial:
             ValueError: the state is damaged, or of another model.
         """
         fits = isinstance(state, Mapping) and self.state_dict().keys() <= state.keys()
-        if not fits or not all(isinstance(loss, float) for loss in state["losses"]):
+        if not fits or not isinstance(state["losses"], list):
+            raise ValueError("state of the trial is damaged")
+        numbers = all(isinstance(value, float) for value in (state["explored"], *state["losses"]))
+        pair = state["pair"]  # -1 before the first one
+        if not numbers or not are_counts(state["count"], pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
         known = dict(model.named_parameters())
-        for name, value in state["mean"].items():
-            if name not in known or value.shape != known[name].shape:
-                raise ValueError(f"state's mean weight of {name!r} does not fit the model")
+        check_named("mean weight", state["mean"], known)
 
         def restore() -> None:
             self.over, self.explored = bool(state["over"]), float(state["explored"])
             self._losses, self._count = list(state["losses"]), int(state["count"])
             self._pair = int(state["pair"])
+            self._given = self.policy.strength if self._pair >= 0 else None
             self._mean = {n: part.to(known[n], copy=True) for n, part in state["mean"].items()}
 
         return restore
-
-
-@contextmanager
-def _weights(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give a model other weights for a while."""
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-    def put(weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-
-    try:
-        put(values)
-        yield
-    finally:
-        put(own)
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    kind = nn.modules.dropout._DropoutNd
-    dropouts = [part for part in model.modules() if isinstance(part, kind) and part.training]
-    for part in dropouts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in dropouts:
-            part.training = True

@@ -11,12 +11,12 @@ from ola_augment.training.policy_gradient import (
     LearnablePolicy,
     PolicyGradient,
     UpdateStats,
-    check_everywhere,
-    checked_rewards,
 )
 from ola_augment.training.ranks import sum_over_ranks
 from ola_augment.training.reward import (
     Reward,
+    check_everywhere,
+    checked_rewards,
     gradient_alignment_reward,
     next_step_loss_reward,
     takes_norms,

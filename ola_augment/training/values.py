@@ -11,9 +11,10 @@ from torch import Tensor
 from ola_augment.actions import Actions, check_actions
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.estimates import Values, trusted_share
-from ola_augment.training.policy_gradient import UpdateStats, checked_rewards, refuse_frozen
+from ola_augment.training.given import are_counts
+from ola_augment.training.policy_gradient import UpdateStats, refuse_frozen
 from ola_augment.training.ranks import own_policy, sum_over_ranks
-from ola_augment.training.reward import Reward, cosine_reward, takes_norms
+from ola_augment.training.reward import Reward, checked_rewards, cosine_reward, takes_norms
 
 #: Functions of the magnitude: constant, linear, quadratic; orthonormal over [-1, 1].
 _DEGREES = 3
@@ -255,7 +256,7 @@ class ValueUpdater:
         if not isinstance(explores, bool):
             raise ValueError(f"state's explores must be a bool, got {explores!r}")
         counts = [state.get("steps"), state.get("examples")]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
+        if not are_counts(*counts):
             raise ValueError(f"state is damaged: counts {counts}")
         for name, own in (("precision", self._precision), ("moment", self._moment)):
             value = state.get(name)

@@ -74,10 +74,10 @@ class Drawing(FixedAttributes, v2.Transform):  # type: ignore[misc]
         return drawn
 
     def freeze(self) -> Self:
-        """Stop learning: the policy stays as it is, and goes on augmenting.
+        """Stop learning: the logits stay as they are, and the policy goes on augmenting.
 
-        An :class:`OLALearner` then costs nothing; ``augment.policy.requires_grad_()`` lets the
-        policy learn again.
+        An :class:`OLALearner` then costs nothing, and a trial of it ends with what it has seen;
+        ``augment.policy.requires_grad_()`` lets the policy learn again.
 
         Returns:
             The transform itself.

@@ -1,0 +1,178 @@
+"""The loss of held-out images at the best temperature, and which of them tell."""
+
+import collections
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import nn
+
+from ola_augment.training.calibration import calibrated
+from ola_augment.training.held_out import HeldOut
+from ola_augment.training.rejoin import Rejoin
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def examples(start, count):
+    return torch.arange(start, start + count).float()[:, None], torch.arange(start, start + count)
+
+
+def loss_of(model, inputs, targets):
+    return F.cross_entropy(model(inputs), targets)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e6])
+def test_a_model_that_diverged_is_measured_as_one_that_knows_nothing(scale):
+    # Outputs of thousands, none of them right: at best the loss of equal probabilities.
+    images, labels = torch.eye(4), torch.tensor([1, 2, 3, 0])
+    model = nn.Linear(4, 4, bias=False)
+    nn.init.eye_(model.weight).data.mul_(scale)
+    found = calibrated(model, lambda m, x, y: F.cross_entropy(m(x), y), [(images, labels)])
+    assert float(found.detach()) == pytest.approx(math.log(4), abs=1e-3)
+
+
+def test_the_calibrated_loss_is_the_least_over_temperatures():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator)
+    model = network()
+    targets = (model(inputs) + torch.randn(60, 3, generator=generator)).argmax(1)
+    with torch.no_grad():
+        model.weight.mul_(6)
+        model.bias.mul_(6)  # much too sure
+    batches = [(inputs[:30], targets[:30]), (inputs[30:], targets[30:])]
+    found = calibrated(model, loss_of, batches)
+    outputs = model(inputs).detach()
+    best = minimize_scalar(lambda s: float(F.cross_entropy(outputs * s, targets)), (0.01, 1))
+    assert best.fun <= float(found.detach()) < best.fun + 0.01
+    assert float(found.detach()) < float(F.cross_entropy(outputs, targets)) - 0.3
+    found.backward()
+    assert model.weight.grad.abs().sum() > 0
+
+
+def test_what_cannot_be_scaled_is_measured_as_it_is():
+    model = network()
+    inputs = torch.randn(5, 4)
+
+    def own(model, inputs):
+        return model.weight.square().mean() + inputs.mean()
+
+    assert torch.equal(calibrated(model, own, [(inputs,)]), own(model, inputs))
+
+
+class Outputs(dict):
+    """As a ``ModelOutput`` of transformers: entries and attributes are the same."""
+
+    def __setattr__(self, name, value):
+        self[name] = value
+
+    __getattr__ = dict.__getitem__
+
+
+def test_outputs_with_more_than_logits_are_scaled_where_they_are_and_kept_beside():
+    inputs, targets = torch.randn(5, 4), torch.arange(5) % 3
+    linear = network()
+    with torch.no_grad():
+        linear.weight.mul_(20)
+    pair = collections.namedtuple("pair", "logits other")
+
+    def entries(inputs):
+        logits = linear(inputs)
+        return Outputs(logits=logits, loss=F.cross_entropy(logits, targets))
+
+    batch = [(inputs,)]
+    expected = calibrated(linear, lambda model, x: F.cross_entropy(model(x), targets), batch)
+    for model, loss in (
+        (entries, lambda model, x: F.cross_entropy(model(x)["logits"], targets)),
+        (entries, lambda model, x: F.cross_entropy(model(x).logits, targets)),
+        (
+            lambda x: pair(linear(x), None),
+            lambda model, x: F.cross_entropy(model(x)[0], targets),
+        ),
+    ):
+        torch.testing.assert_close(calibrated(model, loss, batch), expected)
+    own = calibrated(entries, lambda model, x: model(x).loss, batch)  # the model's, as it is
+    torch.testing.assert_close(own, entries(inputs).loss)
+
+
+def test_halves_of_a_mapping_that_torch_does_not_know():
+    images, targets = examples(1000, 4)
+    batch = collections.UserDict(images=images, labels=targets % 2, loss=torch.tensor(0.0))
+    train, tell = HeldOut([batch], 0.5).halves
+    both = [half[0][0]["labels"].tolist() for half in (train, tell)]
+    assert [sorted(labels) for labels in both] == [[0, 1], [0, 1]]
+    assert HeldOut([batch], 0.5).examples == 4
+
+
+@pytest.mark.parametrize("kind", [dict, collections.UserDict])
+def test_halves_of_a_mapping_are_those_of_a_tuple(kind):
+    """The default collator of transformers puts labels first; images say where one goes."""
+    images, labels = torch.rand(12, 3, 2, 2), torch.arange(12) % 2
+
+    def goes(batch):
+        halves = HeldOut([batch], 0.5).halves
+        return [half[0][0] if len(half[0]) == 1 else {"labels": half[0][1]} for half in halves]
+
+    expected = [half["labels"].tolist() for half in goes((images, labels))]
+    found = [half["labels"].tolist() for half in goes(kind(labels=labels, pixel_values=images))]
+    assert found == expected
+    assert [sum(half) for half in found] == [3, 3]  # of each class a half
+
+
+def test_what_has_no_batch_dimension_of_its_own_cannot_be_parted():
+    images = [torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    with pytest.raises(ValueError, match=r"of one B, for a trial .* got 3 and 2"):
+        _ = HeldOut([(images, [torch.zeros(2, 4), torch.zeros(2, 4)])], 0.5).halves
+
+
+def test_where_an_image_goes_does_not_hang_on_the_order():
+    def halves(order):
+        images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        images[:, 0, 0, 0] = torch.arange(64)
+        loader = [(images[part], part % 5) for part in order.split(10)]
+        return [
+            sorted(torch.cat([images[:, 0, 0, 0].long() for images, _ in half]).tolist())
+            for half in HeldOut(loader, 0.5).halves
+        ]
+
+    orders = [torch.randperm(64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    train, tell = halves(orders[0])
+    assert halves(orders[1]) == [train, tell]
+    assert sorted(train + tell) == list(range(64))
+    for label in range(5):  # of each class a half
+        counts = [sum(image % 5 == label for image in half) for half in (train, tell)]
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_every_held_out_image_counts_alike():
+    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    targets, model = torch.arange(40) % 3, network()
+    whole = HeldOut([(inputs, targets)], 0.5, loss_of)
+    parts = HeldOut([(inputs[:37], targets[:37]), (inputs[37:], targets[37:])], 0.5, loss_of)
+    assert parts.loss(model) == pytest.approx(whole.loss(model), rel=1e-5)
+
+
+def test_what_is_read_again_after_a_stop_draws_nothing():
+    def loader():
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples(0, 6)), 2)
+
+    def loss(model, images, targets):
+        return model(images).square().mean()
+
+    model = nn.Linear(1, 2)
+    once, again = HeldOut(loader(), 0.5, loss), HeldOut(loader(), 0.5, loss)
+    once.gradients(model)
+    again.checked(once.state_dict(), model)()
+    before = torch.get_rng_state()
+    assert again.gradients(model)["weight"].equal(once.gradients(model)["weight"])
+    assert again.examples == 6
+    assert sum(len(labels) for half in again.halves for _, labels in half) == 6
+    rejoin = Rejoin(loader())
+    rejoin.check(examples(0, 4))
+    rejoin.load_state_dict({"owed": 0.0, "taken": 3})
+    assert torch.get_rng_state().equal(before)
