@@ -300,7 +300,7 @@ def test_the_recommended_learner(tmp_path):
     model = small_vit()
     augment = OLAAugment("rand_augment", strength=1.0)
     held_out = [default_collate(rows(4))]
-    learner = OLALearner.recommended(model, augment, held_out, pairs=400)
+    learner = OLALearner.recommended(model, augment, held_out, pairs=500)
     trainer(tmp_path, model=model, learner=learner).train()
     assert learner.pairs == 6
     assert not learner.skipped

@@ -208,7 +208,7 @@ def test_training_step_gets_what_it_is_called_with():
 def test_the_recommended_learner():
     module = Module()
     augment = OLAAugment("rand_augment", strength=1.0)
-    learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=400)
+    learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=500)
     trainer(OLACallback(learner), epochs=2).fit(module, loader())
     assert learner.pairs == 12
     assert not learner.skipped
@@ -253,10 +253,10 @@ def test_held_out_images_that_cannot_join_are_refused():
     module = Module()
     held_out = [(x.float() / 255, y) for x, y in loader(8)]
     augment = OLAAugment("rand_augment", strength=1.0)
-    given = OLALearner.recommended(module.network, augment, held_out, pairs=400)
+    given = OLALearner.recommended(module.network, augment, held_out, pairs=500)
     with pytest.raises(ValueError, match="must look like those of the training"):
         trainer(OLACallback(given)).fit(module, loader(8))
-    given = OLALearner.recommended(module.network, augment, held_out, pairs=400, rejoin=False)
+    given = OLALearner.recommended(module.network, augment, held_out, pairs=500, rejoin=False)
     trainer(OLACallback(given)).fit(module, loader(8))
     assert given.pairs == 1
 

@@ -730,7 +730,7 @@ def test_the_recommended_setting():
     with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*480 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert short.learn_pairs == 0
-    own = OLALearner.recommended(model, augment, [batch(99)], pairs=300, target_domain=False)
+    own = OLALearner.recommended(model, augment, [batch(99)], pairs=500, target_domain=False)
     assert not own.learns
     for arguments, error, message in (
         ((augment, [batch(99)], 0), ValueError, "pairs must be"),

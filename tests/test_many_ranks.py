@@ -157,7 +157,7 @@ def sharded_at_any_moment(rank, given):
     found["sharded later"] = said(capture)
     trained = network()
     learner = OLALearner.recommended(
-        trained, OLAAugment("rand_augment", strength=1.0), list(loader(rank, 16)), 400
+        trained, OLAAugment("rand_augment", strength=1.0), list(loader(rank, 16)), 500
     )
     fully_shard(trained, mesh=mesh)
     found["a learner's"] = said(lambda: plain_loop(trained, learner, list(loader(rank, 16))))
@@ -313,7 +313,7 @@ class Device:
 def recommended_by_loop(rank, given):
     model = DistributedDataParallel(network())
     augment = OLAAugment("rand_augment", strength=1.0)
-    learner = OLALearner.recommended(model, augment, list(loader(rank, 16)), pairs=400)
+    learner = OLALearner.recommended(model, augment, list(loader(rank, 16)), pairs=500)
     optimizer = optimizer_of(model)
     for index, (images, targets) in enumerate(loader(rank)):
         with learner.augmented_step() if index % 2 == 0 else learner.plain_step():
@@ -329,7 +329,7 @@ def recommended_by_lightning(rank, given):
 
     module = case.Module()
     augment = OLAAugment("rand_augment", strength=1.0)
-    learner = OLALearner.recommended(module.network, augment, list(loader(rank, 16)), pairs=400)
+    learner = OLALearner.recommended(module.network, augment, list(loader(rank, 16)), pairs=500)
     case.trainer(
         case.OLACallback(learner), devices=RANKS, strategy="ddp", use_distributed_sampler=False,
         gradient_clip_val=None,

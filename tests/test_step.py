@@ -207,7 +207,7 @@ def test_one_kind_of_steps_alone_is_said(half):
 
 def test_a_batch_of_one_is_said():
     model = network()
-    learner = OLALearner.recommended(model, transform(strength=1), [batch(99)], pairs=400)
+    learner = OLALearner.recommended(model, transform(strength=1), [batch(99)], pairs=500)
 
     def run():
         for index in range(80):
@@ -232,7 +232,7 @@ def test_a_batch_of_one_is_said():
 )
 def test_what_is_no_batches_is_refused_at_once(held_out, message):
     with pytest.raises(ValueError, match=message):
-        OLALearner.recommended(network(), transform(strength=1), held_out, pairs=400)
+        OLALearner.recommended(network(), transform(strength=1), held_out, pairs=500)
 
 
 def test_single_examples_of_a_loader_are_refused_where_they_come():
@@ -289,7 +289,7 @@ def test_gradients_that_gather_before_one_step_are_no_mistake():
 def run_recommended(model, prepare, pairs=6, held_out=None, **options):
     augment = transform(strength=1)
     held_out = [batch(99)] if held_out is None else held_out
-    learner = OLALearner.recommended(model, augment, held_out, pairs=400, **options)
+    learner = OLALearner.recommended(model, augment, held_out, pairs=500, **options)
     for index in range(2 * pairs):
         images, targets = batch(index)
         with learner.step(images) as step:

@@ -26,13 +26,13 @@ _RUN_IN = 2
 #: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
 _FEWEST, _MOST = 8, 16
-#: Pairs of steps that make a window at least. With windows of 8, in runs of some 290 pairs,
-#: photographs lost up to 14 points by augmentation that an undecided trial left on.
-_SHORTEST = 12
+#: Pairs of steps that make a window at least.
+_SHORTEST = 6
 #: Share of a run that a trial may last.
 SHARE = 0.47
-#: Pairs of a run that is long enough for a trial worth the name.
-SHORTEST_RUN = 5 * _FEWEST * _SHORTEST
+#: Pairs of a run that is long enough for a trial worth the name. In runs of some 290, photographs
+#: lost up to 14 points by augmentation that an undecided trial left on.
+SHORTEST_RUN = 480
 #: Standard errors above 0 at which a trial has seen enough.
 _CLEAR = 2.0
 #: Operations an image that are worth choosing: more cost what the most likely one brings.
