@@ -15,6 +15,34 @@ def copy(source, result):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def to_planes(source, result):  # type: ignore[no-untyped-def]
+    """Flat pixels, channels side by side, to planes (C, H W)."""
+    channels, pixels = result.shape
+    if channels == 3:  # a loop that is compiled to shuffles, six times as fast
+        red, green, blue = result[0], result[1], result[2]
+        for i in range(pixels):
+            red[i], green[i], blue[i] = source[3 * i], source[3 * i + 1], source[3 * i + 2]
+        return
+    for c in range(channels):
+        for i in range(pixels):
+            result[c, i] = source[i * channels + c]
+
+
+@kernel
+def to_pixels(source, result):  # type: ignore[no-untyped-def]
+    """Undo :func:`to_planes`."""
+    channels, pixels = source.shape
+    if channels == 3:
+        red, green, blue = source[0], source[1], source[2]
+        for i in range(pixels):
+            result[3 * i], result[3 * i + 1], result[3 * i + 2] = red[i], green[i], blue[i]
+        return
+    for c in range(channels):
+        for i in range(pixels):
+            result[i * channels + c] = source[c, i]
+
+
+@kernel
 def copy_border(source, result, width, border):  # type: ignore[no-untyped-def]
     """What filters leave as it is, of a flat plane."""
     height = source.size // width

@@ -81,7 +81,7 @@ def _run_own(
         )
     result = _in_floats(own, result)
     inside = _lies_inside(own, result)
-    same = result == given if copied else None
+    same = result == given if copied else torch.ones(1, dtype=torch.bool, device="cpu")
     result = result if inside else result.clamp(0, 1)
     if pixels.of_bytes:
         result = (result * 255).round().to(images.dtype)
