@@ -168,12 +168,12 @@ class Applying(Drawing):
         """Apply what was drawn to one grey or colour image of bytes on the CPU."""
         space, rendering, height, width = seen or self._look_at(picture)
         steps = steps_of_one(space, slots, height, width)
-        first = isinstance(picture, Tensor)
-        laid_out = not first or picture.is_contiguous()
-        if laid_out and is_fastest_in_pillow(steps, height, width, first):
+        of_pil = isinstance(picture, PIL.Image.Image)
+        laid_out = not isinstance(picture, Tensor) or picture.is_contiguous()
+        if laid_out and is_fastest_in_pillow(steps, height, width, of_pil):
             return from_image(run_on_image(as_image(picture), steps, rendering), picture)
         alone = program_of_one(steps, height, width)
-        if first or alone.program.has_batched:
+        if isinstance(picture, Tensor) or alone.program.has_batched:
             return restore(run_steps(to_tensor(picture)[None], alone, rendering)[0], picture)
         return from_pixels(run_on_array(as_pixels(picture), alone, rendering), picture)
 

@@ -62,15 +62,24 @@ def from_image(image: PIL.Image.Image, like: Any) -> Any:
 
 
 def as_pixels(picture: Any) -> NDArray[np.uint8]:
-    """One grey or RGB picture of bytes, PIL's or an array, as (H, W, C), contiguous; to be read."""
-    array = np.ascontiguousarray(picture)
-    return array[..., None] if array.ndim == 2 else array
+    """One grey or RGB picture of bytes, PIL's or an array, as (H, W, C), contiguous; to be read.
+
+    Of PIL's RGB as it is stored, with a fourth byte, which takes half the time.
+    """
+    if isinstance(picture, np.ndarray):
+        return np.ascontiguousarray(picture)
+    pixels = np.frombuffer(picture.tobytes("raw", _STORED[picture.mode]), np.uint8)
+    return pixels.reshape(picture.height, picture.width, -1)
 
 
 def from_pixels(pixels: NDArray[np.uint8], like: Any) -> Any:
     """Undo :func:`as_pixels`: the kind of picture that ``like`` is."""
     if isinstance(like, np.ndarray):
         return pixels
-    made = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    made = PIL.Image.frombytes(like.mode, like.size, pixels, "raw", _STORED[like.mode])
     made.info = like.info.copy()
     return made
+
+
+#: How Pillow keeps the pixels of its modes.
+_STORED = {"L": "L", "RGB": "RGBX"}

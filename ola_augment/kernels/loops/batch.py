@@ -25,7 +25,7 @@ from ola_augment.kernels.loops.moves import (
 )
 
 _SIGNATURE = (
-    "void(Array({0}, 4, 'C', readonly=True), {0}[:,:,:,::1], boolean, int64[:,::1], "
+    "void(Array({0}, 4, 'C', readonly=True), {0}[:,:,:,::1], int64, int64[:,::1], "
     "float32[:,:,::1], int64[::1], float64[:,::1], int64[:,::1], {0}[::1], boolean, int64, "
     "float64[::1], {1}[::1], boolean)"
 )
@@ -64,7 +64,7 @@ def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 def run_batch(  # type: ignore[no-untyped-def]
-    images, result, interleaved, rows, centers, kinds, parameters, fixed,
+    images, result, beside, rows, centers, kinds, parameters, fixed,
     fill, bilinear, colors, weights, levels, whole,
 ):  # fmt: skip
     """Apply the steps of every image from left to right.
@@ -74,7 +74,8 @@ def run_batch(  # type: ignore[no-untyped-def]
     Args:
         images: (B, C, H, W) uint8, uint16 or float32, contiguous, as all of these; only read.
         result: (B, C, H, W) of the same type; written to.
-        interleaved: both hold pixels in the order (B, H, W, C), whatever their shape says.
+        beside: 0, or how many channels there are if both hold pixels in the order (B, H, W, C),
+            whatever their shape says; what else their shape has for a pixel is padding.
         rows: (B, S) int64, of the next four; -1 where there is no step.
         centers: (B, S, 2) float32, of cutouts.
         kinds: (R,) int64, of a ``Program``.
@@ -88,11 +89,12 @@ def run_batch(  # type: ignore[no-untyped-def]
             may be stored, 1, 0, and what was added to levels to store those below 0; not of bytes.
         whole: whether levels are integers.
     """
-    scratch = np.empty(result.shape[1:], result.dtype)
-    planes = np.empty(result.shape[1:] if interleaved else (0, 0, 0), result.dtype)
+    channels, height, width = images.shape[1:]
+    channels = beside if beside else channels
+    scratch = np.empty((channels, height, width), result.dtype)
+    planes = np.empty((beside, height, width), result.dtype)
     table, counts = np.empty(256, np.uint8), np.empty(1024, np.int32)
     steps = np.empty(rows.shape[1], np.int64)
-    channels, _, width = images.shape[1:]
     black = np.empty(1, result.dtype)
     black[0] = levels[0]
     for i in range(len(images)):
@@ -104,7 +106,7 @@ def run_batch(  # type: ignore[no-untyped-def]
         source, last = images[i], result[i]
         if active == 0:
             copy(source.ravel(), last.ravel())
-        elif interleaved:
+        elif beside:
             last = planes
             first = planes if active % 2 == 0 else scratch
             to_planes(source.ravel(), first.reshape(channels, -1))
@@ -132,5 +134,5 @@ def run_batch(  # type: ignore[no-untyped-def]
                     weights, levels, whole, table, counts,
                 )  # fmt: skip
             source = target
-        if interleaved and active > 0:
+        if beside and active > 0:
             to_pixels(planes.reshape(channels, -1), result[i].ravel())

@@ -46,7 +46,7 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
     if not program.has_batched and _is_interleaved(images):
         beside = images.movedim(1, -1)
         source = _array(beside, pixels).reshape(images.shape)
-        done = _restored(_loop(source, steps, constants, True), pixels)
+        done = _restored(_loop(source, steps, constants, images.shape[1]), pixels)
         return done.view(beside.shape).movedim(-1, 1)
     source = _array(images, pixels)
     if not program.has_batched:
@@ -73,12 +73,13 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
 def run_on_array(image: _Array, steps: Steps, rendering: Rendering) -> _Array:
     """Apply steps to one image of bytes (H, W, C), contiguous; a new array.
 
-    None of the steps is one without a compiled kernel.
+    None of the steps is one without a compiled kernel. What C has more than the image has channels
+    is padding, and 255 in the result.
     """
-    height, width, channels = image.shape
-    source = image.reshape(1, channels, height, width)
-    result = _loop(source, steps, _constants(rendering), channels > 1)
-    return result.reshape(image.shape)
+    height, width, stored = image.shape
+    source = image.reshape(1, stored, height, width)
+    beside = rendering.pixels.channels if stored > 1 else 0
+    return _loop(source, steps, _constants(rendering), beside).reshape(image.shape)
 
 
 def kernels_for(pixels: PixelFormat) -> CompiledKernels:
@@ -90,9 +91,7 @@ def _is_interleaved(images: Tensor) -> bool:
     return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
 
-def _loop(
-    source: _Array, steps: Steps, constants: tuple[Any, ...], interleaved: bool = False
-) -> _Array:
+def _loop(source: _Array, steps: Steps, constants: tuple[Any, ...], beside: int = 0) -> _Array:
     kernels = KERNELS[source.dtype.name]
     run_batch = kernels.ready() or kernels.wait()
     result, program = np.empty_like(source), steps.program
@@ -103,7 +102,7 @@ def _loop(
 
     def run(start: int) -> None:
         some = slice(start, start + size)
-        mine = source[some], result[some], interleaved, rows[some], centers[some]
+        mine = source[some], result[some], beside, rows[some], centers[some]
         run_batch(*mine, *table, *constants)
 
     if parts == 1:
