@@ -97,7 +97,7 @@ def test_nothing_is_compiled_in_a_process_that_loads():
     assert len(run.signatures) == len(batch.SIGNATURES)
     fill = np.zeros(3, np.float64)  # of another type than the images
     with pytest.raises(TypeError):
-        run(images.numpy(), images.numpy(), *(None,) * 5, fill, *(None,) * 5)
+        run(images.numpy(), images.numpy(), *(None,) * 6, fill, *(None,) * 5)
 
 
 def test_without_any_directory_others_serve_for_good(kernels, monkeypatch, caplog):

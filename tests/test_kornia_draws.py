@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 
 from ola_augment import PolicyTransform, SearchSpace, UniformPolicy
 from ola_augment.integrations.kornia.draws import Draws, numbers
-from ola_augment.kornia import PolicyAugmentation, operation
+from ola_augment.kornia import PolicyAugmentation, operation, search_space
 from ola_augment.operations import apply_actions, apply_geometry_to_masks
 
 FLOATS = crops(6, 48, 40) / 255
@@ -116,6 +116,19 @@ def test_images_that_share_what_kornia_draws_once_are_run_together():
     assert 12 <= len(calls) <= 24  # orders of four functions
     for i in (0, 77, 199):
         torch.testing.assert_close(augment.replay(images[i], actions.select(i)), result[i])
+
+
+@pytest.mark.parametrize("name", ["rotate", "posterize", "color", "shear_x", "auto_contrast"])
+def test_where_the_magnitude_is_all_that_is_random_nothing_is_drawn(name):
+    space = search_space()
+    op = [operation.name for operation in space.operations].index(name)
+    kernel = space.operations[op].kernel
+    augment = PolicyTransform(UniformPolicy(SearchSpace((space.operations[op],)), 1, 1.0))
+    augment(FLOATS)
+    kernel.draw = None
+    result, actions = augment.augment(FLOATS)
+    for i in range(6):
+        torch.testing.assert_close(augment.replay(FLOATS[i], actions.select(i)), result[i])
 
 
 class Weather(K.IntensityAugmentationBase2D):

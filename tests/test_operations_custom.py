@@ -135,6 +135,24 @@ def test_kernels_for_bytes_are_taken_as_such_and_other_scales_refused(dtype, cou
             apply_actions(given, space, drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_kernel_may_write_into_what_it_is_given(dtype: torch.dtype, above: bool) -> None:
+    images = crops(3, 8, 8)
+    top = {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
+    given = (images.double() * top / 255).to(dtype)
+    if above and dtype.is_floating_point:
+        given[0, 0, 0, 0] = 1.02
+    before = given.clone()
+    space = SearchSpace((Operation("halve", kernel=lambda x, _: x.mul_(0.5)), *SPACE.operations))
+    drawn = draw(space, 3, 2)
+    drawn.ops[:] = torch.tensor([[0, 2], [0, 0], [2, 0]])  # with x / 2, which writes nowhere
+    result = apply_actions(given, space, drawn)
+    assert torch.equal(given, before)
+    expected = given.double().clamp(0, top) / 4
+    assert (result.double() - expected).abs().max() <= (1 if top > 1 else 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_random_kernel_gets_what_was_drawn_for_each_image(dtype: torch.dtype) -> None:
     def lift(images: Tensor, magnitudes: Tensor, uniforms: Tensor) -> Tensor:

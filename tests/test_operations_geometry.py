@@ -1,6 +1,5 @@
 """Masks and points move as their images do."""
 
-import numpy as np
 import pytest
 import torch
 from batched_kernels import apply_batched
@@ -129,9 +128,9 @@ def test_no_negative_integer_is_shifted(monkeypatch) -> None:
 
     shift = torch.Tensor.__rshift__
     monkeypatch.setattr(torch.Tensor, "__rshift__", toward_zero)
-    matrices = np.array([[0.7, 0.7, -20.0, -0.7, 0.7, -3.0], [-1, 0, 8, 0, 1, -2]])
+    matrices = ((0.7, 0.7, -20.0, -0.7, 0.7, -3.0), (-1.0, 0.0, 8.0, 0.0, 1.0, -2.0))
     images = torch.arange(1, 129).view(2, 1, 8, 8)
-    fixed = torch.from_numpy(fixed_point(matrices))
+    fixed = torch.tensor([fixed_point(matrix) for matrix in matrices])
     moved = affine_nearest(images, fixed, torch.zeros(1, 1, 1, dtype=torch.int64))
     assert torch.equal(moved[1, :, 2:], images[1, :, :6].flip(-1))
     assert (moved[0] == 0).any()

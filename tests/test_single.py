@@ -1,16 +1,26 @@
 """One image per call: Pillow's own functions, and nothing made that was not drawn."""
 
+import pickle
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from images import assorted, crops, patterns
 from PIL import ImageFilter, ImageOps
-from pillow_reference import draw, pillow_chains, to_pil
+from pillow_reference import draw, pillow_apply, pillow_chains, to_pil
 
-from ola_augment import OLAAugment, Operation, RandAugment, SearchSpace, TrivialAugment
+from ola_augment import (
+    Actions,
+    OLAAugment,
+    Operation,
+    RandAugment,
+    SearchSpace,
+    TrivialAugment,
+    UniformPolicy,
+)
 from ola_augment.kernels import pillow
-from ola_augment.operations import apply_actions
+from ola_augment.operations import apply_actions, compile_kernels
 from ola_augment.operations.program import program
 from ola_augment.transforms import PolicyTransform
 
@@ -142,3 +152,61 @@ def test_gradients_are_off_and_nothing_is_shared():
         assert not augment.last_actions.log_prob.requires_grad
     assert torch.equal(image, before)
     assert isinstance(augment, PolicyTransform)
+
+
+@pytest.mark.parametrize("side", [17, 70])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_in_any_memory_and_pil_images_come_out_as_from_pillow(side, channels):
+    compile_kernels()
+    space = SearchSpace.wide_long()
+    augment = PolicyTransform(UniformPolicy(space, num_ops=4))
+    augment.generator = torch.Generator().manual_seed(0)
+    planes = crops(1, side, side + 3)[0, :channels]
+    array = np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+    mirrored = np.ascontiguousarray(array[:, ::-1])[:, ::-1]
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    picture = PIL.Image.fromarray(array[..., 0] if channels == 1 else array)
+    picture.info["note"] = "kept"
+    for _ in range(12):
+        state = augment.generator.get_state()
+        for given in (array, mirrored, frozen, picture, planes):
+            augment.generator.set_state(state)
+            result = augment(given)
+            actions = Actions(*(field[None] for field in augment.last_actions))
+            expected = pillow_apply(planes[None], space, actions)[0]
+            if isinstance(given, torch.Tensor):
+                assert torch.equal(result, expected)
+                continue
+            shown = np.asarray(result)
+            shown = shown[..., None] if shown.ndim == 2 else shown
+            assert np.array_equal(shown, expected.permute(1, 2, 0).numpy())
+            if given is picture:
+                assert (result.mode, result.info) == (picture.mode, {"note": "kept"})
+            else:
+                assert result.flags.writeable
+                assert not np.shares_memory(result, given)
+
+
+def test_what_is_known_of_a_kind_of_image_holds_for_that_kind_and_policy_alone():
+    augment = PolicyTransform(UniformPolicy("wide_long"))
+    planes = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    augment(planes)
+    with pytest.raises(TypeError, match="sparse"):
+        augment(planes.to_sparse())
+
+    class Two:
+        def __call__(self, images, _):
+            return images
+
+        def check_channels(self, channels):
+            raise ValueError(f"two bands, not {channels}")
+
+    augment.policy = UniformPolicy(SearchSpace((Operation("two", kernel=Two()),)), 1)
+    with pytest.raises(ValueError, match="two bands, not 3"):
+        augment(planes)
+    for side in range(1, 300):
+        augment.policy = UniformPolicy("wide_long")
+        assert augment(np.zeros((side, 2, 3), np.uint8)).shape == (side, 2, 3)
+    assert len(augment._seen) <= 256
+    assert not pickle.loads(pickle.dumps(augment))._seen

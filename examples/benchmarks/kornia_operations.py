@@ -23,7 +23,7 @@ from ola_augment.kornia import operation, search_space
 
 SIZES = [(256, 32), (32, 224)]
 #: By the side of the images; goal: 1.5.
-LIMITS = {32: 3.5, 224: 1.8}
+LIMITS = {32: 3.5, 224: 1.5}
 OWN: dict[str, Callable[[], K.AugmentationBase2D]] = {
     "RandomErasing": lambda: K.RandomErasing(p=1.0),
     "ColorJitter": lambda: K.ColorJitter(0.3, 0.3, 0.3, 0.1, p=1.0),

@@ -312,7 +312,7 @@ def indices_are_checked() -> bool:
     image, rows = np.zeros((1, 1, 1, 1), np.uint8), np.full((1, 1), 9, np.int64)
     try:
         KERNELS["uint8"].wait()(
-            image, image.copy(), rows, np.zeros((1, 1, 2), np.float32),
+            image, image.copy(), 0, rows, np.zeros((1, 1, 2), np.float32),
             np.zeros(1, np.int64), np.zeros((1, 6)), np.zeros((1, 6), np.int64),
             np.zeros(1, np.uint8), False, 1, np.zeros(0),
             np.zeros(7, np.float32), True,

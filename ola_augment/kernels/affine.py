@@ -8,17 +8,12 @@ A matrix (a, b, c, d, e, f) leads from the result back to the source, as in
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ola_augment.kernels.precision import apart
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Matrix = tuple[float, float, float, float, float, float]
 
@@ -46,42 +41,41 @@ def rotation(degrees: float, height: int, width: int) -> Matrix:
     )
 
 
-def fixed_point(matrices: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Affine matrices (..., 6) in Pillow's 16.16 fixed point, taken at the pixel centres.
+def fixed_point(matrix: Matrix) -> tuple[int, ...]:
+    """An affine matrix in Pillow's 16.16 fixed point, taken at the pixel centres.
 
     Pillow rounds entries to the nearest 1/65536, except where rows stay rows and columns stay
     columns: there it truncates coordinates in floating point, which rounding down agrees with.
     """
-    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
-    rounding = np.where((b == 0) & (d == 0), 0.0, 0.5)
+    a, b, c, d, e, f = matrix
+    rounding = 0.0 if b == 0 and d == 0 else 0.5
     entries = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
-    return np.stack([np.floor(v * 65536.0 + rounding) for v in entries], -1).astype(np.int64)
+    return tuple(math.floor(v * 65536.0 + rounding) for v in entries)
 
 
-def shifts(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which matrices (..., 6) lead from pixel to pixel: translations, flips, quarter turns."""
-    linear, start = matrices[..., [0, 1, 3, 4]], matrices[..., [2, 5]]
-    straight = (linear[..., 1:3] == 0).all(-1) & (np.abs(linear[..., [0, 3]]) == 1).all(-1)
-    turned = (linear[..., [0, 3]] == 0).all(-1) & (np.abs(linear[..., 1:3]) == 1).all(-1)
-    whole: NDArray[np.bool_] = (straight | turned) & (start % 1 == 0).all(-1)
-    return whole
+def shifts(matrix: Matrix) -> bool:
+    """Whether a matrix leads from pixel to pixel: translations, flips, quarter turns."""
+    a, b, c, d, e, f = matrix
+    straight = b == 0 == d and abs(a) == 1 == abs(e)
+    turned = a == 0 == e and abs(b) == 1 == abs(d)
+    return (straight or turned) and c % 1 == 0 == f % 1
 
 
-def is_stepped(matrices: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
-    """For which matrices (..., 6) Pillow adds coordinates up, and fixed point would not do.
+def is_stepped(matrix: Matrix, height: int, width: int) -> bool:
+    """Whether Pillow adds coordinates up, and fixed point would not do.
 
     It does so where rows stay rows and columns stay columns, which matters unless the steps are
     whole and stay clear of the next pixel, and where a corner leads to 32768 or beyond.
     """
-    a, b, c, d, e, f = np.moveaxis(matrices, -1, 0)
-    straight, whole = (b == 0) & (d == 0), (np.abs(a) == 1) & (np.abs(e) == 1)
-    fraction = np.stack([c + a * 0.5, f + e * 0.5]) % 1
-    clear = ((fraction == 0) | (np.abs(fraction - 0.5) < 0.5 - 2**-15)).all(0)
-    corners = np.array([(0, 0, 1), (width, height, 1), (0, height, 1), (width, 0, 1)])
-    rows = matrices.reshape(*matrices.shape[:-1], 2, 3)
-    far = np.abs(rows @ corners.T.astype(np.float64)).max((-1, -2)) >= 2**15
-    stepped: NDArray[np.bool_] = np.where(straight, ~(whole & clear), far)
-    return stepped
+    a, b, c, d, e, f = matrix
+    if b == 0 == d:
+        fractions = (c + a * 0.5) % 1, (f + e * 0.5) % 1
+        clear = all(v == 0 or abs(v - 0.5) < 0.5 - 2**-15 for v in fractions)
+        return not (abs(a) == 1 == abs(e) and clear)
+    corners = ((0, 0), (width, height), (0, height), (width, 0))
+    return any(
+        abs(p * x + q * y + r) >= 2**15 for p, q, r in ((a, b, c), (d, e, f)) for x, y in corners
+    )
 
 
 def affine_nearest(images: Tensor, fixed: Tensor, fill: Tensor) -> Tensor:

@@ -44,13 +44,12 @@ def apply_actions(
 ) -> Tensor:
     """Apply to every example the operations that were drawn for it, slots from left to right.
 
-    uint8 images are equal to Pillow bit for bit, band by band: on the CPU by Pillow itself for one
-    small image of 1 or 3 channels, by compiled kernels for all else (Pillow or the batched ones
-    until these are compiled), by the batched kernels on other devices. Other integers follow the
-    same formulas over the levels of their range in double precision. Floating images are rounded
-    nowhere, so that k / 255 gives the uint8 result to within 1.5 grey levels per operation, and
-    differentiable where the operation is. Only what an
-    operation changes is clamped to the range, if it can lead out; all else comes back bit for bit.
+    uint8 images are equal to Pillow bit for bit, band by band: on the CPU by compiled kernels
+    (Pillow or the batched ones until these are compiled), by the batched kernels on other devices.
+    Other integers follow the same formulas over the levels of their range in double precision.
+    Floating images are rounded nowhere, so that k / 255 gives the uint8 result to within 1.5 grey
+    levels per operation, and differentiable where the operation is. Only what an operation changes
+    is clamped to the range, if it can lead out; all else comes back bit for bit.
     Autocast is ignored, and ``torch.compile`` leaves the call as it is.
 
     Args:

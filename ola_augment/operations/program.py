@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ola_augment.kernels.affine import fixed_point, is_stepped, shifts
+from ola_augment.kernels.affine import Matrix, fixed_point, is_stepped, shifts
 from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.table import TABLE, Affine, LookUp
 from ola_augment.operation import Operation, inside
@@ -46,8 +46,11 @@ def program(space: SearchSpace, height: int, width: int) -> Program:
         signed = magnitudes[a, :, None] * ((1, -1) if operation.signed else (1, 1))
         kinds[a], parameters[a, :, :, 0] = kind_of(operation), signed
         if kind_of(operation) == Kind.AFFINE:
-            parameters[a] = matrices(operation, signed.ravel(), height, width).reshape(bins, 2, 6)
-            kinds[a], fixed[a] = _geometry(parameters[a], height, width)
+            rows = matrices(operation, signed.ravel().tolist(), height, width)
+            parameters[a] = rows.reshape(bins, 2, 6)
+            moves = [_geometry(cast(Matrix, tuple(row)), height, width) for row in rows.tolist()]
+            kinds[a] = np.array([kind for kind, _ in moves]).reshape(bins, 2)
+            fixed[a] = np.array([move for _, move in moves]).reshape(bins, 2, 6)
         elif operation.kernel is None:
             kinds[a][signed == TABLE[operation.name].neutral] = Kind.IDENTITY
     return Program(
@@ -70,22 +73,38 @@ def steps_of_one(space: SearchSpace, slots: Slots, height: int, width: int) -> l
     Raises:
         ValueError, TypeError: as of :func:`program`.
     """
-    _check_reach(space, height, width)
-    steps = []
+    made, steps = _made(space, height, width), []
     for op, kept, k, sign, center in slots:
         if not kept:
             continue
-        operation = space.operations[op]
-        m = operation.magnitude(k, space.num_magnitude_bins, height, width)
-        if operation.signed:
-            m *= sign
-        kind = kind_of(operation)
-        if kind == Kind.AFFINE:
-            step = _geometric_step(operation, m, height, width)
-            steps.append(step._replace(center=center))
-        elif kind == Kind.BATCHED or m != TABLE[operation.name].neutral:
-            steps.append(Step(operation, kind, (m, *_ZEROS[1:]), _ZEROS, center))
-    return [step for step in steps if step.kind != Kind.IDENTITY]
+        step = made.get((op, k, sign))
+        if step is None:
+            step = made[op, k, sign] = _step(space, op, k, sign, height, width)
+        if step.kind != Kind.IDENTITY:
+            steps.append(Step(*step[:4], center))
+    return steps
+
+
+@lru_cache(maxsize=128)
+def _made(space: SearchSpace, height: int, width: int) -> dict[tuple[int, int, int], Step]:
+    """The steps for images of one size that were drawn so far, by operation, bin and sign."""
+    _check_reach(space, height, width)
+    return {}
+
+
+def _step(space: SearchSpace, op: int, k: int, sign: int, height: int, width: int) -> Step:
+    operation = space.operations[op]
+    m = operation.magnitude(k, space.num_magnitude_bins, height, width)
+    m = m * sign if operation.signed else m
+    kind, fixed = kind_of(operation), _ZEROS
+    parameters: tuple[float, ...] = (m, *_ZEROS[1:])
+    if kind == Kind.AFFINE:
+        matrix = cast(Matrix, tuple(matrices(operation, [m], height, width)[0].tolist()))
+        parameters = matrix
+        kind, fixed = _geometry(matrix, height, width)
+    elif kind != Kind.BATCHED and m == TABLE[operation.name].neutral:
+        kind = Kind.IDENTITY
+    return Step(operation, kind, parameters, fixed, (0.0, 0.0))
 
 
 def program_of_one(listed: list[Step], height: int, width: int) -> Steps:
@@ -104,28 +123,20 @@ def program_of_one(listed: list[Step], height: int, width: int) -> Steps:
 #: Operation, whether it is kept, bin, sign -1 or +1, and centre (y, x), of each slot of an image.
 Slots = Iterable[tuple[int, bool, int, int, tuple[float, float]]]
 
-_UNMOVED, _ZEROS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (0,) * 6
+_UNMOVED: Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+_ZEROS: tuple[int, ...] = (0,) * 6
 
 
-def _geometry(
-    rows: NDArray[np.float64], height: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Kinds and fixed-point matrices of matrices (..., 6)."""
-    kinds = np.where(shifts(rows), Kind.SHIFT, Kind.AFFINE)
-    kinds = np.where(is_stepped(rows, height, width), Kind.STEPPED, kinds)
-    kinds = np.where((rows == _UNMOVED).all(-1), Kind.IDENTITY, kinds)
-    return kinds, fixed_point(rows)
+def _geometry(matrix: Matrix, height: int, width: int) -> tuple[Kind, tuple[int, ...]]:
+    """The kind of a matrix, and the matrix in fixed point."""
+    fixed = fixed_point(matrix)
+    if matrix == _UNMOVED:
+        return Kind.IDENTITY, fixed
+    if is_stepped(matrix, height, width):
+        return Kind.STEPPED, fixed
+    return Kind.SHIFT if shifts(matrix) else Kind.AFFINE, fixed
 
 
-@lru_cache(maxsize=4096)
-def _geometric_step(operation: Operation, magnitude: float, height: int, width: int) -> Step:
-    rows = matrices(operation, np.array([magnitude]), height, width)
-    (kind,), (fixed,) = _geometry(rows, height, width)
-    parameters = tuple(rows[0].tolist())
-    return Step(operation, Kind(kind), parameters, tuple(fixed.tolist()), (0.0, 0.0))
-
-
-@lru_cache(maxsize=4096)
 def _check_reach(space: SearchSpace, height: int, width: int) -> None:
     """Refuse a size at which some magnitude leaves what its operation accepts."""
     last = space.num_magnitude_bins - 1
@@ -145,7 +156,7 @@ def look_up_table(name: str, magnitude: float) -> bytes:
 
 
 def matrices(
-    operation: Operation, magnitudes: NDArray[np.float64], height: int, width: int
+    operation: Operation, magnitudes: Sequence[float], height: int, width: int
 ) -> NDArray[np.float64]:
     """(n, 6) matrices of a geometric operation for signed magnitudes.
 
@@ -154,9 +165,10 @@ def matrices(
     """
     if operation.matrix is None:
         matrix = cast(Affine, TABLE[operation.name].exact).matrix
-        return np.array([matrix(m, height, width) for m in magnitudes.tolist()])
+        return np.array([matrix(m, height, width) for m in magnitudes])
+    given = torch.tensor(magnitudes, dtype=torch.float64, device="cpu")
     own, n = f"matrix of operation {operation.name!r}", len(magnitudes)
-    result = operation.matrix(torch.tensor(magnitudes, device="cpu"), height, width)
+    result = operation.matrix(given, height, width)
     if not isinstance(result, Tensor):
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
     if result.shape != (n, 2, 3):
@@ -166,9 +178,9 @@ def matrices(
     reached = np.abs(rows.reshape(n, 2, 3)) @ (width, height, 1)
     bad = ~((np.abs(a * e - b * d) > 1e-9) & (reached < 2**40).all(1))
     if bad.any():
+        i = int(bad.argmax())
         raise ValueError(
             f"{own} must be finite, invertible and lead to coordinates below 2^40, got "
-            f"{rows[bad][0].tolist()} for magnitude {magnitudes[bad][0]:g} and images of "
-            f"{height} x {width}"
+            f"{rows[i].tolist()} for magnitude {magnitudes[i]:g} and images of {height} x {width}"
         )
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -29,23 +29,30 @@ from ola_augment.operations.checks import (
     is_bilinear,
 )
 from ola_augment.operations.executors import is_fastest_in_pillow
+from ola_augment.operations.executors.compiled import run_on_array
 from ola_augment.operations.executors.pillow import run_on_image
 from ola_augment.operations.program import Slots, program_of_one, steps_of_one
 from ola_augment.operations.steps import Rendering
 from ola_augment.policy import Policy
+from ola_augment.space import SearchSpace
 from ola_augment.transforms.drawing import Drawing
 from ola_augment.transforms.inputs import (
     Fills,
     as_fills,
-    as_image,
     check_picture,
     fill_of,
-    from_image,
-    is_one_for_pillow,
     layout,
     plain_fill,
     restore,
     to_tensor,
+)
+from ola_augment.transforms.one import (
+    as_image,
+    as_pixels,
+    from_image,
+    from_pixels,
+    is_one_for_pillow,
+    kind_of_one,
 )
 
 
@@ -72,6 +79,10 @@ class Applying(Drawing):
         self._fills = as_fills(fill, self.value_range)
         self.fill = plain_fill(fill)
         self._checked_on_device = False
+        self._seen: dict[tuple[Any, ...], _Seen] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_seen": {}}
 
     @property
     def _mask_fill(self) -> float:
@@ -123,6 +134,18 @@ class Applying(Drawing):
                     raise
         self._checked_on_device = self._checked_on_device or on_device
 
+    def _look_at(self, picture: Any) -> _Seen:
+        """Check an image of bytes, whose values cannot be wrong; the next like it only by kind."""
+        kind = kind_of_one(picture)
+        seen = self._seen.get(kind)
+        if seen is None or seen.space is not self.space:
+            self._check(picture)
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            seen = _Seen(self.space, self._rendering(picture), *layout(picture).size)
+            self._seen[kind] = seen
+        return seen
+
     def _is_for_pillow(self, sample: Any) -> bool:
         of_bytes = self.value_range in (None, (0, 255)) and self.grey_weights is None
         return of_bytes and is_one_for_pillow(sample)
@@ -141,13 +164,28 @@ class Applying(Drawing):
         out = run_actions(flat, self.space, actions, rendering)
         return restore(out.reshape(images.shape), picture)
 
-    def _run_one(self, picture: Any, slots: Slots) -> Any:
+    def _run_one(self, picture: Any, slots: Slots, seen: _Seen | None = None) -> Any:
         """Apply what was drawn to one grey or colour image of bytes on the CPU."""
-        rendering, (height, width) = self._rendering(picture), layout(picture).size
-        steps = steps_of_one(self.space, slots, height, width)
-        first = isinstance(picture, Tensor)
-        laid_out = not first or picture.is_contiguous()
-        if laid_out and is_fastest_in_pillow(steps, height, width, first):
+        space, rendering, height, width = seen or self._look_at(picture)
+        steps = steps_of_one(space, slots, height, width)
+        of_pil = isinstance(picture, PIL.Image.Image)
+        laid_out = not isinstance(picture, Tensor) or picture.is_contiguous()
+        if laid_out and is_fastest_in_pillow(steps, height, width, of_pil):
             return from_image(run_on_image(as_image(picture), steps, rendering), picture)
         alone = program_of_one(steps, height, width)
-        return restore(run_steps(to_tensor(picture)[None], alone, rendering)[0], picture)
+        if isinstance(picture, Tensor) or alone.program.has_batched:
+            return restore(run_steps(to_tensor(picture)[None], alone, rendering)[0], picture)
+        return from_pixels(run_on_array(as_pixels(picture), alone, rendering), picture)
+
+
+#: Kinds of images of which a transform remembers what it found out.
+_MOST_SEEN = 256
+
+
+class _Seen(NamedTuple):
+    """What is known of all images of one kind and size."""
+
+    space: SearchSpace
+    rendering: Rendering
+    height: int
+    width: int

@@ -98,8 +98,8 @@ class PolicyTransform(Batches):
         if alone and not isinstance(sample, ANNOTATIONS):
             if self._hooks_are_ours and self._is_for_pillow(sample):
                 refuse_unseen_annotations(self)
-                self._check(sample)
-                return self._run_one(sample, self._sample_one().slots)
+                seen = self._look_at(sample)
+                return self._run_one(sample, self._sample_one().slots, seen)
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
             refuse_unwrapped_annotations(inputs)

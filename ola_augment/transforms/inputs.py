@@ -92,24 +92,6 @@ def _is_image_array(entry: Any) -> bool:
     )
 
 
-def is_one_for_pillow(sample: Any) -> bool:
-    """Whether a sample is one grey or RGB image of bytes on the CPU.
-
-    PIL's, an array (H, W, C) or a tensor (C, H, W).
-    """
-    if isinstance(sample, PIL.Image.Image):
-        return sample.mode in ("L", "RGB")
-    if isinstance(sample, np.ndarray):
-        return sample.ndim == 3 and sample.shape[2] in (1, 3) and sample.dtype == np.uint8
-    return (
-        isinstance(sample, Tensor)
-        and sample.ndim == 3
-        and sample.shape[0] in (1, 3)
-        and sample.dtype == torch.uint8
-        and sample.device.type == "cpu"
-    )
-
-
 def is_list_of_images(sample: Any) -> bool:
     """Whether every entry of a list is an image, or a clip, of its own.
 
@@ -175,25 +157,6 @@ def to_tensor(picture: Any) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():  # which would make the subclass of it again
         plain: Tensor = picture.as_subclass(Tensor)
     return plain
-
-
-def as_image(picture: Any) -> PIL.Image.Image:
-    """One grey or RGB picture of bytes as PIL's."""
-    if isinstance(picture, PIL.Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        return PIL.Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    return pillow.from_array(to_tensor(picture).numpy())
-
-
-def from_image(image: PIL.Image.Image, like: Any) -> Any:
-    """Undo :func:`as_image`: the kind of picture that ``like`` is, which can be written to."""
-    if isinstance(like, PIL.Image.Image):
-        return image
-    if isinstance(like, np.ndarray):
-        array = np.array(image)
-        return array[..., None] if array.ndim == 2 else array
-    return restore(torch.from_numpy(pillow.to_array(image)), like)
 
 
 def restore(images: Tensor, like: Any) -> Any:

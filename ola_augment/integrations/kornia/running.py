@@ -116,7 +116,7 @@ def make_plan(source: Source, shape: tuple[int, ...], magnitude: float) -> Plan:
     plan = Plan(random, later, None)
     try:
         shared = _shared(source, images, magnitudes, single.calls)
-        fixed = None if random else _fixed(source, tuple(images.shape))
+        fixed = None if random else _fixed(source, tuple(images.shape), magnitudes)
         together = Plan(random, later, shared, fixed)
         seeds = _SEEDS[:_IMAGES]
         alone = run(source, images, magnitudes, seeds, plan)
@@ -168,16 +168,17 @@ def _varies(source: Source, shape: tuple[int, ...], magnitudes: Tensor) -> bool:
     return False
 
 
-def _fixed(source: Source, shape: tuple[int, ...]) -> Params | None:
+def _fixed(source: Source, shape: tuple[int, ...], magnitudes: Tensor) -> Params | None:
     """Parameters of one image, if those of a batch are the same for each."""
     with Draws(_SEEDS[:1]):
-        one, batch = source.draw((1, *shape[1:])), source.draw(shape)
+        one = source.give(source.draw((1, *shape[1:])), magnitudes[:1])
+        batch = source.give(source.draw(shape), magnitudes)
     return one if _same(_repeated(one, shape), batch) else None
 
 
 def _repeated(one: Params, shape: tuple[int, ...]) -> Params:
     params = {
-        key: value.expand(shape[0], *value.shape[1:]).clone() if value.shape[:1] == (1,) else value
+        key: value.expand(shape[0], *value.shape[1:]) if value.shape[:1] == (1,) else value
         for key, value in one.items()
     }
     return params | {_SHAPE: torch.tensor(shape, device="cpu")}

@@ -1,7 +1,8 @@
 """The loop over a batch: every image goes through its steps, back and forth between two buffers.
 
 Every kernel reads one image (C, H, W) and writes another, so that a chain of operations goes back
-and forth between the result and one scratch image and copies nothing.
+and forth between the result and one scratch image and copies nothing. Where channels lie side by
+side, an image goes to planes first and back at the end, between two scratch images.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.loops.bilinear import affine_bytes, affine_levels
 from ola_augment.kernels.loops.byte_levels import run_bytes
 from ola_augment.kernels.loops.levels import run_levels
-from ola_augment.kernels.loops.moves import affine_nearest, copy, cutout, take_stepped
+from ola_augment.kernels.loops.moves import (
+    affine_nearest,
+    copy,
+    cutout,
+    take_stepped,
+    to_pixels,
+    to_planes,
+)
 
 _SIGNATURE = (
-    "void({0}[:,:,:,::1], {0}[:,:,:,::1], int64[:,::1], float32[:,:,::1], int64[::1], "
-    "float64[:,::1], int64[:,::1], {0}[::1], boolean, int64, float64[::1], "
-    "{1}[::1], boolean)"
+    "void(Array({0}, 4, 'C', readonly=True), {0}[:,:,:,::1], int64, int64[:,::1], "
+    "float32[:,:,::1], int64[::1], float64[:,::1], int64[:,::1], {0}[::1], boolean, int64, "
+    "float64[::1], {1}[::1], boolean)"
 )
 #: The signatures of ``run_batch``, by the dtype of the images; they have a precision of their own.
 SIGNATURES = {
@@ -56,7 +64,7 @@ def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 def run_batch(  # type: ignore[no-untyped-def]
-    images, result, rows, centers, kinds, parameters, fixed,
+    images, result, beside, rows, centers, kinds, parameters, fixed,
     fill, bilinear, colors, weights, levels, whole,
 ):  # fmt: skip
     """Apply the steps of every image from left to right.
@@ -64,8 +72,10 @@ def run_batch(  # type: ignore[no-untyped-def]
     ``Kind.IDENTITY`` and ``Kind.BATCHED`` leave the image as it is.
 
     Args:
-        images: (B, C, H, W) uint8, uint16 or float32, contiguous, as all of these.
+        images: (B, C, H, W) uint8, uint16 or float32, contiguous, as all of these; only read.
         result: (B, C, H, W) of the same type; written to.
+        beside: 0, or how many channels there are if both hold pixels in the order (B, H, W, C),
+            whatever their shape says; what else their shape has for a pixel is padding.
         rows: (B, S) int64, of the next four; -1 where there is no step.
         centers: (B, S, 2) float32, of cutouts.
         kinds: (R,) int64, of a ``Program``.
@@ -79,10 +89,12 @@ def run_batch(  # type: ignore[no-untyped-def]
             may be stored, 1, 0, and what was added to levels to store those below 0; not of bytes.
         whole: whether levels are integers.
     """
-    scratch = np.empty(result.shape[1:], result.dtype)
+    channels, height, width = images.shape[1:]
+    channels = beside if beside else channels
+    scratch = np.empty((channels, height, width), result.dtype)
+    planes = np.empty((beside, height, width), result.dtype)
     table, counts = np.empty(256, np.uint8), np.empty(1024, np.int32)
     steps = np.empty(rows.shape[1], np.int64)
-    channels, _, width = images.shape[1:]
     black = np.empty(1, result.dtype)
     black[0] = levels[0]
     for i in range(len(images)):
@@ -91,15 +103,20 @@ def run_batch(  # type: ignore[no-untyped-def]
             if rows[i, s] >= 0 and kinds[rows[i, s]] not in (Kind.IDENTITY, Kind.BATCHED):
                 steps[active] = s
                 active += 1
-        source = images[i]
+        source, last = images[i], result[i]
         if active == 0:
-            copy(source.ravel(), result[i].ravel())
+            copy(source.ravel(), last.ravel())
+        elif beside:
+            last = planes
+            first = planes if active % 2 == 0 else scratch
+            to_planes(source.ravel(), first.reshape(channels, -1))
+            source = first
         for j in range(active):
             s = steps[j]
             row = rows[i, s]
             kind, parameter = kinds[row], parameters[row]
             # The last step writes the result, the one before it the scratch image, ...
-            target = scratch if (active - j) % 2 == 0 else result[i]
+            target = scratch if (active - j) % 2 == 0 else last
             if bilinear and (kind == Kind.AFFINE or kind == Kind.STEPPED):
                 _interpolate(source, target, parameter, fill, levels)  # type: ignore[no-untyped-call]
             elif kind == Kind.STEPPED:
@@ -117,3 +134,5 @@ def run_batch(  # type: ignore[no-untyped-def]
                     weights, levels, whole, table, counts,
                 )  # fmt: skip
             source = target
+        if beside and active > 0:
+            to_pixels(planes.reshape(channels, -1), result[i].ravel())

@@ -15,6 +15,45 @@ def copy(source, result):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def to_planes(source, result):  # type: ignore[no-untyped-def]
+    """Flat pixels, channels side by side and padding after them, to planes (C, H W)."""
+    channels, pixels = result.shape
+    step = source.size // pixels
+    if channels == 3 and step <= 4:  # loops that are compiled to shuffles, six times as fast
+        red, green, blue = result[0], result[1], result[2]
+        if step == 3:
+            for i in range(pixels):
+                red[i], green[i], blue[i] = source[3 * i], source[3 * i + 1], source[3 * i + 2]
+        else:
+            for i in range(pixels):
+                red[i], green[i], blue[i] = source[4 * i], source[4 * i + 1], source[4 * i + 2]
+        return
+    for c in range(channels):
+        for i in range(pixels):
+            result[c, i] = source[i * step + c]
+
+
+@kernel
+def to_pixels(source, result):  # type: ignore[no-untyped-def]
+    """Undo :func:`to_planes`; padding becomes 255."""
+    channels, pixels = source.shape
+    step = result.size // pixels
+    if channels == 3 and step <= 4:
+        red, green, blue = source[0], source[1], source[2]
+        if step == 3:
+            for i in range(pixels):
+                result[3 * i], result[3 * i + 1], result[3 * i + 2] = red[i], green[i], blue[i]
+        else:
+            for i in range(pixels):
+                result[4 * i], result[4 * i + 1], result[4 * i + 2] = red[i], green[i], blue[i]
+                result[4 * i + 3] = 255
+        return
+    for c in range(step):
+        for i in range(pixels):
+            result[i * step + c] = source[c, i] if c < channels else 255
+
+
+@kernel
 def copy_border(source, result, width, border):  # type: ignore[no-untyped-def]
     """What filters leave as it is, of a flat plane."""
     height = source.size // width

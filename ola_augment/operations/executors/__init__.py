@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ola_augment.kernels.compiled import KERNELS
+from ola_augment.kernels.kind import GEOMETRIC, Kind
 from ola_augment.operations.executors import batched, compiled, pillow
 from ola_augment.operations.steps import Rendering, Step, Steps
 
-#: Images of so many pixels are done in Pillow before a compiled loop is called,
-SMALL = 64 * 64
-#: and without one fewer images than these, or larger ones, go through Pillow too.
-_FEW = 16
+#: Larger images than these, or fewer, go through Pillow until there is a compiled loop.
+_LARGE, _FEW = 64 * 64, 16
 
 Run = Callable[[Tensor, Steps, Rendering], Tensor]
 
@@ -39,10 +38,6 @@ class Executor(NamedTuple):
     run: Run
 
 
-def _one_small(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
-    return _for_pillow(images, rendering) and len(images) == 1 and _pixels(images) <= SMALL
-
-
 def _in_a_loop(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
     if images.device.type != "cpu":
         return False
@@ -57,7 +52,7 @@ def _in_a_loop(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
 
 
 def _few_or_large(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
-    few = 0 < len(images) < _FEW or (len(images) > 0 and _pixels(images) > SMALL)
+    few = 0 < len(images) < _FEW or (len(images) > 0 and _pixels(images) > _LARGE)
     return few and _for_pillow(images, rendering)
 
 
@@ -81,20 +76,23 @@ def _has_memory(images: Tensor) -> bool:
 #: From the top, the first that takes the images runs them.
 EXECUTORS = (
     #        name, which images, how
-    Executor("one small image by Pillow", _one_small, pillow.run),
     Executor("the compiled loop, on the CPU", _in_a_loop, compiled.run),
     Executor("Pillow while it is being compiled", _few_or_large, pillow.run),
     Executor("batched kernels, on any device", lambda *_: True, batched.run),
 )
 
 
-def is_fastest_in_pillow(steps: list[Step], height: int, width: int, channels_first: bool) -> bool:
+def is_fastest_in_pillow(steps: list[Step], height: int, width: int, of_pil: bool) -> bool:
     """Whether steps of one picture of bytes, of one or three channels, are, or must be.
 
-    To bring channels to the front and back costs as much as one step does.
+    To take a PIL image out and put it back costs as much as one step in a small image, or one that
+    moves pixels.
     """
-    few = len(steps) < 2 and not channels_first
-    return height * width <= SMALL or few or KERNELS["uint8"].ready() is None
+    if of_pil and len(steps) < 2:
+        moving = all(step.kind in GEOMETRIC or step.kind == Kind.CUTOUT for step in steps)
+        if moving or height * width <= _LARGE:
+            return True
+    return KERNELS["uint8"].ready() is None
 
 
 def choose(images: Tensor, steps: Steps, rendering: Rendering) -> Executor:

@@ -39,10 +39,15 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
         rendering: how they are applied.
 
     Returns:
-        (B, C, H, W) of the dtype of ``images``, contiguous.
+        (B, C, H, W) of the dtype of ``images``, contiguous, or channels_last if they are.
     """
     pixels, program = rendering.pixels, steps.program
     constants = _constants(rendering)
+    if not program.has_batched and _is_interleaved(images):
+        beside = images.movedim(1, -1)
+        source = _array(beside, pixels).reshape(images.shape)
+        done = _restored(_loop(source, steps, constants, images.shape[1]), pixels)
+        return done.view(beside.shape).movedim(-1, 1)
     source = _array(images, pixels)
     if not program.has_batched:
         return _restored(_loop(source, steps, constants), pixels)
@@ -65,23 +70,40 @@ def run(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
     return result
 
 
+def run_on_array(image: _Array, steps: Steps, rendering: Rendering) -> _Array:
+    """Apply steps to one image of bytes (H, W, C), contiguous; a new array.
+
+    None of the steps is one without a compiled kernel. What C has more than the image has channels
+    is padding, and 255 in the result.
+    """
+    height, width, stored = image.shape
+    source = image.reshape(1, stored, height, width)
+    beside = rendering.pixels.channels if stored > 1 else 0
+    return _loop(source, steps, _constants(rendering), beside).reshape(image.shape)
+
+
 def kernels_for(pixels: PixelFormat) -> CompiledKernels:
     """Those that are compiled for what the loop makes of such images."""
     return KERNELS["uint8" if pixels.of_bytes else "uint16" if pixels.whole else "float32"]
 
 
-def _loop(source: _Array, steps: Steps, constants: tuple[Any, ...]) -> _Array:
+def _is_interleaved(images: Tensor) -> bool:
+    return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def _loop(source: _Array, steps: Steps, constants: tuple[Any, ...], beside: int = 0) -> _Array:
     kernels = KERNELS[source.dtype.name]
     run_batch = kernels.ready() or kernels.wait()
     result, program = np.empty_like(source), steps.program
     rows, centers = np.ascontiguousarray(steps.rows), np.ascontiguousarray(steps.centers)
-    arrays = (source, result, rows, centers)
     table = (program.kinds, program.parameters, program.fixed)
     parts = max(1, min(torch.get_num_threads(), source.size // _VALUES_PER_THREAD))
     size = max(1, -(-len(source) // parts))
 
     def run(start: int) -> None:
-        run_batch(*(array[start : start + size] for array in arrays), *table, *constants)
+        some = slice(start, start + size)
+        mine = source[some], result[some], beside, rows[some], centers[some]
+        run_batch(*mine, *table, *constants)
 
     if parts == 1:
         run(0)

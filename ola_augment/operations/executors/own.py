@@ -62,10 +62,16 @@ def _run_own(
     """Run a user's own kernel on colours in float32, the range of the images brought to [0, 1]."""
     own = f"kernel of operation {operation.name!r}"
     colors, span = images[:, : pixels.colors], pixels.high - pixels.low
-    given = colors.float() if pixels.of_bytes else (colors.float() - pixels.low).clamp(0, span)
-    given = given / span
+    if as_it_is := _is_what_kernels_get(colors, pixels):
+        given = colors
+    elif pixels.of_bytes:
+        given = colors.float() / span
+    else:
+        given = (colors.float() - pixels.low).clamp(0, span) / span
+    # A kernel may write into what it is given, which is looked at again below.
+    copied = not (as_it_is or pixels.of_bytes)
     assert operation.kernel is not None
-    result = operation.kernel(given, magnitudes.float(), *drawn)
+    result = operation.kernel(given.clone() if copied else given, magnitudes.float(), *drawn)
     if not isinstance(result, Tensor):
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
     if result.shape != colors.shape:
@@ -74,10 +80,13 @@ def _run_own(
             f"{tuple(result.shape)}"
         )
     result = _in_floats(own, result)
-    same = result == given
-    result = result.clamp(0, 1)
+    inside = _lies_inside(own, result)
+    same = result == given if copied else torch.ones(1, dtype=torch.bool, device="cpu")
+    result = result if inside else result.clamp(0, 1)
     if pixels.of_bytes:
         result = (result * 255).round().to(images.dtype)
+    elif as_it_is:
+        result = result.to(images.dtype)
     elif pixels.whole:
         result = (result * span).round() + pixels.low
         result = torch.where(same, colors, result.to(images.dtype))
@@ -87,12 +96,20 @@ def _run_own(
     return torch.cat((result, images[:, pixels.colors :]), dim=1) if pixels.alpha else result
 
 
+def _is_what_kernels_get(colors: Tensor, pixels: PixelFormat) -> bool:
+    """Whether images are single floats in [0, 1], which are given as they are: copies cost most."""
+    plain = colors.dtype == torch.float32 and (pixels.low, pixels.high) == (0, 1)
+    if not plain or colors.requires_grad or colors.device.type != "cpu" or not colors.numel():
+        return False
+    low, high = torch.aminmax(colors)
+    return low.item() >= 0 and high.item() <= 1
+
+
 def _in_floats(own: str, result: Tensor) -> Tensor:
     """What a user's own kernel returned on the scale it was given, bytes as what they are.
 
     Raises:
         TypeError: another dtype.
-        ValueError: plainly another scale, or NaN; looked at on the CPU only.
     """
     if result.dtype == torch.uint8:
         return result.float() / 255
@@ -101,18 +118,30 @@ def _in_floats(own: str, result: Tensor) -> Tensor:
             f"{own} must return floats in [0, 1], as it was given, or uint8, got {result.dtype}: "
             "levels of 0 .. 255 are returned as result.to(torch.uint8)"
         )
-    if result.device.type == "cpu" and result.numel():
-        values = result.detach()
-        beyond = float((values - values.clamp(0, 1)).abs().mean())
-        if math.isnan(beyond):
-            raise ValueError(
-                f"{own} must return floats in [0, 1], as it was given, got NaN, which bytes would "
-                "show as black: of flat or black images, perhaps, by a division or a logarithm"
-            )
-        if beyond > _FAR_OUTSIDE:
-            raise ValueError(
-                f"{own} must return floats in [0, 1], as it was given, got "
-                f"{float(values.min()):g} .. {float(values.max()):g}: levels of 0 .. 255 are "
-                "returned as result / 255, anything else is clamped by the kernel"
-            )
     return result
+
+
+def _lies_inside(own: str, result: Tensor) -> bool:
+    """Whether a result is known to lie in [0, 1]: on the CPU alone, where it costs no waiting.
+
+    Raises:
+        ValueError: plainly another scale, or NaN.
+    """
+    if result.device.type != "cpu" or not result.numel():
+        return False
+    values = result.detach()
+    low, high = (end.item() for end in torch.aminmax(values))
+    if low >= 0 and high <= 1:
+        return True
+    beyond = float((values - values.clamp(0, 1)).abs().mean())
+    if math.isnan(beyond):
+        raise ValueError(
+            f"{own} must return floats in [0, 1], as it was given, got NaN, which bytes would "
+            "show as black: of flat or black images, perhaps, by a division or a logarithm"
+        )
+    if beyond > _FAR_OUTSIDE:
+        raise ValueError(
+            f"{own} must return floats in [0, 1], as it was given, got {low:g} .. {high:g}: levels "
+            "of 0 .. 255 are returned as result / 255, anything else is clamped by the kernel"
+        )
+    return False
