@@ -1,0 +1,84 @@
+"""A reference gradient in shards, whole where a backward pass needs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Along(Mapping[str, Tensor]):
+    """A reference gradient in shards, whole for the group that a backward pass is in.
+
+    Args:
+        shards: parameter name -> DTensor, laid out as the parameter is.
+    """
+
+    def __init__(self, shards: Mapping[str, Any]) -> None:
+        self._shards = shards
+        self._whole: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._shards:
+            raise KeyError(name)
+        if name not in self._whole:
+            raise RuntimeError(
+                f"parameter {name!r} is used outside of the passes of the module that was given to "
+                "fully_shard with it: call it inside of that module's forward"
+            )
+        return self._whole[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def gather(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Make a group's part whole, on all processes at once.
+
+        Args:
+            dtypes: of its parameters as they are used, by name.
+        """
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name, dtype in dtypes.items():
+            if name in self._shards and name not in self._whole:
+                by_dtype.setdefault(dtype, []).append(name)
+        for dtype, names in by_dtype.items():
+            self._whole |= _gathered({name: self._shards[name] for name in names}, dtype)
+
+    def release(self, names: Collection[str]) -> None:
+        """Let go of a group's part."""
+        for name in names:
+            self._whole.pop(name, None)
+
+    def not_finite(self) -> list[str]:
+        """Names of those of which this process's part is not finite."""
+        shards = self._shards.items()
+        return [name for name, one in shards if not bool(one.to_local().isfinite().all())]
+
+
+def _gathered(shards: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Whole tensors of shards along dimension 0, in one message."""
+    mesh = next(iter(shards.values())).device_mesh
+    world = mesh.size()
+    rows = {name: -(-one.shape[0] // world) for name, one in shards.items()}
+    sizes = [rows[name] * math.prod(one.shape[1:]) for name, one in shards.items()]
+    local = [one.to_local().detach() for one in shards.values()]
+    sent = local[0].new_zeros(sum(sizes), dtype=dtype)
+    for part, own in zip(torch.split(sent, sizes), local, strict=True):
+        part[: own.numel()].copy_(own.reshape(-1))
+    found = sent.new_empty(world, len(sent))
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(found.view(-1), sent, group=mesh.get_group())
+    return {
+        name: part.reshape(world * rows[name], *one.shape[1:])[: one.shape[0]]
+        for (name, one), part in zip(shards.items(), torch.split(found, sizes, 1), strict=True)
+    }
