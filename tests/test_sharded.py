@@ -500,7 +500,7 @@ FORMS = {
     "copies": "HSDP",
     "offloaded": "offloaded to the CPU",
     "another dimension": "along another dimension",
-    "tensor parallel": "'last.weight' is a DTensor that fully_shard did not make",
+    "tensor parallel": "'last.weight' is sharded over processes (tensor parallel",
     "directional": "'blocks.0.0.weight' is sharded",
     "backpack": "'blocks.0.0.weight' is sharded",
     "next": "give held-out batches",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,18 +45,29 @@ def shards_of(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:
 def refusal(model: nn.Module) -> str | None:
     """Why a model with sharded parameters cannot be aligned; None where it can, or has none."""
     modules = dict(model.named_modules())
-    own = states(modules.values())
-    if not own:
-        names = [name for name, one in model.named_parameters() if is_shard(one)]
-        return (
-            f"parameter {names[0]!r} is a DTensor that fully_shard did not make (tensor parallel): "
-            "its uses cannot be followed"
-            if names
-            else None
-        )
+    if not states(modules.values()):
+        for name, parameter in model.named_parameters():
+            if is_shard(parameter):
+                return (
+                    f"parameter {name!r} is sharded over processes (tensor parallel: a DTensor "
+                    "that fully_shard did not make), and what its layer does with the examples "
+                    "cannot be followed: where it is frozen give the engine the plain part of the "
+                    "model alone, and call the sharded part before it; else use "
+                    "DistributedDataParallel"
+                )
+        return None
+    reason = _reason(model, modules)
+    return reason and (
+        f"the model is sharded over processes in a way that cannot be aligned: {reason}; call "
+        "fully_shard(module) on parts of the model and then on the model itself, over all "
+        "processes, or use DistributedDataParallel"
+    )
+
+
+def _reason(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | None:
     if not states([model]):
         return "a part of the model was given to fully_shard, and the model itself was not"
-    for state in own:
+    for state in states(modules.values()):
         if reason := _refused(state):
             return reason
     managed = shards_of(modules.values())

@@ -20,17 +20,19 @@ class Along(Mapping[str, Tensor]):
 
     def __init__(self, shards: Mapping[str, Any]) -> None:
         self._shards = shards
-        self._whole: dict[str, Tensor] = {}
+        self._parts: dict[str, Tensor] = {}  # (processes, numel of a part and its padding)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._shards:
             raise KeyError(name)
-        if name not in self._whole:
+        if name not in self._parts:
             raise RuntimeError(
                 f"parameter {name!r} is used outside of the passes of the module that was given to "
                 "fully_shard with it: call it inside of that module's forward"
             )
-        return self._whole[name]
+        shape = self._shards[name].shape
+        whole: Tensor = self._parts[name].reshape(-1, *shape[1:])[: shape[0]]
+        return whole
 
     def __contains__(self, name: object) -> bool:
         return name in self._shards
@@ -49,15 +51,15 @@ class Along(Mapping[str, Tensor]):
         """
         by_dtype: dict[torch.dtype, list[str]] = {}
         for name, dtype in dtypes.items():
-            if name in self._shards and name not in self._whole:
+            if name in self._shards and name not in self._parts:
                 by_dtype.setdefault(dtype, []).append(name)
         for dtype, names in by_dtype.items():
-            self._whole |= _gathered({name: self._shards[name] for name in names}, dtype)
+            self._parts |= _gathered({name: self._shards[name] for name in names}, dtype)
 
     def release(self, names: Collection[str]) -> None:
         """Let go of a group's part."""
         for name in names:
-            self._whole.pop(name, None)
+            self._parts.pop(name, None)
 
     def not_finite(self) -> list[str]:
         """Names of those of which this process's part is not finite."""
@@ -66,11 +68,10 @@ class Along(Mapping[str, Tensor]):
 
 
 def _gathered(shards: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Whole tensors of shards along dimension 0, in one message."""
+    """The parts that all processes have of tensors along dimension 0, in one message."""
     mesh = next(iter(shards.values())).device_mesh
     world = mesh.size()
-    rows = {name: -(-one.shape[0] // world) for name, one in shards.items()}
-    sizes = [rows[name] * math.prod(one.shape[1:]) for name, one in shards.items()]
+    sizes = [-(-one.shape[0] // world) * math.prod(one.shape[1:]) for one in shards.values()]
     local = [one.to_local().detach() for one in shards.values()]
     sent = local[0].new_zeros(sum(sizes), dtype=dtype)
     for part, own in zip(torch.split(sent, sizes), local, strict=True):
@@ -78,7 +79,4 @@ def _gathered(shards: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor
     found = sent.new_empty(world, len(sent))
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(found.view(-1), sent, group=mesh.get_group())
-    return {
-        name: part.reshape(world * rows[name], *one.shape[1:])[: one.shape[0]]
-        for (name, one), part in zip(shards.items(), torch.split(found, sizes, 1), strict=True)
-    }
+    return dict(zip(shards, torch.split(found, sizes, 1), strict=True))

@@ -93,11 +93,7 @@ def check_model(model: nn.Module, fallback: bool) -> dict[str, nn.Parameter]:
             where = repr(name) if name else "the model itself"
             raise ValueError(f"layer {where} ({type(module).__name__}) cannot be aligned: {reason}")
     if (reason := refusal(model)) is not None:
-        raise ValueError(
-            f"model {type(model).__name__} is sharded over processes in a way that cannot be "
-            f"aligned: {reason}; call fully_shard(module) on parts of the model and then on the "
-            "model itself, over all processes, or use DistributedDataParallel"
-        )
+        raise ValueError(reason)
     return parameters
 
 
