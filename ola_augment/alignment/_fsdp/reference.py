@@ -49,12 +49,16 @@ class Along(Mapping[str, Tensor]):
         Args:
             dtypes: of its parameters as they are used, by name.
         """
-        by_dtype: dict[torch.dtype, list[str]] = {}
+        waiting: dict[torch.dtype, dict[str, Any]] = {}
         for name, dtype in dtypes.items():
-            if name in self._shards and name not in self._parts:
-                by_dtype.setdefault(dtype, []).append(name)
-        for dtype, names in by_dtype.items():
-            self._parts |= _gathered({name: self._shards[name] for name in names}, dtype)
+            if name not in self._shards or name in self._parts:
+                continue
+            bucket = waiting.setdefault(dtype, {})
+            bucket[name] = self._shards[name]
+            if sum(one.numel() for one in bucket.values()) >= _BUCKET:  # the same on all
+                self._parts |= _gathered(waiting.pop(dtype), dtype)
+        for dtype, bucket in waiting.items():
+            self._parts |= _gathered(bucket, dtype)
 
     def release(self, names: Collection[str]) -> None:
         """Let go of a group's part."""
@@ -65,6 +69,10 @@ class Along(Mapping[str, Tensor]):
         """Names of those of which this process's part is not finite."""
         shards = self._shards.items()
         return [name for name, one in shards if not bool(one.to_local().isfinite().all())]
+
+
+#: Numbers of all processes that one message gathers: of its own each needs a copy meanwhile.
+_BUCKET = 2**21
 
 
 def _gathered(shards: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
