@@ -10,14 +10,10 @@ import torch
 import torch.distributed as dist
 from loops import dataset, learner_of, logits, loss_of, network, optimizer_of, plain_loop
 from ranks import run_checks
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ola_augment import GARUpdater, OLAAugment, OLALearner
-from ola_augment.alignment import BackPACKAlignment, DirectionalAlignment, GradientAlignment
 from ola_augment.training import SplitBatchSampler, SplitPolicy, Thermostat, ValueUpdater, ranks
 from ola_augment.training.everyone import Everyone
 from ola_augment.training.held_out import HeldOut
@@ -122,46 +118,6 @@ def inside_join(rank, given):
             plain_loop(model, learner, list(loader(rank, 16)))
     except RuntimeError as error:
         return {"said": str(error)}
-
-
-def sharded_at_any_moment(rank, given):
-    """FSDP2 leaves the root's parameters whole after an evaluation."""
-
-    def said(make):
-        try:
-            make()
-        except ValueError as error:
-            return str(error)
-
-    mesh = init_device_mesh("cpu", (RANKS,))
-    model = nn.Sequential(fully_shard(nn.Linear(4, 4), mesh=mesh), nn.Linear(4, 2))
-    fully_shard(model, mesh=mesh)
-    makes = {
-        "engine": lambda: GradientAlignment(model),
-        "directional": lambda: DirectionalAlignment(model, lambda model, x: model(x).sum(1)),
-        "backpack": lambda: BackPACKAlignment(model),
-    }
-    found = {f"{name} at first": said(make) for name, make in makes.items()}
-    model.eval()
-    with torch.no_grad():
-        model(torch.ones(2, 4))
-    found |= {f"{name} then": said(make) for name, make in makes.items()}
-    later = nn.Sequential(nn.Linear(4, 4))
-    engine = GradientAlignment(later)
-    fully_shard(later, mesh=mesh)
-
-    def capture():
-        with engine.capture():
-            later(torch.ones(2, 4)).sum().backward()
-
-    found["sharded later"] = said(capture)
-    trained = network()
-    learner = OLALearner.recommended(
-        trained, OLAAugment("rand_augment", strength=1.0), list(loader(rank, 16)), 500
-    )
-    fully_shard(trained, mesh=mesh)
-    found["a learner's"] = said(lambda: plain_loop(trained, learner, list(loader(rank, 16))))
-    return found
 
 
 def a_group_of_one_kind_of_device(rank, given):
@@ -341,7 +297,7 @@ def recommended_by_lightning(rank, given):
 
 CHECKS = (
     as_always, static_graph, unused_are_found, started_after_the_policy_was_made, draws,
-    one_example_of_each_rank_is_enough, sharded_at_any_moment,
+    one_example_of_each_rank_is_enough,
     messages_of_pairs, examples_of_all_ranks, a_group_of_one_kind_of_device,
     recommended_by_loop, recommended_by_lightning, held_out_of_ranks, held_out_gradient_of_ranks,
     inside_join,  # the last one: whoever leaves a Join by an error may be out of step
@@ -407,15 +363,6 @@ def test_the_recommended_learner_is_one_on_all_ranks_and_in_all_loops(found):
     pytest.importorskip("lightning")
     for way in ("recommended_by_loop", "recommended_by_lightning"):
         assert same(whole(found[way]))["moment"].any()
-
-
-def test_sharded_models_are_refused_by_name_at_any_moment(found):
-    for rank in whole(found["sharded_at_any_moment"]):
-        assert len(rank) == 8
-        for moment, said in rank.items():
-            assert said is not None, moment
-            assert "sharded over processes" in said
-            assert "0.weight" in said
 
 
 def test_three_ranks_learn_one_policy(tmp_path):

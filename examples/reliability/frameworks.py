@@ -23,6 +23,8 @@ COLUMNS = ("loop", "workers", "resume", "accumulation", "mixed precision", "rank
 LIGHTNING = "test_integrations_lightning.py::test_"
 HUGGINGFACE = "test_integrations_huggingface.py::test_"
 MANY = "test_many_ranks.py::test_"
+SHARDED = "test_sharded.py::test_"
+LEARNS_SHARDED = f"{SHARDED}the_recommended_learner_learns"
 OTHERS = "test_integrations_others.py::test_"
 EXAMPLES = "test_integrations_examples.py::test_"
 WAYS = "test_integrations_distributed.py::test_every_way_learns_the_same_policy_on_both_ranks"
@@ -36,6 +38,14 @@ FRAMEWORKS: dict[tuple[str, str], tuple[tuple[str, ...], ...]] = {
         ("test_learner.py::test_micro_batches_make_one_half",),
         (f"{EXAMPLES}compiled_and_mixed_precision",),
         (ALL_LOOPS, WAYS, f"{MANY}every_form_of_ddp", f"{MANY}three_ranks"),
+    ),
+    ("a loop of one's own, FSDP2", "torch"): (
+        (LEARNS_SHARDED,),
+        (),
+        (LEARNS_SHARDED,),
+        (f"{SHARDED}alignments_and_norms",),
+        (f"{SHARDED}in_bfloat16",),
+        (LEARNS_SHARDED, f"{SHARDED}what_one_rank_refuses"),
     ),
     ("`fit`", "torch"): (
         ("test_training.py::test_invert_which_swaps",),

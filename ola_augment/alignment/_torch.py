@@ -52,6 +52,12 @@ def transforming() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def function_modes() -> list[Any]:
+    """Torch function modes that are active now, the innermost last."""
+    depth = torch._C._len_torch_function_stack()
+    return [torch._C._get_function_stack_at(index) for index in range(depth)]
+
+
 def unwatched() -> contextlib.AbstractContextManager[None]:
     """Torch calls skip every mode: looking at a shape through one takes ten times as long."""
     nothing: contextlib.AbstractContextManager[None] = torch._C.DisableTorchFunction()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import Along, Sharded, is_shard, is_sharded
 from ola_augment.alignment.method.captured import Captured, checked_gradients
 from ola_augment.alignment.method.session import Session
 from ola_augment.alignment.method.storage import Storage
@@ -144,7 +145,12 @@ class GradientAlignment:
             raise RuntimeError("capture() inside capture(): leave the first one before the second")
         parameters = check_model(self._model, self._fallback)
         self._captured = None
-        direction = None if gradients is None else checked_gradients(gradients, parameters)
+        direction: Mapping[str, Tensor] | None = None
+        if gradients is not None:
+            direction = checked_gradients(gradients, parameters)
+        sharded = Sharded(self._model) if is_sharded(self._model) else None
+        if sharded is not None:
+            direction = _along(direction)
         measured = set(parameters if norms is True else norms or ())
         if unknown := measured - parameters.keys():
             raise ValueError(f"norms names {sorted(unknown)[0]!r}, which is no trainable parameter")
@@ -158,6 +164,7 @@ class GradientAlignment:
             direction,
             measured,
             self._reduction == "mean",
+            sharded,
         )
         self._capturing = True
         try:
@@ -219,3 +226,25 @@ class GradientAlignment:
         """Free what is kept, what was verified included. Nothing is attached to the model."""
         self._captured = None
         self._proof.forget()
+
+
+def _along(direction: Mapping[str, Tensor] | None) -> Along:
+    """A reference gradient of a model whose parameters processes share.
+
+    Raises:
+        ValueError: it is not known yet, or whole.
+    """
+    if direction is None:
+        raise ValueError(
+            "the parameters are sharded over processes (fully_shard), and what a capture keeps "
+            "for a later reference gradient would need them whole: give the reference first, "
+            "capture(gradients=...); an OLALearner does so with held-out batches and with "
+            'reference="current"'
+        )
+    for name, one in direction.items():
+        if not is_shard(one):
+            raise ValueError(
+                f"gradients[{name!r}] must be sharded as the parameter is, got a plain tensor: "
+                "engine.gradients() gives what a backward left, or distribute_tensor it"
+            )
+    return Along(direction)

@@ -101,6 +101,8 @@ class Pairs:
                 ``accumulate`` with ``reference="current"``.
         """
         learner = self.learner
+        if not self._updated and not self._ran:
+            learner.refuse_sharded()
         images, actions = read_images(batch := learner.rejoin(batch))
         last = self._ran + 1 == accumulate if last is None else last
         if learner.plain_first and accumulate % 2 and not self._updated:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import own_part
+from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import class_labels, tensors_of
 
 #: Levels above which inputs are not scaled.
@@ -104,7 +106,7 @@ class Leftovers:
             return
         gradient, parameter, before = self._last
         same = parameter.grad is gradient and parameter._version != before
-        if same and bool(gradient.any()):
+        if same and bool(own_part(gradient).any()):
             self._kept = gradient, gradient._version
 
     def end(self, model: nn.Module) -> None:
@@ -123,8 +125,8 @@ class Leftovers:
                 "optimizer.step()",
                 stacklevel=2,
             )
-        for parameter in reversed(list(model.parameters())):  # the last ones are small
-            if self._left and parameter.grad is not None and parameter.requires_grad:
+        for parameter in reversed(trainable_parameters(model).values()):  # the last are small
+            if self._left and parameter.grad is not None:
                 self._last = parameter.grad, parameter, parameter._version
                 return
 

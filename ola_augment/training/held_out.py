@@ -9,14 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import (
+    averaged_gradients,
+    is_sharded,
+    own_part,
+    to_shard,
+    to_whole,
+)
 from ola_augment.alignment.proof import trainable_parameters
+from ola_augment.streams import world_size
 from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.given import are_counts, check_named
 from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
 from ola_augment.training.metrics import scale_to_float
-from ola_augment.training.ranks import means_over_ranks
+from ola_augment.training.ranks import (
+    all_ranks,
+    means_over_ranks,
+    most_of_ranks,
+    sum_over_ranks,
+)
 from ola_augment.training.restored import same_buffers
 
 #: Called as ``loss(model, *batch)``: the mean loss of a held-out batch.
@@ -67,7 +80,10 @@ class HeldOut:
         batch = self._batches.next()
         self._classes.see(batch, first=self._batches.position == 1)
         new = self._of(model, batch)
-        if not all(bool(gradient.isfinite().all()) for gradient in new.values()):
+        finite = all(bool(own_part(gradient).isfinite().all()) for gradient in new.values())
+        if is_sharded(model):
+            finite = all_ranks(finite, next(model.parameters()).device)
+        if not finite:
             return new
         mean, share = self._mean, 1 - self.smoothing
         # A layer that was replaced begins anew.
@@ -105,21 +121,31 @@ class HeldOut:
         device = next(iter(trainable_parameters(model).values())).device
         batches = [tuple(move(part, device) for part in batch) for batch in self.halves[1]]
         sizes = [examples_of(batch) for batch in batches]
+        # Ranks that share parameters wait in the model for the one that has most batches.
+        shares = is_sharded(model)
+        more = most_of_ranks(len(batches), device) - len(batches) if shares else 0
         with same_buffers(model), torch.no_grad():
             found = calibrated(model, self._loss, batches, sizes)
+            for _ in range(more):
+                self._loss(model, *batches[-1])
         return float(means_over_ranks([found], sum(sizes))[0])
 
     def _of(self, model: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         parameters = trainable_parameters(model)
         device = next(iter(parameters.values())).device
+        moved = tuple(move(part, device) for part in batch)
+
+        def loss() -> Tensor:
+            if self.calibrate:
+                return calibrated(model, self._loss, [moved])
+            return self._loss(model, *moved)
+
         with same_buffers(model):
-            moved = tuple(move(part, device) for part in batch)
-            loss = (
-                calibrated(model, self._loss, [moved])
-                if self.calibrate
-                else self._loss(model, *moved)
-            )
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            if is_sharded(model):  # the mean over processes is one over examples
+                own = torch.tensor(float(examples_of(batch)), device=device)
+                share = own * world_size() / sum_over_ranks(own)
+                return averaged_gradients(model, lambda: loss() * share)
+            gradients = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
         found = {
             name: gradient
             for name, gradient in zip(parameters, gradients, strict=True)
@@ -130,7 +156,7 @@ class HeldOut:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches are, and the mean."""
-        mean = {name: value.clone() for name, value in self._mean.items()}
+        mean = {name: to_whole(value) for name, value in self._mean.items()}
         return {"position": self._batches.position, "mean": mean}
 
     def checked(self, state: Any, model: nn.Module) -> Callable[[], None]:
@@ -146,7 +172,7 @@ class HeldOut:
         check_named("held-out gradient", mean, parameters)
 
         def restore() -> None:
-            self._mean = {name: part.to(parameters[name], copy=True) for name, part in mean.items()}
+            self._mean = {name: to_shard(part, parameters[name]) for name, part in mean.items()}
             self._batches.position = position
 
         return restore

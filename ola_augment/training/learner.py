@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ola_augment.alignment import GradientAlignment
+from ola_augment.alignment._fsdp import is_sharded
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.training import learner_state
 from ola_augment.training.checks import InputRanges, Leftovers
@@ -276,6 +277,11 @@ def _signal(
 ) -> Signal:
     """What the updater rewards: alignments of an engine, or the next loss."""
     if updater.per_example:
+        if reference == "next" and is_sharded(network):
+            raise ValueError(
+                'reference="next" needs whole parameters, and the model\'s are sharded over '
+                'processes (fully_shard): give held-out batches, or "current"'
+            )
         engine = GradientAlignment(model) if engine is None else engine
         if engine.model is not network:
             raise ValueError("engine must be of the model that is trained, it has another one")

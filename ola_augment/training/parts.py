@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ola_augment.alignment._fsdp import is_sharded
 from ola_augment.alignment.proof import unwrapped
 from ola_augment.policy import OLAPolicy, Policy
 from ola_augment.training.epoch import EpochImages
@@ -164,10 +165,24 @@ class Parts:
             model: with or without its ``DistributedDataParallel``.
 
         Raises:
-            ValueError: it is another one.
+            ValueError: it is another one, or :meth:`refuse_sharded`.
         """
         if unwrapped(model) is not self._model:
             raise ValueError("learner must be of the model that is trained, it has another one")
+        self.refuse_sharded()
+
+    def refuse_sharded(self) -> None:
+        """Refuse a model under ``fully_shard``, in loops that save what one process has.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if is_sharded(self._model):
+            raise ValueError(
+                "the model's parameters are sharded over processes (fully_shard): a learner takes "
+                "part in a loop of your own then, and not in fit or a framework's; or use "
+                "DistributedDataParallel"
+            )
 
     @property
     def rejoins(self) -> bool:

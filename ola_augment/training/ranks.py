@@ -48,6 +48,12 @@ def all_ranks(okay: bool, device: torch.device) -> bool:
     return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
 
 
+def most_of_ranks(count: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers."""
+    told = gather_over_ranks(torch.tensor([count], device="cpu"), device)
+    return max(int(one) for one in told)
+
+
 def shared_outcome(bad: bool, count: int, device: torch.device) -> tuple[bool, int]:
     """Whether it is bad on any rank, and the sum of the counts, in one message."""
     if world_size() == 1:  # without a word to the device

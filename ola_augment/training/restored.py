@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import at_rest
+from ola_augment.alignment.proof import all_parameters
+
 
 def kept_buffers(model: nn.Module) -> Callable[[], None]:
     """A function that gives a model's buffers the values of now."""
@@ -34,11 +37,13 @@ def same_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def other_weights(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """A block in which the parameters have other values, given by their names."""
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    parameters = all_parameters(model)
+    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def put(weights: Mapping[str, Tensor]) -> None:
+        at_rest(model)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
 
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.alignment import DirectionalAlignment, GradientAlignment
+from ola_augment.alignment._fsdp import to_whole
 from ola_augment.alignment.proof import trainable_parameters
 
 
@@ -107,9 +108,10 @@ class Alignments:
         align = getattr(captured, "align", self._engine.align)
 
         def read(reference: Mapping[str, Tensor] | None) -> tuple[Tensor, ...]:
+            size = self._norm(reference) if self._cosine else None  # on all ranks, or on none
             alignments: Tensor = align() if first else align(reference)
-            if self._cosine:
-                sizes = captured.norms() * self._norm(reference)
+            if size is not None:
+                sizes = captured.norms() * size
                 alignments = torch.where(sizes > 0, alignments / sizes, torch.zeros_like(sizes))
             return (alignments, captured.norms()) if self._norms else (alignments,)
 
@@ -144,11 +146,12 @@ class Alignments:
 
     def _norm(self, gradients: Mapping[str, Tensor] | None) -> Tensor:
         if gradients is None:
-            parameters = self._engine.model.parameters()
-            held = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+            parameters = trainable_parameters(self._engine.model).values()
+            held = [p.grad for p in parameters if p.grad is not None]
         else:
             held = list(gradients.values())
-        return torch.nn.utils.get_total_norm([gradient.float() for gradient in held])
+        norm = torch.nn.utils.get_total_norm([gradient.float() for gradient in held])
+        return to_whole(norm)
 
 
 class NextStepLoss:

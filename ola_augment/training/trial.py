@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import to_shard, to_whole
+from ola_augment.alignment.proof import all_parameters
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.estimates import Contrast
 from ola_augment.training.given import are_counts, check_named
@@ -224,10 +226,11 @@ class Trial:
     def _take(self, model: nn.Module) -> None:
         """Let today's weights into the mean; with a layer that was replaced it begins anew."""
         shapes = {name: value.shape for name, value in self._mean.items()}
-        if shapes != {name: parameter.shape for name, parameter in model.named_parameters()}:
+        parameters = all_parameters(model)
+        if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
             self._mean, self._count = {}, 0
         self._count += 1
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             value = parameter.detach()
             if name in self._mean:
                 self._mean[name].lerp_(value, 1 / self._count)
@@ -244,7 +247,7 @@ class Trial:
             "over": self.over,
             "explored": self.explored,
             "losses": list(self._losses),
-            "mean": {name: value.clone() for name, value in self._mean.items()},
+            "mean": {name: to_whole(value) for name, value in self._mean.items()},
             "count": self._count,
             "pair": self._pair,
         }
@@ -269,7 +272,7 @@ class Trial:
         pair = state["pair"]  # -1 before the first one
         if not numbers or not are_counts(state["count"], pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
-        known = dict(model.named_parameters())
+        known = all_parameters(model)
         check_named("mean weight", state["mean"], known)
 
         def restore() -> None:
@@ -277,6 +280,6 @@ class Trial:
             self._losses, self._count = list(state["losses"]), int(state["count"])
             self._pair = int(state["pair"])
             self._given = self.policy.strength if self._pair >= 0 else None
-            self._mean = {n: part.to(known[n], copy=True) for n, part in state["mean"].items()}
+            self._mean = {n: to_shard(part, known[n]) for n, part in state["mean"].items()}
 
         return restore

@@ -62,6 +62,10 @@ class Nodes:
             node = Expression(function, *read, index, draws)
             self._nodes[id(output)] = (output, node)
 
+    def stands_for(self, tensor: Tensor, node: Node) -> None:
+        """A tensor came to be that is a parameter, or computed from parameters only."""
+        self._nodes[id(tensor)] = (tensor, node)
+
     def forget(self, written: Tensor) -> None:
         """A tensor was written: what was known of it, and of what shares its memory, is past."""
         self._nodes.pop(id(written), None)

@@ -6,15 +6,13 @@ batch of a forward pass) or a constant (everything else: buffers, frozen paramet
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ola_augment.alignment._torch import (
     SET_GRAD,
@@ -37,6 +35,7 @@ from ola_augment.alignment.calls.arguments import (
     writes_in_place,
 )
 from ola_augment.alignment.calls.expressions import Leaf, Node, RandomState
+from ola_augment.alignment.calls.mode import Mode
 from ola_augment.alignment.calls.nodes import Nodes
 from ola_augment.alignment.calls.paths import LookUp, gates, kinds, look_up, setting
 from ola_augment.alignment.calls.registry import COMPOSITES, rule_of
@@ -49,7 +48,7 @@ Step = tuple[int, int]
 SPECIAL = {Tensor.backward, torch.autograd.grad, SET_GRAD}
 
 
-class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
+class Watch(Nodes, Mode, Generic[OriginT]):
     """Hands each call that reads a parameter to `use`, all others to `other`.
 
     Args:
@@ -71,30 +70,6 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         self._transformed = False
         #: Whether a part of the graph permits a single backward.
         self.once = False
-        #: Calls are run as they are.
-        self.paused = False
-
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Nothing is watched for a while, by this and by what other engines have active."""
-        watching = [watch for watch in (self, *_ACTIVE) if not watch.paused]
-        for watch in watching:
-            watch.paused = True
-        try:
-            yield
-        finally:
-            for watch in watching:
-                watch.paused = False
-
-    def activate(self) -> None:
-        """Watch from now on."""
-        _ACTIVE.append(self)
-        self.__enter__()  # type: ignore[no-untyped-call]
-
-    def deactivate(self) -> None:
-        """No longer."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        _ACTIVE.remove(self)
 
     def start_path(self, batch: int) -> None:
         """A forward pass begins: the calls from here on are its path."""
@@ -135,6 +110,16 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
         kwargs = kwargs or {}
         if func in ABOUT or self.paused or in_backward():
             return func(*args, **kwargs)
+        if not self.defers or func in SPECIAL:
+            return self._watched(func, args, kwargs)
+        try:
+            return self._watched(func, args, kwargs)
+        except RuntimeError as error:
+            result = func(*args, **kwargs)  # unless it is the call's own error
+            self.refuse(error)
+            return result
+
+    def _watched(self, func: Function, args: Any, kwargs: Any) -> Any:
         if not self._on_path and not self._origins and self._no_concern(func, args, kwargs):
             return func(*args, **kwargs)
         if kwargs:
@@ -294,7 +279,3 @@ class Watch(Nodes, TorchFunctionMode, Generic[OriginT]):
     def other(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Run a call that reads no parameter, or tells nothing of what it does with it."""
         return self.run(function, args, kwargs)
-
-
-#: What watches captures under way, of all engines.
-_ACTIVE: list[Watch[Any]] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import Along
 from ola_augment.alignment.calls.expressions import Tangents
 from ola_augment.alignment.method.freshness import Freshness
 from ola_augment.alignment.method.storage import in_full_precision
@@ -128,7 +129,7 @@ class Content:
         tapes: forward passes in the order of the calls.
         factors: what the alignments of each are multiplied by: (batch,), or one for all.
         freshness: of the parameters' gradients.
-        check: of sums, with what each parameter received.
+        check: of sums, with what each parameter received; None where it is done.
         direction: the reference gradient, if the capture was given one.
         like: an empty tensor in the alignments' precision and place.
         norms: (sum of batches,) of the examples' gradients, if they were asked for.
@@ -137,7 +138,7 @@ class Content:
     tapes: list[Tape]
     factors: list[Tensor | float]
     freshness: Freshness
-    check: SumCheck
+    check: SumCheck | None
     direction: Mapping[str, Tensor] | None
     like: Tensor
     norms: Tensor | None = None
@@ -157,7 +158,8 @@ class Content:
                 parts.append((total * factor).to(self.like))
                 found += own
         alignments = checked_result(torch.cat(parts) if len(parts) > 1 else parts[0], direction)
-        self.check.compare(found, direction)
+        if self.check is not None:
+            self.check.compare(found, direction)
         return alignments
 
     def align_all(self, stack: Mapping[str, Tensor], references: int) -> Tensor:
@@ -176,7 +178,8 @@ class Content:
                 found += [(names, signs @ values.to(self.like)) for names, values in own]
         mixture = {n: torch.tensordot(signs.to(one.dtype), one, 1) for n, one in stack.items()}
         alignments = checked_result(torch.cat(parts, 1), stack)
-        self.check.compare(found, mixture)
+        if self.check is not None:
+            self.check.compare(found, mixture)
         return alignments
 
 
@@ -223,7 +226,11 @@ def checked_result(alignments: Tensor, direction: Mapping[str, Tensor]) -> Tenso
     finite = torch.isfinite(alignments)
     if bool(finite.all()):
         return alignments
-    bad = [name for name, g in direction.items() if not bool(torch.isfinite(g).all())]
+    bad = (
+        direction.not_finite()
+        if isinstance(direction, Along)
+        else [name for name, g in direction.items() if not bool(torch.isfinite(g).all())]
+    )
     source = (
         f"the reference gradient of {bad[0]!r} is not finite"
         if bad

@@ -30,6 +30,7 @@ from ola_augment.alignment.method.terms import Term
 from ola_augment.alignment.method.uses import (
     NO_SECOND_ORDER,
     RELEASED,
+    TOO_EARLY,
     WITH_BACKPACK,
     Call,
     LocatedUse,
@@ -88,8 +89,10 @@ class Recorder(Watch[Tape]):
     def start_pass(self, args: Any, kwargs: Any) -> None:
         """A forward pass begins."""
         batch, data = self._examination.begin(self, args, kwargs)
-        if any(self._parameters[name]._version != v for name, v in self._versions.items()):
-            self.values, self._versions = {}, {}  # the optimizer stepped inside the capture
+        # The optimizer stepped inside the capture; of parameters that come and go no version tells.
+        versions = self._versions.items()
+        if self.defers or any(self._parameters[name]._version != v for name, v in versions):
+            self.values, self._versions = {}, {}
         norms = ExampleNorms(self._norms) if self._norms else None
         self.tapes.append(Tape(batch, self.values, norms=norms))
         self.mark(data, self.tapes[-1])
@@ -235,14 +238,9 @@ class Recorder(Watch[Tape]):
                 return
             if torch.is_grad_enabled():
                 raise RuntimeError(NO_SECOND_ORDER)
-            if not uses:
-                raise RuntimeError(RELEASED)
-            if use.layout is None:
-                raise RuntimeError(
-                    "backward() inside forward() reached parameters before the pass was verified; "
-                    "run it after the model returned"
-                )
-            with in_full_precision(delta.device.type):
+            with self.refusing(), in_full_precision(delta.device.type):
+                if not uses or use.layout is None:
+                    raise RuntimeError(RELEASED if not uses else TOO_EARLY)
                 for node, shape, make_term in uses:
                     off = roundings_of(delta, shape)
                     self._examination.computed(node.names, delta.dtype, off)
@@ -289,7 +287,7 @@ class Recorder(Watch[Tape]):
                 return function(*args, **kwargs)
         for loss, weight in zip(losses, weights, strict=True):
             if not self._on_path and loss.grad_fn is not None:
-                with self.resting():
+                with self.refusing(), self.resting():
                     self._examination.loss(loss, weight, self._located, self.once)
                     if self.means is not None:
                         self.means.settle(loss, self.tapes, self._located)

@@ -124,3 +124,8 @@ RELEASED = (
     "a second backward inside capture() went through a graph that the first one freed; pass "
     "retain_graph=True to the first"
 )
+
+TOO_EARLY = (
+    "backward() inside forward() reached parameters before the pass was verified; run it after the "
+    "model returned"
+)

@@ -9,6 +9,7 @@ from ola_augment.alignment.proof.known import Proof
 from ola_augment.alignment.proof.separation import Located
 from ola_augment.alignment.proof.sums import SumCheck
 from ola_augment.alignment.proof.validation import (
+    all_parameters,
     check_model,
     refuse_sharded,
     trainable_parameters,
@@ -22,6 +23,7 @@ __all__ = [
     "Proof",
     "SumCheck",
     "Unrelated",
+    "all_parameters",
     "check_model",
     "refuse_sharded",
     "trainable_parameters",

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from ola_augment.alignment._fsdp import Sharded
 from ola_augment.alignment._torch import unwatched, without
 from ola_augment.alignment.calls.arguments import Function
 from ola_augment.alignment.calls.watch import Step, Watch
 from ola_augment.alignment.proof.changes import weights_of
 from ola_augment.alignment.proof.decisions import Decision
+from ola_augment.alignment.proof.inputs import check_inputs, refuse_other_batch, tensors_with_rows
 from ola_augment.alignment.proof.known import Proof, Verified
 from ola_augment.alignment.proof.probe import repeat, verify
 from ola_augment.alignment.proof.separation import GraphNode, Hooks, Located, Separation
@@ -33,6 +35,7 @@ class Examination:
         parameters: those of its parameters that are trained, by name.
         rounding: relative error that the storage of the terms may add to sums of them.
         direction: the reference gradient, if it is known.
+        sharded: of a model whose parameters processes share: they do everything in step.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class Examination:
         parameters: Mapping[str, nn.Parameter],
         rounding: float,
         direction: Mapping[str, Tensor] | None,
+        sharded: Sharded | None,
     ) -> None:
         self._proof = proof
+        self._sharded = sharded
         self._model = model
         self._parameters = parameters
         #: Of the alignments' sums, along the reference gradient.
-        self.sums = SumCheck(rounding if direction is None else 0.0, direction)
+        passing = sharded is not None
+        self.sums = SumCheck(rounding if direction is None else 0.0, direction, passing)
         #: Whether the capture is one that is verified.
         self.verifying = False
         #: What terms are contracted with in it, before any rounding.
@@ -61,6 +67,7 @@ class Examination:
         self._restore_random: Restore | None = None
         self._batches: set[int] = set()
         self._ranks = proof.ranks
+        self._ranks.together = self._ranks.together or passing
         self._calls = 0
         self._hooks = Hooks()
         self._retaining: list[Tensor] = []
@@ -73,8 +80,9 @@ class Examination:
             RuntimeError: examples are mixed.
         """
         with unwatched():
-            tensors = _tensors(args, kwargs)
-            self._signature = self._signed(tensors)
+            tensors = tensors_with_rows(args, kwargs)
+            with self._ranks.told():
+                self._signature = self._signed(tensors)
             batch, device = tensors[0].shape[0], tensors[0].device
         self._known = self._proof.of(self._signature)
         due = self._proof.due(self._known)
@@ -99,9 +107,10 @@ class Examination:
         """
         watch.end_path()
         with unwatched():
-            batch = _tensors(args, kwargs)[0].shape[0]
-            if batch == 1:
-                _refuse_other_batch(args, kwargs, output)
+            batch = tensors_with_rows(args, kwargs)[0].shape[0]
+            with self._ranks.told():
+                if batch == 1:
+                    refuse_other_batch(args, kwargs, output)
         path = watch.walked(self._known.decisions)
         self._ranks.together = self._ranks.together or self._ranks.calls() > self._calls
         new = self._restore_random is not None and path not in self._known.paths
@@ -210,6 +219,24 @@ class Examination:
         """Nothing of the capture counts as verified."""
         self._proof.forget(self._signatures)
 
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one process refuses in the block all do, where they share parameters."""
+        if self._sharded is None:
+            yield
+            return
+        try:
+            yield
+        except (RuntimeError, ValueError):
+            self._ranks.failed()
+            raise
+        self._ranks.done(lambda: None)
+
+    def along(self, args: Any, kwargs: Any) -> None:
+        """This process refuses the pass, and repeats it as long as another one does."""
+        with contextlib.suppress(RuntimeError):  # another refuses it, too
+            self._in_step(args, kwargs)
+
     def release(self) -> None:
         """The capture is over."""
         self._retaining.clear()
@@ -223,33 +250,28 @@ class Examination:
         """Verify where it is due; where it is due for another process, repeat its passes."""
         if not due and not self._ranks.together:
             return None
-        with watch.resting(), without(watch):
-            try:
-                found = None
+        with watch.resting(), without(watch), self._same_order():
+            found = None
+            with self._ranks.told():
                 if due:
                     self._signatures.append(self._signature)
                     self.verifying = True
                     found = verify(
                         self._known, self._model, watch.nodes, args, kwargs, batch, self._ranks
                     )
-            except RuntimeError:
-                self._ranks.failed()
-                raise
-            self._ranks.done(lambda: repeat(self._model, args, kwargs))
+            self._in_step(args, kwargs)
             return found
+
+    def _in_step(self, args: Any, kwargs: Any) -> None:
+        with self._same_order():
+            self._ranks.done(lambda: repeat(self._model, args, kwargs))
+
+    def _same_order(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._sharded is None else self._sharded.same_order()
 
     def _signed(self, tensors: list[Tensor]) -> object:
         """What two forward passes must have in common for what was verified to hold for both."""
-        if not tensors:
-            raise ValueError("the model was called without a tensor: no batch to align")
-        for tensor in tensors:
-            if tensor.is_nested or tensor.layout != torch.strided:
-                raise ValueError(
-                    f"an input of the model is a {'nested' if tensor.is_nested else 'sparse'} "
-                    "tensor, whose rows cannot be told apart: pad it, or call to_dense()"
-                )
-        if not tensors[0].shape[0]:
-            raise ValueError(f"the batch is empty: an input has shape {tuple(tensors[0].shape)}")
+        check_inputs(tensors)
         return (
             tuple((t.shape, t.dtype) for t in tensors),
             tuple(module.training for module in self._model.modules()),
@@ -267,21 +289,3 @@ def _dead(names: set[str]) -> str:
         "step that was too large?), so that nothing tells the examples apart. Lower the learning "
         "rate or clip gradients; initialise the layer before it anew, or freeze the parameter"
     )
-
-
-def _refuse_other_batch(args: Any, kwargs: Any, output: Any) -> None:
-    """Refuse a batch of one that came out as another one, which an argument has too."""
-    sizes = {tensor.shape[0] for tensor in _tensors(args, kwargs)[1:]} - {1}
-    for tensor in _tensors((output,), {}):
-        if tensor.requires_grad and tensor.shape[0] in sizes:
-            raise ValueError(
-                "the examples lie along dimension 0 of the first tensor that the model is called "
-                f"with, which holds one; {tensor.shape[0]} came out: give the batch first, or "
-                "expand() the first tensor to it"
-            )
-
-
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    plain = not kwargs and all(isinstance(value, Tensor) for value in args)
-    flat = args if plain else tree_flatten((args, kwargs))[0]
-    return [value for value in flat if isinstance(value, Tensor) and value.dim()]

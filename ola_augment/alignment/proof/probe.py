@@ -161,6 +161,7 @@ def _run(
                 run = Fingerprints(
                     nodes, batch, constants, plain.statistics if plain else None, disturbed
                 )
+                run.defers = ranks.together  # no pass may end halfway
                 ranks.another()
                 calls = ranks.calls()
                 try:
@@ -170,6 +171,8 @@ def _run(
                     if saving or not _needs_savedtensors_of(error):
                         raise
                     saving, run = True, None
+            if run.refused is not None:
+                raise run.refused
             ranks.together = ranks.together or ranks.calls() > calls
             plain = plain or run
             if run.path == plain.path:

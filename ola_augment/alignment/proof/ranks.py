@@ -6,7 +6,8 @@ each process's own data, so that they ask each other before every repetition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,10 @@ import torch.distributed as dist
 from ola_augment.alignment._torch import collectives
 
 _DONE, _ANOTHER, _FAILED = range(3)
+
+
+class RefusedElsewhere(RuntimeError):
+    """Another process refused its examples, and knows that this one follows."""
 
 
 class Ranks:
@@ -53,11 +58,22 @@ class Ranks:
         """This process refuses its examples: the others need not wait for it."""
         self._agree(_FAILED)
 
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """What this process refuses in the block the others hear of."""
+        try:
+            yield
+        except RefusedElsewhere:
+            raise
+        except (RuntimeError, ValueError):
+            self.failed()
+            raise
+
     def _agree(self, state: int) -> int:
         if not self.together:
             return _DONE
         states = torch.tensor([state], device=self.device)
         dist.all_reduce(states, dist.ReduceOp.MAX)
         if int(states) == _FAILED and state != _FAILED:
-            raise RuntimeError("another process refused its examples: its message says why")
+            raise RefusedElsewhere("another process refused its examples: its message says why")
         return int(states)

@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
+from ola_augment.alignment._fsdp import is_custom, is_sharded, unnoticed
 from ola_augment.alignment._torch import unnoticed_by_ddp
 from ola_augment.alignment.calls.layout import Assumed, Layout
 from ola_augment.alignment.proof.snapshot import Undisturbed
 
 #: Of the largest derivative: what others' rows may have by rounding.
 _PRECISION = 1e-5
+_IN_SHARDS = (
+    "{} cannot be verified while processes share the model's parameters (fully_shard): leave them "
+    "out, or use DistributedDataParallel"
+)
 # An output in the graph: its node and its number.
 GraphNode = tuple[Node, int]
 # A power of two, or zero, for each example, (batch,), for each size of a batch.
@@ -123,7 +127,7 @@ class Separation:
             RuntimeError: a loss, a head outside of forward, or a hook mixes them.
         """
         self._graph = set(_nodes([self._loss.grad_fn]))
-        with unnoticed_by_ddp(self._graph):
+        with unnoticed_by_ddp(self._graph), unnoticed():
             self._check(weights, model, hooks, once)
 
     def _check(self, weights: Weights, model: nn.Module, hooks: Hooks, once: bool) -> None:
@@ -140,11 +144,14 @@ class Separation:
             create_graph=True,
             allow_unused=True,
         )
-        own = hooks.any or any(isinstance(node, BackwardCFunction) for node in self._graph)
+        own = hooks.any or any(map(is_custom, self._graph))
         half = any(one.dtype == torch.float16 for one in self._located.values())
         if own or half:  # what is not linear, or overflows, is left to rows of zeros
             weights = {size: (w > w.median()).to(w) for size, w in weights.items()}
-        self._check_heads(weights)
+        sharded = is_sharded(model)
+        if own and sharded:
+            raise RuntimeError(_IN_SHARDS.format("gradient hooks and custom autograd.Functions"))
+        self._check_heads(weights, sharded)
         hooks.resting = True
         try:
             self._check_loss(first, weights)
@@ -190,12 +197,15 @@ class Separation:
                 "aligned; run the rest of the loss outside capture()"
             )
 
-    def _check_heads(self, weights: Weights) -> None:
+    def _check_heads(self, weights: Weights, sharded: bool) -> None:
         """Where a layout is assumed, what is there for an example comes from that example."""
         for one in self._located.values():
             below, names = self._below(one.edge.node)
             if not isinstance(one.layout, Assumed) or not below or _has_statistics(names):
                 continue
+            if sharded:
+                what = f"uses on values that are alike, or outside of forward ({one.name}),"
+                raise RuntimeError(_IN_SHARDS.format(what))
 
             def pulled(
                 own: Weights, one: Located = one, below: list[Located] = below

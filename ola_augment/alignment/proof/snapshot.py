@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ola_augment.alignment._fsdp import is_machinery, left_alone
 from ola_augment.alignment._torch import parametrization_cache, set_version
 
 Restore = Callable[[], object]
@@ -96,7 +97,7 @@ class Undisturbed:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._restores: list[Restore] = [random_states(device)]
         self._of_tensors: list[Restore] = []
-        self._seen: dict[int, object] = {}
+        self._seen: dict[int, object] = left_alone(model)
         self._tensors: list[Tensor] = []
         self._visit(model)
         self._visit(parametrization_cache())
@@ -142,7 +143,7 @@ class Undisturbed:
         pending = [value]
         while pending and len(self._seen) < _MOST_OBJECTS:
             one = pending.pop()
-            if id(one) in self._seen or issubclass(type(one), _PLAIN):
+            if id(one) in self._seen or issubclass(type(one), _PLAIN) or is_machinery(one):
                 continue
             self._seen[id(one)] = one
             pending.extend(self._remember(one))

@@ -18,9 +18,15 @@ class SumCheck:
         rounding: relative error of the terms beside that of their arithmetic.
         direction: the reference gradient, where it is known before the backward: then only two
             numbers are kept of what a large parameter receives, otherwise a copy.
+        passing: each part of the direction is there for its parameter's backward alone.
     """
 
-    def __init__(self, rounding: float, direction: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        rounding: float,
+        direction: Mapping[str, Tensor] | None = None,
+        passing: bool = False,
+    ) -> None:
         self.received: dict[str, Tensor] = {}
         # Per parameter: the coarsest arithmetic that its gradient went through.
         self._eps: dict[str, float] = {}
@@ -28,13 +34,14 @@ class SumCheck:
         self._roundings: dict[str, float] = {}
         self._rounding = rounding
         self._direction = direction
+        self._passing = passing
         self._along: dict[str, tuple[Tensor, Tensor]] = {}
 
     def receive(self, name: str, gradient: Tensor) -> None:
         """A parameter received a gradient in the captured backward."""
         self.computed((name,), gradient.dtype)
         gradient = gradient.detach()
-        if self._direction is None or gradient.numel() <= _SMALL:
+        if self._direction is None or (gradient.numel() <= _SMALL and not self._passing):
             known = self.received.get(name)
             self.received[name] = gradient.clone() if known is None else known + gradient
             return
@@ -158,7 +165,9 @@ class RandomDirection(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parameter = self._parameters[name]
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
+        return torch.randn(parameter.shape, generator=generator, device="cpu").to(
+            parameter.device, parameter.dtype
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

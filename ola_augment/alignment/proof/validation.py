@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
+from ola_augment.alignment._fsdp import is_shard, refusal, shards_of
 from ola_augment.alignment._torch import is_compiled
 
 Modules = Sequence[tuple[str, nn.Module]]
@@ -18,18 +19,32 @@ _WAY_OUT = "freeze its parameters (requires_grad=False) or replace the layer"
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name, each once."""
+    """The parameters that require a gradient, by name, each once.
+
+    Those that processes share out are the shards, also while they are whole.
+    """
     return _trainable(list(model.named_modules()))
 
 
+def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Frozen ones, too."""
+    return _parameters(list(model.named_modules()))
+
+
 def _trainable(modules: Modules) -> dict[str, nn.Parameter]:
+    return {name: one for name, one in _parameters(modules).items() if one.requires_grad}
+
+
+def _parameters(modules: Modules) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
+    shards = shards_of(module for _, module in modules)
     seen = set()
     for prefix, module in modules:
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad and id(parameter) not in seen:
+            if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[f"{prefix}.{name}" if prefix else name] = parameter
+                own = f"{prefix}.{name}" if prefix else name
+                found[own] = shards.get(id(parameter), parameter)
     return found
 
 
@@ -77,7 +92,8 @@ def check_model(model: nn.Module, fallback: bool) -> dict[str, nn.Parameter]:
         if reason is not None:
             where = repr(name) if name else "the model itself"
             raise ValueError(f"layer {where} ({type(module).__name__}) cannot be aligned: {reason}")
-    _refuse_sharded(modules)
+    if (reason := refusal(model)) is not None:
+        raise ValueError(reason)
     return parameters
 
 
@@ -85,32 +101,16 @@ def refuse_sharded(model: nn.Module) -> None:
     """Refuse parameters that processes share out, also while they are together.
 
     Between a forward pass without backward and the next step FSDP2 leaves the parameters of its
-    root whole; they are no parameters that a hook or a copy survives. Frozen layers of them hand
-    data on in ways that no mode of torch sees.
+    root whole; they are no parameters that a hook or a copy survives.
 
     Raises:
         ValueError: naming one of them.
     """
-    _refuse_sharded(list(model.named_modules()))
-
-
-def _refuse_sharded(modules: Modules) -> None:
-    for name, module in modules:
-        sharded = any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
-        if not sharded and not any(hasattr(p, "placements") for p in module._parameters.values()):
-            continue
-        for own, parameter in module.named_parameters(name, recurse=sharded):
-            if not (sharded or hasattr(parameter, "placements")):
-                continue
-            if not parameter.requires_grad:
-                raise ValueError(
-                    f"frozen parameter {own!r} is sharded over processes (DTensor, FSDP), and what "
-                    "its layer does with the examples cannot be followed: give the engine the "
-                    "plain part of the model alone, and call the frozen part before it"
-                )
+    for name, parameter in all_parameters(model).items():
+        if is_shard(parameter):
             raise ValueError(
-                f"parameter {own!r} is sharded over processes (DTensor, FSDP): alignments need "
-                "whole parameters; use DistributedDataParallel"
+                f"parameter {name!r} is sharded over processes (DTensor, FSDP), and this engine "
+                "needs whole ones: use GradientAlignment, or DistributedDataParallel"
             )
 
 
