@@ -42,7 +42,7 @@ model = nn.Sequential(
     nn.Linear(32 * 16, 10),
 )
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-pairs = 400
+pairs = 500
 augment = OLAAugment(strength=1)
 learner = OLALearner.recommended(model, augment, [(target, target_labels)], pairs)
 

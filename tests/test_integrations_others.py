@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.filterwarnings(which) for which in ("ignore", "error::
 
 def recommended(model):
     held_out = [tuple(batch) for batch in loader(16)]
-    return OLALearner.recommended(model, OLAAugment("rand_augment", strength=1.0), held_out, 400)
+    return OLALearner.recommended(model, OLAAugment("rand_augment", strength=1.0), held_out, 500)
 
 
 def written(folder, rank, model, learner):
@@ -74,7 +74,7 @@ def by_accelerate(folder, learner):
     model = learner._model
     batches = accelerator.prepare(loader(32))
     prepared = accelerator.prepare(model)
-    own = OLALearner.recommended(prepared, learner.transform, list(loader(16)), 400)
+    own = OLALearner.recommended(prepared, learner.transform, list(loader(16)), 500)
     plain_loop(prepared, own, list(batches))
     written(folder, accelerator.process_index, model, own)
 
