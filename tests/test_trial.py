@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_the_clearer_it_is_the_sooner_it_ends(lead, expected):
     assert contrast.windows in (6, 10, 14)
     assert (contrast.t < -prior or contrast.t > 2) == (contrast.windows < 14)
     assert trial.policy.strength == pytest.approx(np.clip(contrast.t + prior, 0, 2))
+
+
+@pytest.mark.parametrize(("sure", "prior"), [(0.0, -1.0), (0.25, 0.0), (0.5, 1.0), (0.9, 1.0)])
+def test_what_is_known_of_the_operations_says_whether_help_is_expected(sure, prior):
+    trial = Trial(OLAPolicy(strength=1.0), 0, 160, expected=lambda: sure)
+    noise = np.array([-1, 3, -3, 1] * 4) / 30
+    kinds = np.array([kind == "B" for kind in "BABBBBAB" * 2])
+    run(trial, (5 - np.cumsum([0, *(0.2 + noise + 0.05 * kinds)])).tolist())
+    assert trial.policy.strength == pytest.approx(np.clip(trial.contrast().t + prior, 0, 2))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda learner: pickle.loads(pickle.dumps(learner))]
+)
+def test_a_copied_trial_asks_the_copied_updater(copied):
+    augment = OLAAugment(strength=1)
+    held_out = [(torch.rand(4, 3, 4, 4), torch.arange(4))]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    learner = copied(OLALearner.recommended(model, augment, held_out, pairs=1000))
+    assert learner.trial._expected.__self__ is learner.updater
+    values = OLALearner.recommended(model, augment, held_out, pairs=1000).updater
+    assert values.told_apart() == 0.0  # nothing is known
 
 
 def test_no_more_is_chosen_than_the_policy_has_or_is_told():

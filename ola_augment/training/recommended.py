@@ -39,12 +39,13 @@ def recommended_parts(
         raise TypeError(f"augment must be a PolicyTransform, got {type(augment).__name__}")
     policy: Any = augment.policy  # checked by those who are given it
     first = -(-pairs // 6)
+    updater = ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True)
     trial = Trial(
         policy,
         first,
         int(pairs * SHARE) if pairs >= SHORTEST_RUN else 0,
         strength=3.0 if target_domain else 1.0,
-        expected=target_domain,
+        expected=updater.told_apart if target_domain else False,
     )
     if not trial.windows:
         warnings.warn(
@@ -60,6 +61,6 @@ def recommended_parts(
         "trial": trial,
         "rejoin": rejoin,
         "calibrate": True,
-        "updater": ValueUpdater(policy, decay=1.0, scale=2.5, explore=True, shrink=True),
+        "updater": updater,
         "loss": loss,
     }

@@ -60,10 +60,12 @@ class Trial:
 
         strength = t + 1 where augmentation is ``expected`` to help, else t - 1, in [0, ``most``].
 
-    So that without evidence an image gets one operation in the one case, none in the other. Where
-    there was too little time, there is no augmentation. A trial ends before its time, after eight
-    or twelve windows, where enough was seen: t above 2, or the strength would be 0. Where the
-    policy is frozen meanwhile, it ends with what it has seen (:meth:`stop`).
+    So that without evidence an image gets one operation in the one case, none in the other. What is
+    known of the operations says which: where chance explains how far their values differ, nothing
+    speaks for augmentation; in between, the 1 is in between. Where there was too little time, there
+    is no augmentation. A trial ends before its time, after eight or twelve windows, where enough
+    was seen: t above 2, or the strength would be 0. Where the policy is frozen meanwhile, it ends
+    with what it has seen (:meth:`stop`).
 
     Args:
         policy: an :class:`~ola_augment.OLAPolicy` with a ``strength``: that of pairs before the
@@ -72,7 +74,8 @@ class Trial:
         pairs: that it may last, 0 or more.
         strength: that is tried, above 0, at most ``policy.max_ops``.
         most: largest strength to choose, 0 .. ``policy.max_ops``; None is 2, if there are so many.
-        expected: whether augmentation is expected to help, as for a target domain that differs.
+        expected: whether augmentation is expected to help, as for a target domain that differs; or
+            a function that says how sure that is, in [0, 1], by the end of the trial: half is sure.
 
     Attributes:
         joins: pair from which held-out images that it does not look at may be trained on: some
@@ -98,7 +101,7 @@ class Trial:
         *,
         strength: float = 2.0,
         most: float | None = None,
-        expected: bool = False,
+        expected: bool | Callable[[], float] = False,
     ) -> None:
         check_strength(policy)
         if first < 0 or pairs < 0:
@@ -112,7 +115,7 @@ class Trial:
             )
         self.policy = policy
         self._kinds = _MOSTLY if expected else _TURNS
-        self._prior = 1.0 if expected else -1.0
+        self._expected = expected
         self.explored = float(policy.strength or 0.0)
         self.first = first
         self.length = max(_SHORTEST, pairs // _MOST)
@@ -203,6 +206,12 @@ class Trial:
         effects = inverse @ (design.T @ taken)
         variance = (taken - design @ effects).square().sum() / (windows - design.shape[1])
         return Contrast(float(effects[2]), float((variance * inverse[2, 2]).sqrt()), windows)
+
+    @property
+    def _prior(self) -> float:
+        """What is added to t."""
+        sure = float(self._expected() if callable(self._expected) else self._expected)
+        return min(4 * sure - 1, 1.0)
 
     @property
     def chosen(self) -> float:

@@ -155,6 +155,14 @@ class ValueUpdater:
 
         return Values(*estimate(self._operation_rows), *estimate(self._magnitude_rows))
 
+    def told_apart(self) -> float:
+        """How sure it is that operations differ in value.
+
+        Returns:
+            The share, in [0, 1), of how far their estimates differ that chance does not explain.
+        """
+        return trusted_share(self.values().operation_t)
+
     def step(
         self, actions: Actions, alignments: Tensor, norms: Tensor | None = None
     ) -> UpdateStats:
