@@ -46,7 +46,7 @@ MISSED = {
     "uint8": {
         "rotate, bilinear": 2.8, "shear_x": 3.0, "shear_x, bilinear": 2.3, "translate_y": 3.9,
         "color": 2.7, "posterize": 3.2, "solarize": 2.8, "equalize": 2.8, "brightness": 2.2,
-        "blur": 2.6, "invert": 2.4,
+        "blur": 2.6, "invert": 2.4, "flip_lr": 2.7, "flip_ud": 2.8,
     },
 }  # fmt: skip
 #: No quarter turn, which torchvision makes by transposing.
