@@ -17,6 +17,7 @@ from ola_augment import (
     RandAugment,
     SearchSpace,
     TrivialAugment,
+    UniformAugment,
     UniformPolicy,
 )
 from ola_augment.kernels import pillow
@@ -210,3 +211,15 @@ def test_what_is_known_of_a_kind_of_image_holds_for_that_kind_and_policy_alone()
         assert augment(np.zeros((side, 2, 3), np.uint8)).shape == (side, 2, 3)
     assert len(augment._seen) <= 256
     assert not pickle.loads(pickle.dumps(augment))._seen
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_batch_in_channels_last_memory_comes_out_as_one_in_planes(channels):
+    images = torch.randint(0, 256, (40, channels, 24, 17), dtype=torch.uint8)
+    outputs = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        augment = UniformAugment(generator=torch.Generator().manual_seed(0))
+        given = images.clone().contiguous(memory_format=memory)
+        outputs.append(augment.augment(given)[0])
+        assert torch.equal(given, images)
+    assert torch.equal(*outputs)
