@@ -186,8 +186,9 @@ class OLALearner(Stepping):
         the gradients of the examples that got them and that of held-out images; a sixteenth of all
         pairs teach, at most 500. Then a :class:`Trial` of a quarter to a half of the run finds out
         whether augmentation by these values helps on the held-out images, and how much of it is to
-        be used for the rest. Where it sees nothing either way, that is one operation per image with
-        a ``target_domain``, none without. :meth:`evidence` says what was found.
+        be used for the rest. Where it sees nothing either way, that is none, or with a
+        ``target_domain`` up to one operation per image, the more the clearer operations were told
+        apart. :meth:`evidence` says what was found.
 
         Args:
             model: that is trained.
