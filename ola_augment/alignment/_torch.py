@@ -38,6 +38,12 @@ def collectives() -> int:
     return sum(group._get_sequence_number_for_group() for group in groups)
 
 
+def gather_single(found: Tensor, sent: Tensor, group: Any = None) -> None:
+    """One tensor of every process into one; torch 2.14 renamed the call, and warns of the old."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(found, sent, group=group)
+
+
 def checkpoints_selectively() -> bool:
     """Whether what runs now is under selective checkpointing: it permits a single backward."""
     modes = range(torch._C._len_torch_dispatch_stack())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ola_augment.alignment._torch import gather_single
 from ola_augment.logits import LogitsModule
 from ola_augment.streams import rank_here, world_size
 
@@ -130,8 +131,7 @@ def gather_over_ranks(values: Tensor, device: torch.device) -> list[Tensor]:
     """
     sent = values.to(_reducible(device))
     found = sent.new_empty(world_size(), *sent.shape)
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(found, sent.unsqueeze(0))
+    gather_single(found, sent.unsqueeze(0))
     return list(found.cpu())
 
 

@@ -16,6 +16,12 @@ def is_shard(value: object) -> bool:
     return hasattr(value, "placements")
 
 
+def most_rows(shard: Any) -> int:
+    """Rows of a parameter that each process has, but for the last ones, which may have fewer."""
+    rows: int = -(-shard.shape[0] // shard.device_mesh.size())
+    return rows
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes share a model's parameters."""
     return bool(states(model.modules()))

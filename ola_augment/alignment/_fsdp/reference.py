@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from ola_augment.alignment._fsdp.forms import most_rows
+from ola_augment.alignment._torch import gather_single
 
 
 class Along(Mapping[str, Tensor]):
@@ -78,13 +80,11 @@ _BUCKET = 2**21
 def _gathered(shards: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """The parts that all processes have of tensors along dimension 0, in one message."""
     mesh = next(iter(shards.values())).device_mesh
-    world = mesh.size()
-    sizes = [-(-one.shape[0] // world) * math.prod(one.shape[1:]) for one in shards.values()]
+    sizes = [most_rows(one) * math.prod(one.shape[1:]) for one in shards.values()]
     local = [one.to_local().detach() for one in shards.values()]
     sent = local[0].new_zeros(sum(sizes), dtype=dtype)
     for part, own in zip(torch.split(sent, sizes), local, strict=True):
         part[: own.numel()].copy_(own.reshape(-1))
-    found = sent.new_empty(world, len(sent))
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(found.view(-1), sent, group=mesh.get_group())
+    found = sent.new_empty(mesh.size(), len(sent))
+    gather_single(found.view(-1), sent, mesh.get_group())
     return dict(zip(shards, torch.split(found, sizes, 1), strict=True))

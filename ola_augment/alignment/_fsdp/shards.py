@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ola_augment.alignment._fsdp.forms import groups_of, is_shard, states
+from ola_augment.alignment._fsdp.forms import groups_of, is_shard, most_rows, states
 from ola_augment.alignment._fsdp.passes import Sharded
 
 
@@ -72,7 +72,7 @@ def to_shard(value: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     mesh = shard.device_mesh
-    rows = -(-shard.shape[0] // mesh.size())
+    rows = most_rows(shard)
     start = rows * mesh.get_local_rank()
     own = value[start : start + rows].to(shard.device, shard.dtype, copy=True)
     return DTensor.from_local(
