@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
+import torch
 from data import ImageData, load_data
 from shifts import SHIFTS, shift
 
@@ -43,8 +44,15 @@ class Bed:
                 mirror=False,
             )
         if self.shift:
-            data = shift(data, self.shift)
+            # A folder's images lie class by class; those that are known are to have some of all.
+            data = shift(shuffled(data) if path else data, self.shift)
         return data if self.train_size is None else data.subset(self.train_size, seed)
+
+
+def shuffled(data: ImageData) -> ImageData:
+    """The same test images in another order."""
+    order = torch.randperm(len(data.test_labels), generator=torch.Generator().manual_seed(0))
+    return replace(data, test_images=data.test_images[order], test_labels=data.test_labels[order])
 
 
 #: Some 2,000 steps each, but for the characters, which take longer to leave their plateau.

@@ -328,6 +328,25 @@ def test_comparison_goes_on_where_it_was(run, tmp_path, monkeypatch):
     assert (tmp_path / "compared.png").stat().st_size > 5000
 
 
+def test_what_is_known_of_a_shifted_folder_is_of_all_classes(monkeypatch, tmp_path):
+    """Its images lie class by class."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    beds = importlib.import_module("beds")
+    for part, count in (("train", 4), ("test", 90)):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
+    bed = dataclasses.replace(beds.BEDS["cifar-inverted"], train_size=None)
+    data = bed.load({"cifar10": str(tmp_path)}, 0)
+    assert data.reference is not None
+    assert data.reference[1].bincount().min() > 16
+    reds = torch.cat((data.reference[0], data.test_images))[:, 0, 0, 0]
+    classes = torch.cat((data.reference[1], data.test_labels))
+    for name in range(2):  # each image with its own class
+        assert reds[classes == name].sort().values.tolist() == list(range(255 - 89, 256))
+
+
 def test_the_default_is_the_recommended_setting(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     train, recipe, data = (importlib.import_module(m) for m in ("train", "recipe", "data"))

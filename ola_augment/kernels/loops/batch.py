@@ -15,13 +15,13 @@ from ola_augment.kernels.kind import Kind
 from ola_augment.kernels.loops.bilinear import affine_bytes, affine_levels
 from ola_augment.kernels.loops.byte_levels import run_bytes
 from ola_augment.kernels.loops.levels import run_levels
-from ola_augment.kernels.loops.moves import (
-    affine_nearest,
-    copy,
-    cutout,
+from ola_augment.kernels.loops.moves import copy, cutout, to_pixels, to_planes
+from ola_augment.kernels.loops.nearest import (
+    keeps_rows,
+    shift_rows,
+    take_bytes,
+    take_levels,
     take_stepped,
-    to_pixels,
-    to_planes,
 )
 
 _SIGNATURE = (
@@ -60,6 +60,16 @@ def _interpolate(source, result, m, fill, levels):  # type: ignore[no-untyped-de
 @overload(_interpolate, jit_options={"error_model": "numpy"})
 def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
     return affine_bytes if source.dtype == types.uint8 else affine_levels
+
+
+def _take(source, result, f, fill):  # type: ignore[no-untyped-def]
+    run = take_bytes if source.dtype == np.uint8 else take_levels
+    run(source, result, f, fill)
+
+
+@overload(_take, jit_options={"error_model": "numpy"})
+def _take_compiled(source, result, f, fill):  # type: ignore[no-untyped-def]
+    return take_bytes if source.dtype == types.uint8 else take_levels
 
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
@@ -122,7 +132,10 @@ def run_batch(  # type: ignore[no-untyped-def]
             elif kind == Kind.STEPPED:
                 take_stepped(source, target, parameter, fill)
             elif kind == Kind.AFFINE or kind == Kind.SHIFT:
-                affine_nearest(source, target, fixed[row], fill)
+                if keeps_rows(fixed[row]):
+                    shift_rows(source, target, fixed[row], fill)
+                else:
+                    _take(source, target, fixed[row], fill)  # type: ignore[no-untyped-call]
             elif kind == Kind.CUTOUT:
                 cutout(source, target, parameter[0], centers[i, s], black[0])
             else:

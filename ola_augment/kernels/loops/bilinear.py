@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ola_augment.kernels.loops.jit import kernel, part
-from ola_augment.kernels.loops.moves import copy, span
+from ola_augment.kernels.loops.moves import copy
+from ola_augment.kernels.loops.nearest import pack, span
 
 
 @kernel
@@ -59,25 +60,6 @@ def _add_border(padded, height, width):  # type: ignore[no-untyped-def]
         padded[last + step + x] = padded[last + x]
 
 
-@kernel
-def _pack(source, padded):  # type: ignore[no-untyped-def]
-    """Up to four channels of bytes in one integer for each pixel, with a border."""
-    channels, height, width = source.shape
-    for y in range(height):
-        line = padded[(y + 1) * (width + 2) + 1 :]
-        if channels == 3:
-            a, b, c = source[0, y], source[1, y], source[2, y]
-            for x in range(width):
-                line[x] = np.uint32(a[x]) | np.uint32(b[x]) << 8 | np.uint32(c[x]) << 16
-        else:
-            line[:width] = 0
-            for c in range(channels):
-                d = source[c, y]
-                for x in range(width):
-                    line[x] |= np.uint32(d[x]) << np.uint32(8 * c)
-    _add_border(padded, height, width)
-
-
 def affine_bytes(source, result, m, fill, levels):  # type: ignore[no-untyped-def]
     """Of bytes, whose values Pillow truncates."""
     channels, height, width = source.shape
@@ -89,7 +71,8 @@ def affine_bytes(source, result, m, fill, levels):  # type: ignore[no-untyped-de
     near, next_, far, across = pixels[0], pixels[1], pixels[2], pixels[3]
     for group in range(0, channels, 4):
         part = source[group : group + 4]
-        _pack(part, padded)
+        pack(part, padded[width + 3 :], width + 2)
+        _add_border(padded, height, width)
         for y in range(height):
             first, last = _places(m, y, height, width, index, right, below)
             count = last - first

@@ -102,8 +102,9 @@ def _sum_of_grey(red, green, blue):  # type: ignore[no-untyped-def]
     total = np.int64(0)
     for start in range(0, red.size, 65536):
         sum_ = np.int32(0)  # of so many pixels below 2^24
-        for i in range(start, min(start + 65536, red.size)):
-            grey = 19595 * np.int32(red[i]) + 38470 * np.int32(green[i]) + 7471 * np.int32(blue[i])
+        a, b, c = red[start:], green[start:], blue[start:]
+        for i in range(min(65536, a.size)):
+            grey = 19595 * np.int32(a[i]) + 38470 * np.int32(b[i]) + 7471 * np.int32(c[i])
             sum_ = np.int32(sum_ + np.int32((grey + 32768) >> 16))
         total += sum_
     return total
