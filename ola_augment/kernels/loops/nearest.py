@@ -41,8 +41,10 @@ def shift_rows(source, result, f, fill):  # type: ignore[no-untyped-def]
     """A map in fixed point that :func:`keeps_rows`."""
     channels, height, width = source.shape
     flat, out = source.reshape(-1), result.reshape(-1)
-    # Long rows are read in their order in memory, or what is to come would not be fetched in time.
-    forward, upward = f[0] > 0, f[4] < 0 and width >= 128
+    # Long rows are read in their order in memory: what comes next is fetched ahead of time.
+    long = width >= 128
+    forward, upward = f[0] > 0, f[4] < 0 and long
+    line = np.empty(width, source.dtype)
     more = 0 if upward else 127  # what follows in memory is written later, with the next rows
     for c in range(channels):
         for k in range(height):
@@ -56,6 +58,9 @@ def shift_rows(source, result, f, fill):  # type: ignore[no-untyped-def]
                 first = last = width
             elif forward:
                 _copy(flat[origin + first :], out[begin + first :], last - first, more)
+            elif long:
+                _copy(flat[origin - last + 1 :], line, last - first, 127)
+                _reverse(line[: last - first], out[begin + first :], last - first, 0)
             else:
                 _reverse(flat[: origin - first + 1], out[begin + first :], last - first, more)
             _fill(out, begin, begin + first, fill[c])
