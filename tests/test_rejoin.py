@@ -33,6 +33,39 @@ def test_held_out_examples_join_in_proportion():
     assert len({tuple(one) for one in passes}) > 1  # in another order
 
 
+@pytest.mark.parametrize(
+    ("target_domain", "pairs", "share"),
+    [(True, 1200, 2 * 8 / (2 * 8 + 24)), (False, 1200, 8 / 32), (True, 40, 8 / 32)],
+)
+@pytest.mark.filterwarnings("ignore:40 pairs of steps are too few")
+def test_a_target_domain_that_was_held_out_makes_up_for_it(target_domain, pairs, share):
+    model, augment = nn.Linear(1, 2), OLAAugment(strength=1.0)
+    learner = OLALearner.recommended(
+        model, augment, [examples(1000, 8)], pairs, target_domain=target_domain
+    )
+
+    def joined():
+        batches = [learner.rejoin(examples(0, 10), 24)[1] for _ in range(40)]
+        return int((torch.cat(batches) >= 1000).sum())
+
+    if learner.trial.windows:
+        learner.pairs = learner.trial.joins
+        half = sum(len(targets) for _, targets in learner._held_out.halves[0])
+        often = 2 if target_domain else 1
+        assert joined() == int(400 * often * half / (often * half + 24))
+        learner.pairs = pairs
+    learner.trial.over = True
+    assert joined() == int(400 * share)
+
+
+@pytest.mark.parametrize("rejoin", [-1.0, float("inf"), float("nan")])
+def test_how_often_they_come_back_is_checked(rejoin):
+    with pytest.raises(ValueError, match="rejoin must be a bool or a number above 0"):
+        OLALearner(
+            nn.Linear(1, 2), OLAAugment(strength=1.0), reference=[examples(0, 4)], rejoin=rejoin
+        )
+
+
 @pytest.mark.parametrize("target_domain", [True, False])
 def test_half_of_them_wait_for_the_trial_and_the_others_for_nothing_but_learning(target_domain):
     model, augment = nn.Linear(1, 2), OLAAugment(strength=1.0)

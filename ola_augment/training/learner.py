@@ -20,7 +20,7 @@ from ola_augment.training.held_out import BatchLoss, HeldOut, held_out_loss
 from ola_augment.training.pair import Pair
 from ola_augment.training.parts import default_updater
 from ola_augment.training.recommended import recommended_parts
-from ola_augment.training.rejoin import Rejoin
+from ola_augment.training.rejoin import Rejoin, checked_often
 from ola_augment.training.signals import Alignments, Engine, NextStepLoss, Signal
 from ola_augment.training.stepping import Stepping
 from ola_augment.training.thermostat import Thermostat
@@ -69,7 +69,9 @@ class OLALearner(Stepping):
         thermostat: steers the strength of ``augment.policy``; set ``step.accuracy`` in each plain
             block.
         rejoin: let held-out images join the training by :meth:`loader` (in :func:`fit` and the
-            integrations by themselves) once the policy has no more use for them.
+            integrations by themselves) once the policy has no more use for them. A number: after a
+            trial, how much more often each comes than an image of the training, to make up for
+            what it missed.
         calibrate: take held-out gradients at the best temperature of the model's outputs: a model
             that is too sure of itself asks for whatever makes it less sure.
         trial: tries what was learned on the held-out images, and sets the strength.
@@ -119,7 +121,7 @@ class OLALearner(Stepping):
         learn_pairs: int | None = None,
         thermostat: Thermostat | None = None,
         trial: Trial | None = None,
-        rejoin: bool = False,
+        rejoin: bool | float = False,
         calibrate: bool = False,
         updater: GARUpdater | NSLRUpdater | ValueUpdater | None = None,
         engine: Engine | None = None,
@@ -147,8 +149,7 @@ class OLALearner(Stepping):
         self.transform = augment
         self.policy = augment.policy
         self.reference = reference if isinstance(reference, str) else "held out"
-        if rejoin and isinstance(reference, str):
-            raise ValueError("rejoin needs held-out batches")
+        self._often = checked_often(rejoin, reference)
         self._held_out = self._rejoin = self._rejoin_half = None
         if not isinstance(reference, str):
             self._held_out = HeldOut(reference, smoothing, loss, calibrate)

@@ -47,6 +47,7 @@ class Parts:
     _held_out: HeldOut | None
     _rejoin: Rejoin | None
     _rejoin_half: Rejoin | None
+    _often: float
     _checked_rejoin: bool
 
     @property
@@ -195,8 +196,9 @@ class Parts:
         They replace as many examples of a batch as they would be if both were one data set. Half
         of them join before the trial (from the start, where no operation is learned from them),
         which the other half then decides: what helps images that nothing is known of may be no
-        help where half of their kind is trained on already. All join at once in a run that is too
-        short for a trial. A learner whose held-out images stay out (``rejoin=False``) gives the
+        help where half of their kind is trained on already. Those of a target domain come twice as
+        often as other images, since they come later. All join at once in a run that is too short
+        for a trial. A learner whose held-out images stay out (``rejoin=False``) gives the
         loader back.
 
         Args:
@@ -242,10 +244,11 @@ class Parts:
             train_size = self.epoch.with_batch(batch)
         untried = self._learned and self.trial is not None and not self.trial.windows
         if self.settled or untried:
-            return self._rejoin.mix(batch, train_size)
+            tried = self.trial is not None and self.trial.windows and self.trial.over
+            return self._rejoin.mix(batch, train_size, self._often if tried else 1.0)
         if self.trial is None or (self._teaches and self.pairs < self.trial.joins):
             return batch
-        return self._half_of_held_out().mix(batch, train_size)
+        return self._half_of_held_out().mix(batch, train_size, self._often)
 
     def _half_of_held_out(self) -> Rejoin:
         if self._rejoin_half is None:

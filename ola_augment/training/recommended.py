@@ -59,7 +59,8 @@ def recommended_parts(
         "learn_every": -(-first // min(-(-pairs // 16), 500)),
         "learn_pairs": learn_pairs,
         "trial": trial,
-        "rejoin": rejoin,
+        # Nothing else teaches what images of a target domain do: they make up for their absence.
+        "rejoin": 2.0 if rejoin and target_domain else rejoin,
         "calibrate": True,
         "updater": updater,
         "loss": loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,8 @@ class Rejoin:
     """Replaces some examples of each training batch by held-out ones.
 
     Of a batch of B examples B H / (H + N) become held-out ones, for H held-out and N training
-    images: so many there would be if both were one data set. Ranks read the same held-out batches,
+    images: so many there would be if both were one data set; of images that are to come F times as
+    ``often``, as if there were F H of them. Ranks read the same held-out batches,
     or a part each: of R ranks' batches one with H' of the H images gets B R H' / (H + N) of them.
     Batches keep their size, and an epoch its number of batches. Held-out examples come in a random
     order, whatever that of their batches: images that lie sorted by class would fill each training
@@ -91,12 +93,13 @@ class Rejoin:
                 "leave them out for good with rejoin=False"
             )
 
-    def mix(self, batch: Any, train_size: int) -> Any:
+    def mix(self, batch: Any, train_size: int, often: float = 1.0) -> Any:
         """A batch of which some examples, the last ones, are held-out ones.
 
         Args:
             batch: of the training.
             train_size: number of training images in an epoch, over all ranks.
+            often: how much more often a held-out image is to come than one of the training.
 
         Returns:
             A batch of the same structure and shapes.
@@ -106,7 +109,7 @@ class Rejoin:
         self._counts = self._counts or examples_of_ranks(self._batches, self._size)
         everywhere, here = self._counts
         size = len(_tensors(parts, "the training")[0])
-        self._owed += size * here / (everywhere + train_size)
+        self._owed += size * often * here / (often * everywhere + train_size)
         count = min(int(self._owed), size)
         self._owed -= count
         if not count:
@@ -160,6 +163,19 @@ class Rejoin:
         if within:
             with drawing_nothing():
                 self._take(within)
+
+
+def checked_often(rejoin: float, reference: object) -> float:
+    """How often held-out images are to come, as a number: 0 is never.
+
+    Raises:
+        ValueError: it is out of range, or there are none.
+    """
+    if rejoin and isinstance(reference, str):
+        raise ValueError("rejoin needs held-out batches")
+    if not 0 <= rejoin < math.inf:
+        raise ValueError(f"rejoin must be a bool or a number above 0, got {rejoin}")
+    return float(rejoin)
 
 
 def check_state(state: Any) -> None:
