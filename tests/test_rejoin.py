@@ -51,8 +51,7 @@ def test_a_target_domain_that_was_held_out_makes_up_for_it(target_domain, pairs,
     if learner.trial.windows:
         learner.pairs = learner.trial.joins
         half = sum(len(targets) for _, targets in learner._held_out.halves[0])
-        often = 2 if target_domain else 1
-        assert joined() == int(400 * often * half / (often * half + 24))
+        assert joined() == int(400 * half / (half + 24))
         learner.pairs = pairs
     learner.trial.over = True
     assert joined() == int(400 * share)

@@ -196,10 +196,10 @@ class Parts:
         They replace as many examples of a batch as they would be if both were one data set. Half
         of them join before the trial (from the start, where no operation is learned from them),
         which the other half then decides: what helps images that nothing is known of may be no
-        help where half of their kind is trained on already. Those of a target domain come twice as
-        often as other images, since they come later. All join at once in a run that is too short
-        for a trial. A learner whose held-out images stay out (``rejoin=False``) gives the
-        loader back.
+        help where half of their kind is trained on already. After the trial those of a target
+        domain come twice as often as other images, since they came late. All join at once in a run
+        that is too short for a trial. A learner whose held-out images stay out (``rejoin=False``)
+        gives the loader back.
 
         Args:
             loader: of the training, in every epoch the same.
@@ -248,7 +248,7 @@ class Parts:
             return self._rejoin.mix(batch, train_size, self._often if tried else 1.0)
         if self.trial is None or (self._teaches and self.pairs < self.trial.joins):
             return batch
-        return self._half_of_held_out().mix(batch, train_size, self._often)
+        return self._half_of_held_out().mix(batch, train_size)
 
     def _half_of_held_out(self) -> Rejoin:
         if self._rejoin_half is None:
