@@ -50,9 +50,9 @@ POLICIES = {
 }
 #: Operations on 8 x 512 over the quicker of torchvision's batch and a loop of albumentations'.
 SINGLE = {
-    ("posterize", "nearest"): 1.7,  # goal: 1
-    ("contrast", "nearest"): 1.0,
-    ("flip_lr", "nearest"): 3.0,  # goal: 1
+    ("posterize", "nearest"): 2.2,  # goal: 1
+    ("contrast", "nearest"): 0.3,
+    ("flip_lr", "nearest"): 2.2,  # goal: 1
     ("rotate", "bilinear"): 1.0,
     ("shear_x", "bilinear"): 1.0,
 }
