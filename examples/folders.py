@@ -38,7 +38,7 @@ def read_folder(
     """
     if not path.exists():
         raise FileNotFoundError(f"no such directory or zip: {path}")
-    files, empty = _zip_files(path) if path.is_file() else _directory_files(path)
+    files, left_out = _zip_files(path) if path.is_file() else _directory_files(path)
     classes = sorted({name for part, name, *_ in files if part == "train"})
     if missing := [part for part in ("train", "test") if part not in {file[0] for file in files}]:
         raise ValueError(
@@ -59,7 +59,7 @@ def read_folder(
             )
             labels = torch.tensor([classes.index(name) for name, *_ in chosen])
             parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
-    return parts, tuple(classes), _notes(found, size, bits, empty)
+    return parts, tuple(classes), _notes(found, size, bits, left_out)
 
 
 #: What may be done to an image of a folder, and how it is told.
@@ -72,14 +72,14 @@ _TOLD = {
 }
 
 
-def _notes(found: Counter, size: int, bits: int, empty: list[str]) -> tuple[str, ...]:
+def _notes(found: Counter, size: int, bits: int, left_out: list[str]) -> tuple[str, ...]:
     count = found["images"]
     told = [
         f"{found[what]} of {count} images {text.format(size=size, bits=bits, top=2**bits - 1)}"
         for what, text in _TOLD.items()
         if found[what]
     ]
-    return (*told, *(f"no images in {folder}: left out" for folder in empty))
+    return (*told, *left_out)
 
 
 def _is_image(parts: tuple[str, ...]) -> bool:
@@ -90,19 +90,28 @@ def _is_image(parts: tuple[str, ...]) -> bool:
 
 def _zip_files(path: Path) -> tuple[list, list[str]]:
     archive = zipfile.ZipFile(path)
-    found, folders = [], set()
+    found, folders, astray = [], set(), Counter()
     for entry in sorted(archive.namelist()):
         parts = PurePosixPath(entry).parts
-        if len(parts) >= 3 and _is_image(parts):
-            found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
-        elif entry.endswith("/") and len(parts) >= 2 and parts[-2] in _PARTS:
-            folders.add(parts[-2:])
-    return found, _empty(folders, found)
+        if entry.endswith("/"):
+            if len(parts) >= 2 and parts[-2] in _PARTS:
+                folders.add(parts[-2:])
+        elif _is_image(parts):
+            if len(parts) >= 3 and parts[-3] in _PARTS:
+                found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
+            else:
+                astray["/".join(parts[:-1]) or "the root"] += 1
+    return found, _left_out(folders, found, astray)
 
 
-def _empty(folders: set, found: list) -> list[str]:
-    """Folders of classes that hold no image."""
-    return ["/".join(folder) for folder in sorted(folders - {file[:2] for file in found})]
+def _left_out(folders: set, found: list, astray: Counter) -> list[str]:
+    """Notes on folders of classes that hold no image, and on images in no such folder."""
+    empty = sorted(folders - {file[:2] for file in found})
+    notes = [f"no images in {'/'.join(folder)}: left out" for folder in empty]
+    for folder, count in sorted(astray.items()):
+        noun = "image" if count == 1 else "images"
+        notes.append(f"{count} {noun} in {folder}, which is no folder of a class: left out")
+    return notes
 
 
 def _reader(archive: zipfile.ZipFile, entry: str):
@@ -117,12 +126,18 @@ def _reader(archive: zipfile.ZipFile, entry: str):
 
 
 def _directory_files(path: Path) -> tuple[list, list[str]]:
-    found = []
+    found, astray = [], Counter()
     folders = {entry.parts[-2:] for part in _PARTS for entry in path.glob(f"{part}/[!.]*/")}
-    for entry in sorted(path.glob("*/*/*")):
-        if _is_image(entry.parts[-3:]):
-            found.append((*entry.parts[-3:-1], str(entry), entry.read_bytes))
-    return found, _empty(folders, found)
+    for part in _PARTS:
+        for entry in sorted(path.glob(f"{part}/**/*")):
+            parts = entry.relative_to(path).parts
+            if not _is_image(parts) or entry.is_dir():
+                continue
+            if len(parts) == 3:
+                found.append((*parts[:2], str(entry), entry.read_bytes))
+            else:
+                astray["/".join(parts[:-1])] += 1
+    return found, _left_out(folders, found, astray)
 
 
 _UNREADABLE = (

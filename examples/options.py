@@ -11,9 +11,10 @@ DESCRIPTION = """Train with learned augmentation, beside the comparison methods.
 
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
-Writes per run ``metrics.jsonl`` (and for ola ``evidence.txt``, ``policy.json`` and ``policy.png``;
-for every method that augments ``samples.png``) and prints one table. A run that was killed
-goes on where it was, with the same result, when the same command is given again with ``--resume``.
+Writes per run ``metrics.jsonl`` (and for ola ``evidence.txt``, ``policy.json`` and, where it
+learned, ``policy.png``; for every method that augments ``samples.png``) and prints one table. A run
+that was killed goes on where it was, with the same result, when the same command is given again
+with ``--resume``.
 """
 STRENGTHS = (0, 0.5, 1, 2, 4)
 #: The methods that ola is compared with.

@@ -2,9 +2,10 @@
 
     python examples/train.py --method none randaugment uniform ola --seeds 3
 
-Writes per run ``metrics.jsonl`` (and for ola ``evidence.txt``, ``policy.json`` and ``policy.png``;
-for every method that augments ``samples.png``) and prints one table. A run that was killed
-goes on where it was, with the same result, when the same command is given again with ``--resume``.
+Writes per run ``metrics.jsonl`` (and for ola ``evidence.txt``, ``policy.json`` and, where it
+learned, ``policy.png``; for every method that augments ``samples.png``) and prints one table. A run
+that was killed goes on where it was, with the same result, when the same command is given again
+with ``--resume``.
 """
 
 from __future__ import annotations
@@ -172,7 +173,8 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         write_atomically(out / "evidence.txt", f"{evidence}\n".encode())
     if method == "ola":
         save_policy(augment.policy, out / "policy.json")
-        policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
+        if learner.learn_pairs != 0:
+            policy_over_time(history, augment.space).savefig(out / "policy.png", dpi=110)
     # Last: where it is, the run is finished.
     write_atomically(out / "result.json", (json.dumps(result) + "\n").encode())
     return result

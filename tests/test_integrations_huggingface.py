@@ -301,7 +301,8 @@ def test_the_recommended_learner(tmp_path):
     augment = OLAAugment("rand_augment", strength=1.0)
     held_out = [default_collate(rows(4))]
     learner = OLALearner.recommended(model, augment, held_out, pairs=500)
-    trainer(tmp_path, model=model, learner=learner).train()
+    with pytest.warns(UserWarning, match="6 pairs of steps, .* lasts until pair 308"):
+        trainer(tmp_path, model=model, learner=learner).train()
     assert learner.pairs == 6
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()

@@ -7,6 +7,7 @@ import torch
 from loops import (
     CLIP,
     check_joined,
+    dataset,
     learner_of,
     loader,
     logits,
@@ -209,10 +210,32 @@ def test_the_recommended_learner():
     module = Module()
     augment = OLAAugment("rand_augment", strength=1.0)
     learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=500)
-    trainer(OLACallback(learner), epochs=2).fit(module, loader())
+    with pytest.warns(UserWarning, match="12 pairs of steps, .* lasts until pair 308"):
+        trainer(OLACallback(learner), epochs=2).fit(module, loader())
     assert learner.pairs == 12
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(dataset())
+
+
+@pytest.mark.filterwarnings("error:this run")
+@pytest.mark.parametrize("kind", ["without an end", "without a length", "ever more batches"])
+def test_where_nobody_knows_how_long_a_run_is_nobody_is_warned(kind):
+    module = Module()
+    augment = OLAAugment("rand_augment", strength=1.0)
+    learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=500)
+    callbacks, data, options = [OLACallback(learner)], loader(), {}
+    if kind == "without an end":
+        options = {"epochs": -1, "max_time": {"seconds": 0}}
+    elif kind == "without a length":
+        data = DataLoader(Stream(), batch_size=4)
+    else:
+        callbacks.append(lightning.callbacks.GradientAccumulationScheduler({0: 1, 1: 2}))
+    trainer(*callbacks, **options).fit(module, data)
 
 
 class Labelled(Module):

@@ -37,6 +37,9 @@ def test_the_data_are_described(tmp_path):
 
     write(tmp_path, ("train", "test", "reference"), count=3)
     (tmp_path / "train" / "nothing").mkdir()
+    for astray in ("train", "train/a/deeper"):
+        (tmp_path / astray).mkdir(exist_ok=True)
+        Image.new("L", (16, 16)).save(tmp_path / astray / "one.png")
     tags = Image.Exif()
     tags[0x0112] = 6
     lying = np.zeros((16, 32, 3), np.uint8)
@@ -56,8 +59,13 @@ def test_the_data_are_described(tmp_path):
         "1 of 21 images grey of 16 bits, 0 .. 65535, scaled to 0 .. 255",
         "1 of 21 images grey, made colour",
         "no images in train/nothing: left out",
+        "1 image in train, which is no folder of a class: left out",
+        "1 image in train/a/deeper, which is no folder of a class: left out",
     ):
         assert note in text.splitlines()
+    archive = shutil.make_archive(f"{tmp_path}-packed", "zip", tmp_path)
+    packed = load_data(f"imagefolder:{archive}", 16)
+    assert data_lines(packed, 5).splitlines()[1:] == text.splitlines()[1:]
     upright = data.train_images[5]
     assert upright[:, :4].max() < 20
     assert upright[:, -4:].min() > 235

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ola_augment import OLAAugment, OLALearner, OLAPolicy, ValueUpdater
-from ola_augment.training import Trial
+from ola_augment.training import Trial, fit
 from ola_augment.training.estimates import trusted_share
 from ola_augment.training.evidence import Evidence
+from ola_augment.training.recommended import check_length
 
 
 def network():
@@ -160,6 +161,32 @@ def go_on(learner, pairs):
         with learner.step(torch.rand(4, 3, 2, 2)) as step:
             F.cross_entropy(learner._model(step.images), torch.arange(4) % 2).backward()
         learner._model.zero_grad()
+
+
+def test_a_run_that_is_over_before_the_trial_brings_a_warning():
+    """As where ``pairs`` counted the batches of which an update accumulates several."""
+    learner = trying()
+    assert learner.trial.last == 100
+    images, labels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.arange(4) % 2
+    batches = [(images, labels)] * 6
+    sgd = torch.optim.SGD(learner._model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="this run has 6 pairs of steps, .* until pair 100"):
+        fit(learner._model, batches, sgd, epochs=2, learner=learner)
+    check_length(learner, 100)  # long enough
+    learner.trial.over = True
+    check_length(learner, 6)  # it ended before its time
+
+
+def test_a_run_that_goes_on_is_as_long_as_it_was():
+    learner, longer = trying(), trying(first=5)
+    go_on(learner, 2)
+    state = learner.state_dict()
+    with pytest.raises(ValueError, match="pairs= that the run began with"):
+        longer.load_state_dict(state)
+    assert longer.pairs == 0
+    state["trial"]["over"] = True  # and the strength was chosen: how long it lasted matters no more
+    longer.load_state_dict(state)
+    assert (longer.pairs, longer.trial.over) == (2, True)
 
 
 @pytest.mark.parametrize(("pairs", "strength"), [(2, 0.0), (3, 1.5)])

@@ -217,6 +217,9 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._pairs.run(state.max_steps)
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pairs.epoch(kwargs.get("train_dataloader"))
 

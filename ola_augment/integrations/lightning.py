@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,11 @@ from ola_augment.training.policy_gradient import UpdateStats
 
 try:
     from lightning.pytorch import Callback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 except ModuleNotFoundError:
     with needs("lightning"):  # the same under its older name
         from pytorch_lightning import Callback
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 __all__ = ["OLACallback"]
 
@@ -138,6 +141,12 @@ class OLACallback(Callback):  # type: ignore[misc]
         if self._given is None:
             self._given = self._open.enter_context(self.pairs.batch(batch, **self._announced))
         return self._given
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find out whether the run is as long as the learner was told."""
+        with contextlib.suppress(MisconfigurationException):  # accumulates more and more batches
+            updates = trainer.estimated_stepping_batches
+            self.pairs.run(math.inf if updates < 0 else updates)  # -1 for an IterableDataset
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out how many images there are."""

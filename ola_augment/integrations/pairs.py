@@ -15,6 +15,7 @@ from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits
 from ola_augment.training.pair import Step
 from ola_augment.training.policy_gradient import UpdateStats
+from ola_augment.training.recommended import check_length
 
 __all__ = ["Pairs", "read_images", "with_images"]
 
@@ -71,6 +72,16 @@ class Pairs:
         self._ran = 0  # micro-batches of the update under way
         self._whole = False  # that update's half has ended
         self._updated = False
+
+    def run(self, updates: float) -> None:
+        """A run begins, or goes on.
+
+        Args:
+            updates: of the optimizer from its first step to its last; inf where nobody knows. A
+                run that is over before the learner's trial brings a warning.
+        """
+        pairs = updates if self.learner.plain_first else updates // 2
+        check_length(self.learner, pairs, stacklevel=4)
 
     def epoch(self, loader: Any) -> None:
         """An epoch begins.

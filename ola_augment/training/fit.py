@@ -29,6 +29,7 @@ from ola_augment.training.checkpoint import (
 )
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import plain_numbers, progress_text, scale_to_float
+from ola_augment.training.recommended import check_length
 from ola_augment.training.run import Preprocess, Run
 from ola_augment.training.signals import Engine
 from ola_augment.training.updater import GARUpdater, NSLRUpdater
@@ -197,6 +198,8 @@ def fit(
     total = None
     with contextlib.suppress(TypeError):  # loaders over an IterableDataset have none
         total = epochs * len(loader)  # type: ignore[arg-type]
+    if learner is not None and total is not None:
+        check_length(learner, total // 2)
     method = "none" if augment is None else type(augment).__name__
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
         for epoch in range(first_epoch, epochs + 1):

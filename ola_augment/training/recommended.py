@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ola_augment.training.given import check_count
 from ola_augment.training.held_out import BatchLoss
 from ola_augment.training.trial import SHARE, SHORTEST_RUN, Trial
 from ola_augment.training.values import ValueUpdater
 from ola_augment.transforms import PolicyTransform
+
+if TYPE_CHECKING:
+    from ola_augment.training.stepping import Stepping
 
 
 def recommended_parts(
@@ -65,3 +68,22 @@ def recommended_parts(
         "updater": updater,
         "loss": loss,
     }
+
+
+def check_length(learner: Stepping, pairs: float, stacklevel: int = 3) -> None:
+    """Warn where a run is over before the trial of its augmentation: ``pairs`` was not its length.
+
+    Args:
+        learner: with or without a trial.
+        pairs: of steps in the whole run; inf where nobody knows.
+        stacklevel: of the warning.
+    """
+    trial = learner.trial
+    if trial is not None and not trial.over and pairs < trial.last:
+        warnings.warn(
+            f"this run has {pairs:.0f} pairs of steps, and the trial of its augmentation lasts "
+            f"until pair {trial.last}: it will not end, and what was learned is hardly used. Give "
+            "OLALearner.recommended the pairs of updates of the whole run, epochs * len(loader) "
+            "// 2, and with gradients accumulated over n batches // (2 * n)",
+            stacklevel=stacklevel,
+        )

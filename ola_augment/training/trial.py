@@ -123,6 +123,7 @@ class Trial:
         self.windows = _BLOCK * blocks if _BLOCK * blocks >= _FEWEST else 0
         self.joins = first - first // 3
         self.last = first + self.windows * self.length
+        self._plan = [first, self.length, self.windows]
         self.over = False
         self._pair = -1  # that began last
         self._given: float | None = None  # the strength that it was given then
@@ -254,6 +255,7 @@ class Trial:
         """
         return {
             "over": self.over,
+            "plan": self._plan,
             "explored": self.explored,
             "losses": list(self._losses),
             "mean": {name: to_whole(value) for name, value in self._mean.items()},
@@ -272,7 +274,7 @@ class Trial:
             A function without arguments; until it is called nothing changes.
 
         Raises:
-            ValueError: the state is damaged, or of another model.
+            ValueError: the state is damaged, of another model, or of another length of the run.
         """
         fits = isinstance(state, Mapping) and self.state_dict().keys() <= state.keys()
         if not fits or not isinstance(state["losses"], list):
@@ -281,8 +283,11 @@ class Trial:
         pair = state["pair"]  # -1 before the first one
         if not numbers or not are_counts(state["count"], pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
-        known = all_parameters(model)
-        check_named("mean weight", state["mean"], known)
+        if state["plan"] != self._plan and not state["over"]:
+            raise ValueError(
+                "state is of a trial at other times: go on with the pairs= that the run began with"
+            )
+        check_named("mean weight", state["mean"], known := all_parameters(model))
 
         def restore() -> None:
             self.over, self.explored = bool(state["over"]), float(state["explored"])
