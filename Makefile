@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Kernels with every index checked are other machine code: a cache of their own.
-CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.numba_boundscheck
+# Kernels with every index checked are other machine code, in a cache of their own; they need not be
+# fast.
+CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_OPT=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench gpu matrix zoo xla dist clean
+.PHONY: help setup demo test test-all bounds fuzz-some test-checked coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench gpu matrix zoo xla dist clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,12 +39,17 @@ $(DEMO_STAMP): pyproject.toml
 	$(DEMO_BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]'
 	@touch $(DEMO_STAMP)
 
-test: lint bounds ## lint, check types and run all tests, two at a time
+test: $(STAMP) ## lint, check types and run all tests, two at a time
+	$(MAKE) --no-print-directory --jobs 2 lint bounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-bounds: $(STAMP) ## 2,000 fuzzed calls and some tests of the kernels with every index checked
-	$(CHECKED) $(BIN)/python examples/reliability/fuzz_kernels.py --cases 2000
-	$(CHECKED) $(BIN)/python -m pytest -k "not every_bin" \
+bounds: fuzz-some test-checked ## 2,000 fuzzed calls and some tests of the kernels with every index checked
+
+fuzz-some: $(STAMP)
+	$(CHECKED) OMP_NUM_THREADS=1 $(BIN)/python examples/reliability/fuzz_kernels.py --cases 2000
+
+test-checked: $(STAMP)
+	$(CHECKED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -k "not every_bin" \
 		tests/test_operations_exact.py tests/test_bad_values.py tests/test_bounds.py
 
 coverage: $(STAMP) ## branch coverage of the tests: 97 % outside of compiled bodies
@@ -69,6 +75,7 @@ bench: $(STAMP) ## run the benchmarks; they fail past their thresholds
 	$(BIN)/python examples/benchmarks/startup.py
 	$(BIN)/python examples/benchmarks/kornia_operations.py
 	$(BIN)/python examples/benchmarks/alignment.py
+	$(BIN)/python examples/benchmarks/whole_run.py
 
 gpu: ## on a machine with an NVIDIA GPU: all that wants one, in eight minutes, as a table
 	$(PYTHON) examples/gpu/run.py $(GPU)

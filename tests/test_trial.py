@@ -163,6 +163,22 @@ def go_on(learner, pairs):
         learner._model.zero_grad()
 
 
+def test_no_more_is_tried_or_chosen_than_brings_the_favourite_to_every_image():
+    policy = OLAPolicy(strength=1.0)
+    with torch.no_grad():
+        policy.keep_logits[:] = -6.0
+        policy.keep_logits[3] = 0.0
+    favourite = policy.log_probs().ops.exp().max().item()
+    assert 0.9 < favourite < 1
+    trial = Trial(policy, 0, 160, strength=3.0, expected=True)
+    noise = torch.randn(8, generator=torch.Generator().manual_seed(0)).numpy() * 0.01
+    falls = np.array([0.3 if kind == "B" else 0.1 for kind in "BABBBBAB"]) + noise
+    strengths = run(trial, (9 - np.cumsum([0, *falls])).tolist())
+    assert max(strengths) == pytest.approx(1 / favourite)
+    assert trial.contrast().t > 2
+    assert [policy.strength, trial.chosen] == pytest.approx([1 / favourite] * 2)
+
+
 def test_a_run_that_is_over_before_the_trial_brings_a_warning():
     """As where ``pairs`` counted the batches of which an update accumulates several."""
     learner = trying()

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ola_augment.alignment._fsdp import to_shard, to_whole
-from ola_augment.alignment.proof import all_parameters
 from ola_augment.policy import OLAPolicy, check_strength
 from ola_augment.training.estimates import Contrast
-from ola_augment.training.given import are_counts, check_named
+from ola_augment.training.given import are_counts
+from ola_augment.training.mean_weights import MeanWeights
 from ola_augment.training.restored import other_weights, without_dropout
 
 #: Windows with augmentation and without it: a trend takes no side.
@@ -46,9 +45,10 @@ class Trial:
 
     The pairs from ``first`` on fall into windows. In the first two the strength rises from 0, since
     strong augmentation all at once disturbs a model. Then windows without augmentation and with it
-    (``strength``) come in turns, half of them with it; three of four where it is ``expected`` to
-    help, since a model that needs it needs time for it. At the end of each the held-out loss is
-    measured
+    come in turns, half of them with it; three of four where it is ``expected`` to help, since a
+    model that needs it needs time for it. With it an image gets ``strength`` operations, or as many
+    as bring the most likely one to nearly every image, 1 / its probability: more would be others.
+    At the end of each the held-out loss is measured
 
     * with the mean of the weights over the second half of the window: what the weights would come
       to if the learning rate fell, rather than where the last step threw them,
@@ -58,7 +58,9 @@ class Trial:
     What a window with it takes off that loss beyond one without, less a common trend, is the
     :class:`Contrast` (the first two do not count); its t decides:
 
-        strength = t + 1 where augmentation is ``expected`` to help, else t - 1, in [0, ``most``].
+        strength = t + 1 where augmentation is ``expected`` to help, else t - 1, in [0, ``most``],
+
+    and at most 1 / the probability of the most likely operation.
 
     So that without evidence an image gets one operation in the one case, none in the other. What is
     known of the operations says which: where chance explains how far their values differ, nothing
@@ -128,8 +130,7 @@ class Trial:
         self._pair = -1  # that began last
         self._given: float | None = None  # the strength that it was given then
         self._losses: list[float] = []  # before the first window, and at the end of each
-        self._mean: dict[str, Tensor] = {}
-        self._count = 0  # of weights in the mean
+        self._mean = MeanWeights()
 
     def begin_pair(
         self, pair: int, teaches: bool, model: nn.Module, loss: Callable[[nn.Module], float]
@@ -152,15 +153,15 @@ class Trial:
         if len(self._losses) <= done:  # a window has just ended, or the first one begins
             missed = len(self._losses) < done  # the policy was frozen meanwhile
             if not missed:
-                self._take(model)
-                with other_weights(model, self._mean), without_dropout(model):
+                self._mean.take(model)
+                with other_weights(model, self._mean.values), without_dropout(model):
                     self._losses.append(loss(model))
-            self._mean, self._count = {}, 0
+            self._mean.clear()
             if missed or done >= self.windows or (done % _BLOCK == 0 and self._decided()):
                 self._end()
                 return
         elif within > self.length // 2:
-            self._take(model)
+            self._mean.take(model)
         self._set(self._tried(done, pair))
 
     def stop(self) -> None:
@@ -218,13 +219,21 @@ class Trial:
     def chosen(self) -> float:
         """The strength that what was measured so far speaks for."""
         t = self.contrast().t
-        return 0.0 if math.isnan(t) else min(max(t + self._prior, 0.0), self.most)
+        return 0.0 if math.isnan(t) else min(max(t + self._prior, 0.0), self.most, self._enough)
+
+    @property
+    def _enough(self) -> float:
+        """The strength at which the most likely operation comes to nearly every image."""
+        ops = self.policy.log_probs().ops
+        assert ops is not None  # with a strength
+        return 1 / float(ops.detach().exp().max())
 
     def _tried(self, window: int, pair: int) -> float:
         """The strength of a pair of the trial: it rises slowly, then comes and goes."""
+        strength = min(self.strength, self._enough)
         if window < _RUN_IN:
-            return self.strength * (pair - self.first + 1) / (_RUN_IN * self.length)
-        return self.strength if self._augments(window) else 0.0
+            return strength * (pair - self.first + 1) / (_RUN_IN * self.length)
+        return strength if self._augments(window) else 0.0
 
     def _augments(self, window: int) -> bool:
         return self._kinds[window % len(self._kinds)]
@@ -232,20 +241,6 @@ class Trial:
     def _decided(self) -> bool:
         t = self.contrast().t
         return t < -self._prior or t > _CLEAR
-
-    def _take(self, model: nn.Module) -> None:
-        """Let today's weights into the mean; with a layer that was replaced it begins anew."""
-        shapes = {name: value.shape for name, value in self._mean.items()}
-        parameters = all_parameters(model)
-        if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
-            self._mean, self._count = {}, 0
-        self._count += 1
-        for name, parameter in parameters.items():
-            value = parameter.detach()
-            if name in self._mean:
-                self._mean[name].lerp_(value, 1 / self._count)
-            else:
-                self._mean[name] = value.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, and the mean of weights that is under way.
@@ -258,9 +253,8 @@ class Trial:
             "plan": self._plan,
             "explored": self.explored,
             "losses": list(self._losses),
-            "mean": {name: to_whole(value) for name, value in self._mean.items()},
-            "count": self._count,
             "pair": self._pair,
+            **self._mean.state_dict(),
         }
 
     def checked(self, state: Any, model: nn.Module) -> Callable[[], None]:
@@ -281,19 +275,19 @@ class Trial:
             raise ValueError("state of the trial is damaged")
         numbers = all(isinstance(value, float) for value in (state["explored"], *state["losses"]))
         pair = state["pair"]  # -1 before the first one
-        if not numbers or not are_counts(state["count"], pair if pair != -1 else 0):
+        if not numbers or not are_counts(pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
         if state["plan"] != self._plan and not state["over"]:
             raise ValueError(
                 "state is of a trial at other times: go on with the pairs= that the run began with"
             )
-        check_named("mean weight", state["mean"], known := all_parameters(model))
+        restore_mean = self._mean.checked(state["mean"], state["count"], model)
 
         def restore() -> None:
             self.over, self.explored = bool(state["over"]), float(state["explored"])
-            self._losses, self._count = list(state["losses"]), int(state["count"])
+            self._losses = list(state["losses"])
             self._pair = int(state["pair"])
             self._given = self.policy.strength if self._pair >= 0 else None
-            self._mean = {n: to_shard(part, known[n]) for n, part in state["mean"].items()}
+            restore_mean()
 
         return restore
