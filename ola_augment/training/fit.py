@@ -199,7 +199,7 @@ def fit(
     with contextlib.suppress(TypeError):  # loaders over an IterableDataset have none
         total = epochs * len(loader)  # type: ignore[arg-type]
     if learner is not None and total is not None:
-        check_length(learner, total // 2)
+        check_length(learner, total // 2 + (learner.pairs if resume is None else 0))
     method = "none" if augment is None else type(augment).__name__
     with tqdm(total=total, initial=run.count, disable=not progress, unit="step") as bar:
         for epoch in range(first_epoch, epochs + 1):

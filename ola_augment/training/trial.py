@@ -250,7 +250,7 @@ class Trial:
         """
         return {
             "over": self.over,
-            "plan": self._plan,
+            "plan": list(self._plan),
             "explored": self.explored,
             "losses": list(self._losses),
             "pair": self._pair,
