@@ -22,6 +22,7 @@ from ola_augment.kernels.loops.nearest import (
     take_bytes,
     take_levels,
     take_stepped,
+    take_words,
 )
 
 _SIGNATURE = (
@@ -62,14 +63,16 @@ def _interpolate_compiled(source, result, m, fill, levels):  # type: ignore[no-u
     return affine_bytes if source.dtype == types.uint8 else affine_levels
 
 
+_TAKES = {"uint8": take_bytes, "uint16": take_words}  # the others are not packed
+
+
 def _take(source, result, f, fill):  # type: ignore[no-untyped-def]
-    run = take_bytes if source.dtype == np.uint8 else take_levels
-    run(source, result, f, fill)
+    _TAKES.get(source.dtype.name, take_levels)(source, result, f, fill)
 
 
 @overload(_take, jit_options={"error_model": "numpy"})
 def _take_compiled(source, result, f, fill):  # type: ignore[no-untyped-def]
-    return take_bytes if source.dtype == types.uint8 else take_levels
+    return _TAKES.get(source.dtype.name, take_levels)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ola_augment.kernels.loops.jit import kernel, part
 from ola_augment.kernels.loops.moves import copy
-from ola_augment.kernels.loops.nearest import pack, span
+from ola_augment.kernels.loops.nearest import pack_bytes, span
 
 
 @kernel
@@ -71,7 +71,7 @@ def affine_bytes(source, result, m, fill, levels):  # type: ignore[no-untyped-de
     near, next_, far, across = pixels[0], pixels[1], pixels[2], pixels[3]
     for group in range(0, channels, 4):
         part = source[group : group + 4]
-        pack(part, padded[width + 3 :], width + 2)
+        pack_bytes(part, padded[width + 3 :], width + 2)
         _add_border(padded, height, width)
         for y in range(height):
             first, last = _places(m, y, height, width, index, right, below)

@@ -130,44 +130,55 @@ def take_levels(source, result, f, fill):  # type: ignore[no-untyped-def]
             _fill(out, last, width, fill[c])
 
 
-@kernel
-def pack(source, lines, step):  # type: ignore[no-untyped-def]
-    """Up to four channels of bytes in one integer for each pixel, rows ``step`` apart."""
-    channels, height, width = source.shape
-    for y in range(height):
-        line = lines[y * step :]
-        if channels == 3:
-            a, b, c = source[0, y], source[1, y], source[2, y]
-            for x in range(width):
-                line[x] = np.uint32(a[x]) | np.uint32(b[x]) << 8 | np.uint32(c[x]) << 16
-        else:
-            line[:width] = 0
-            for c in range(channels):
-                d = source[c, y]
-                for x in range(width):
-                    line[x] |= np.uint32(d[x]) << np.uint32(8 * c)
-
-
-def take_bytes(source, result, f, fill):  # type: ignore[no-untyped-def]
-    """Of bytes, by a map in fixed point: up to four channels at once, in half the time."""
-    channels, height, width = source.shape
-    packed, pixels = np.empty(height * width, np.uint32), np.empty(width, np.uint32)
-    index = np.empty(width, np.uint32)
-    for group in range(0, channels, 4):
-        part, out = source[group : group + 4], result[group : group + 4]
-        pack(part, packed, width)
-        filling = np.uint32(0)
-        for c in range(len(part)):
-            filling |= np.uint32(fill[group + c]) << np.uint32(8 * c)
+def _packer(word, bits):  # type: ignore[no-untyped-def]
+    @kernel
+    def pack(source, lines, step):  # type: ignore[no-untyped-def]
+        """Up to four channels in one integer for each pixel, rows ``step`` apart."""
+        channels, height, width = source.shape
         for y in range(height):
-            first, last = _places(f, y, height, width, index)
-            _fill(pixels, 0, first, filling)
-            _take(packed, pixels[first:last], index)
-            _fill(pixels, last, width, filling)
-            for c in range(len(part)):
-                shift, row = np.uint32(8 * c), out[c, y]
+            line = lines[y * step :]
+            if channels == 3:
+                a, b, c = source[0, y], source[1, y], source[2, y]
                 for x in range(width):
-                    row[x] = pixels[x] >> shift
+                    line[x] = word(a[x]) | word(b[x]) << word(bits) | word(c[x]) << word(2 * bits)
+            else:
+                line[:width] = 0
+                for c in range(channels):
+                    d = source[c, y]
+                    for x in range(width):
+                        line[x] |= word(d[x]) << word(bits * c)
+
+    return pack
+
+
+def _taker(word, bits, pack):  # type: ignore[no-untyped-def]
+    def take(source, result, f, fill):  # type: ignore[no-untyped-def]
+        """By a map in fixed point: up to four channels at once, in half the time."""
+        channels, height, width = source.shape
+        packed, pixels = np.empty(height * width, word), np.empty(width, word)
+        index = np.empty(width, np.uint32)
+        for group in range(0, channels, 4):
+            part, out = source[group : group + 4], result[group : group + 4]
+            pack(part, packed, width)
+            filling = word(0)
+            for c in range(len(part)):
+                filling |= word(fill[group + c]) << word(bits * c)
+            for y in range(height):
+                first, last = _places(f, y, height, width, index)
+                _fill(pixels, 0, first, filling)
+                _take(packed, pixels[first:last], index)
+                _fill(pixels, last, width, filling)
+                for c in range(len(part)):
+                    shift, row = word(bits * c), out[c, y]
+                    for x in range(width):
+                        row[x] = pixels[x] >> shift
+
+    return take
+
+
+pack_bytes = _packer(np.uint32, 8)
+take_bytes = _taker(np.uint32, 8, pack_bytes)
+take_words = _taker(np.uint64, 16, _packer(np.uint64, 16))
 
 
 @kernel
