@@ -16,6 +16,7 @@ import importlib.util
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,6 +236,8 @@ def measure_peers(repeats: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    # DALI uses names of its own that it has given up.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="nvidia")
     KERNELS["uint8"].wait()
     if missed := measure_peers(7):
         sys.exit("past a limit:\n" + "\n".join(missed))
