@@ -142,7 +142,7 @@ def test_reference_and_strength():
         assert getattr(learner, name) == getattr(told, name)
     for name in ("explores", "shrink", "scale", "decay"):
         assert getattr(learner.updater, name) == getattr(told.updater, name)
-    others = {"policy": None, "_expected": None}
+    others = {"policy": None, "_expected": None, "_mean": None}
     assert vars(learner.trial) | others == vars(told.trial) | others
     assert learner.trial._expected == learner.updater.told_apart
     assert told.trial._expected == told.updater.told_apart
