@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 CHECKED := NUMBA_BOUNDSCHECK=1 NUMBA_OPT=1 NUMBA_CACHE_DIR=.numba_boundscheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bounds fuzz-some test-checked coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench gpu matrix zoo xla dist clean
+.PHONY: help setup demo test test-all kernels bounds fuzz-some test-checked coverage soak fuzz-files fuzz-kernels kill audit mutants lint docs bench gpu matrix zoo xla dist clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +40,11 @@ $(DEMO_STAMP): pyproject.toml
 	@touch $(DEMO_STAMP)
 
 test: $(STAMP) ## lint, check types and run all tests, two at a time
-	$(MAKE) --no-print-directory --jobs 2 lint bounds
+	$(MAKE) --no-print-directory --jobs 2 kernels lint bounds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+kernels: $(STAMP)
+	$(BIN)/python -c "import ola_augment.operations as operations; operations.compile_kernels()"
 
 bounds: fuzz-some test-checked ## 2,000 fuzzed calls and some tests of the kernels with every index checked
 
