@@ -47,7 +47,7 @@ class Bench:
         model = make_network(self.name, 10).train()
         return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def loss(self, model: nn.Module, images: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, images: Tensor, _: Tensor | None = None) -> Tensor:
         return F.cross_entropy(model(images.float() / 255), self.targets)
 
     def fixed(self, augment: Callable[[Tensor], Tensor]) -> Callable[[], None]:
@@ -82,7 +82,7 @@ class Bench:
             OLAAugment(strength=1),
             self.held_out,
             PAIRS,
-            lambda model, images, _: self.loss(model, images),
+            self.loss,
         )
 
     def teaching(self, model: nn.Module) -> OLALearner:
@@ -97,7 +97,7 @@ class Bench:
             OLAAugment(strength=2),
             reference=self.held_out,
             learn_pairs=1,
-            loss=lambda model, images, _: self.loss(model, images),
+            loss=self.loss,
         )
 
     def measured(self) -> Callable[[], object]:

@@ -230,10 +230,12 @@ class Trial:
 
     def _tried(self, window: int, pair: int) -> float:
         """The strength of a pair of the trial: it rises slowly, then comes and goes."""
+        if window >= _RUN_IN and not self._augments(window):
+            return 0.0
         strength = min(self.strength, self._enough)
         if window < _RUN_IN:
             return strength * (pair - self.first + 1) / (_RUN_IN * self.length)
-        return strength if self._augments(window) else 0.0
+        return strength
 
     def _augments(self, window: int) -> bool:
         return self._kinds[window % len(self._kinds)]
