@@ -68,6 +68,7 @@ BEDS = {
     "cifar-3000": Bed("cifar10", 3000, 44),
     "cifar-10000": Bed("cifar10", 10000, 13),
     "omniglot": Bed("omniglot", None, 140),
+    "cifar-4000-resnet18": Bed("cifar10", 4000, 30, model="resnet18"),
     "cifar-4000-wrn": Bed("cifar10", 4000, 30, model="wrn-16-4"),
 }
 #: Twenty more target domains, of some 1,200 steps each.

@@ -50,7 +50,7 @@ def compared(rows: list[dict[str, Any]]) -> plt.Figure:
                 continue
             gain = statistics.mean(scores) - base
             shown = max(-_MOST, min(gain, _MOST))
-            at = row + 0.14 * (place - 2)
+            at = row + 0.17 * (place - 2)
             axes.errorbar(
                 shown,
                 at,
@@ -62,9 +62,9 @@ def compared(rows: list[dict[str, Any]]) -> plt.Figure:
             )
             named.add(method)
             if shown != gain:
-                axes.annotate(f" {gain:+.0f}", (shown, at), fontsize=7, va="center")
+                axes.annotate(f"   {gain:+.0f}", (shown, at), fontsize=6, va="center_baseline")
     axes.set_yticks(range(len(beds)), beds)
-    axes.invert_yaxis()
+    axes.set_ylim(len(beds) - 0.4, -0.6)
     axes.axvline(0, color="0.8", zorder=0)
     axes.set_xlabel("test accuracy beyond no augmentation (points; intervals from three seeds on)")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -53,7 +53,7 @@ class MeanWeights:
             ValueError: the state is damaged, or of another model.
         """
         if not are_counts(count):
-            raise ValueError("state of the trial is damaged")
+            raise ValueError("the state of the mean of weights is damaged")
         check_named("mean weight", mean, known := all_parameters(model))
 
         def restore() -> None:

@@ -125,7 +125,6 @@ class Trial:
         self.windows = _BLOCK * blocks if _BLOCK * blocks >= _FEWEST else 0
         self.joins = first - first // 3
         self.last = first + self.windows * self.length
-        self._plan = [first, self.length, self.windows]
         self.over = False
         self._pair = -1  # that began last
         self._given: float | None = None  # the strength that it was given then
@@ -210,6 +209,11 @@ class Trial:
         return Contrast(float(effects[2]), float((variance * inverse[2, 2]).sqrt()), windows)
 
     @property
+    def _plan(self) -> list[int]:
+        """When its windows are."""
+        return [self.first, self.length, self.windows]
+
+    @property
     def _prior(self) -> float:
         """What is added to t."""
         sure = float(self._expected() if callable(self._expected) else self._expected)
@@ -252,7 +256,7 @@ class Trial:
         """
         return {
             "over": self.over,
-            "plan": list(self._plan),
+            "plan": self._plan,
             "explored": self.explored,
             "losses": list(self._losses),
             "pair": self._pair,
