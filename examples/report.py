@@ -46,7 +46,10 @@ def data_lines(data: Any, given: int | None = None) -> str:
     parts.append(f"{len(data.test_images)} test")
     if data.reference is not None:
         parts.append(f"{len(data.reference[0])} labelled images of the target domain")
-    lines = [f"{data.name}: {data.num_classes} classes, {', '.join(parts)}; {size}"]
+    classes = "1 class" if data.num_classes == 1 else f"{data.num_classes} classes"
+    lines = [f"{data.name}: {classes}, {', '.join(parts)}; {size}"]
+    if data.num_classes == 1:
+        lines.append("every answer is right: a classifier needs two classes or more")
     counts = data.train_labels.bincount(minlength=data.num_classes).tolist()
     if max(counts) > 2 * max(1, min(counts)):
         lines.append(f"images a class differ: {min(counts)} to {max(counts)}")

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 import torch
 from data import ImageData, Preprocess, load_data
 from networks import make_network
-from recipe import make_augment, make_batches, make_learner
+from recipe import hold_out, make_augment, make_batches, make_learner
 from report import (
     check_device,
     check_out,
@@ -67,7 +67,7 @@ class TorchvisionLoop:
     def __init__(self, transform: nn.Module) -> None:
         self.transform = transform
 
-    def augment(self, images: Tensor) -> tuple[Tensor, None]:
+    def augment(self, images: Tensor, clips: bool = True) -> tuple[Tensor, None]:
         return torch.stack([self.transform(image) for image in images]), None
 
 
@@ -104,11 +104,8 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
 def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, float]:
     """Train once; write its files; return test accuracy, seconds and milliseconds a step."""
     out = options.out / f"{method}-seed{seed}"
-    out.mkdir(parents=True, exist_ok=True)
     if options.resume and (done := finished(out, options)):
         return done
-    if not (options.resume and (out / "options.json").exists()):
-        begin(out, options)
     torch.manual_seed(seed)
     if options.train_size:
         data = data.subset(options.train_size, seed)
@@ -136,6 +133,9 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         augment = METHODS[method](options.space, generator)
         if augment is not None and not options.interleave:
             whole = EveryBatch(augment, preprocess)
+    # Now that nothing was refused.
+    if not (options.resume and (out / "options.json").exists()):
+        begin(out, options)
     checkpoint = out / "checkpoint.pt"
     history = fit(
         model,
@@ -199,6 +199,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def begin(out: Path, options: argparse.Namespace) -> None:
     """Nothing of an earlier run may be taken for this one's."""
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("result.json", "checkpoint.pt"):
         (out / name).unlink(missing_ok=True)
     write_atomically(out / "options.json", (json.dumps(settings(options)) + "\n").encode())
@@ -291,8 +292,11 @@ def main(arguments: list[str] | None = None) -> None:
         data = replace(data, mirror=False)
     if options.held_out is not None and data.reference is not None:
         raise ValueError("--held-out is for data without reference images, which are held out here")
+    kept = data.subset(options.train_size, 0) if options.train_size else data
+    if "ola" in options.method and options.reference == "held-out":
+        hold_out(kept, options, 0)  # is refused now, or never
     print(data_lines(data, options.train_size), flush=True)
-    size = options.train_size or len(data.train_images)
+    size = len(kept.train_images)
     if "ola" in options.method and is_recommended(options):
         whole = size if data.reference is None else size + len(data.reference[0])
         if text := too_short(whole, options.batch_size, options.epochs):
