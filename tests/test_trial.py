@@ -401,6 +401,16 @@ def test_evidence_names_what_differs_and_nothing_else():
         OLALearner(learner_model, OLAAugment()).evidence()
 
 
+def test_evidence_without_pairs_that_taught():
+    """What was not measured is not said to be chance, and too short a run knows it at once."""
+    nothing = Evidence(0, 0, 64, (), 0.3, 0.1, 12, 2.0)
+    assert "operations: not compared with each other" in str(nothing)
+    batches = [(torch.zeros(2, 4), torch.tensor([0, 1]))]
+    with pytest.warns(UserWarning, match="too few to try augmentation out"):
+        learner = OLALearner.recommended(network(), OLAAugment(strength=1), batches, pairs=10)
+    assert learner.evidence().verdict.startswith("too few steps to find out whether")
+
+
 @pytest.mark.parametrize(
     ("effect", "strength", "loss", "verdict"),
     [

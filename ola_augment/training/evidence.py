@@ -102,7 +102,9 @@ class Evidence(NamedTuple):
             if found:
                 names = ", ".join(f"{o.name} (t = {o.t:+.1f})" for o in found)
                 lines.append(f"{label}: {names}")
-        if not sure:
+        if not self.pairs:
+            lines.append("operations: not compared with each other")
+        elif not sure:
             lines.append("operations: nothing that differs from chance")
         if not math.isnan(self.effect):
             more = "more" if self.effect >= 0 else "less"
@@ -130,8 +132,10 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bo
     found = [OperationEvidence(name, value, t, abs(t) > limit) for name, value, t in rows]
     contrast = Contrast(math.nan, math.nan, 0) if trial is None else trial.contrast()
     strength = None
-    if trial is not None and trial.over:  # a frozen policy may have got another by hand
-        strength = trial.policy.strength if frozen else trial.chosen
+    if trial is not None and frozen and trial.over:  # the policy may have got another by hand
+        strength = trial.policy.strength
+    elif trial is not None and not frozen and (trial.over or not trial.windows):
+        strength = trial.chosen
     return Evidence(
         pairs=updater.steps,
         examples=updater.examples,

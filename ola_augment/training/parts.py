@@ -131,7 +131,7 @@ class Parts:
             >>> augment = OLAAugment(strength=1)
             >>> print(OLALearner.recommended(model, augment, held_out, pairs=1000).evidence())
             learned from 0 pairs of steps (0 augmented images) and 4 held-out images
-            operations: nothing that differs from chance
+            operations: not compared with each other
             not yet known whether augmentation helps: the run has not come so far
         """
         if not isinstance(self.updater, ValueUpdater):
