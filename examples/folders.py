@@ -21,7 +21,7 @@ _ORIENTATION = 0x0112
 _PARTS = ("train", "test", "reference")
 #: Those of torchvision's ImageFolder, and what else Pillow reads of a picture on the web.
 _ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".avif")
-#: Broken images that an error names.
+#: Broken images, and notes, that an error names.
 _NAMED = 5
 
 
@@ -47,7 +47,7 @@ def read_folder(
     if missing := [part for part in ("train", "test") if part not in {file[0] for file in files}]:
         raise ValueError(
             f"no images in {' and '.join(missing)} of {path}: it must hold train/CLASS/IMAGE and "
-            "test/CLASS/IMAGE files" + "".join(f"; {note}" for note in left_out)
+            "test/CLASS/IMAGE files" + "".join(f"; {note}" for note in left_out[:_NAMED])
         )
     for part in _PARTS:
         if unknown := {name for own, name, *_ in files if own == part} - {*classes}:
@@ -144,14 +144,15 @@ def _sort_out(entries: Iterable[tuple], packed: bool) -> tuple[list, list[str]]:
         else:
             astray["/".join(parts[:-1]) or "the root"] += 1
     filled = {file[:depth] for file in found for depth in (1, 2)}
-    notes = [f"no images in {'/'.join(folder)}: left out" for folder in sorted(folders - filled)]
+    notes = []
     for folder, count in sorted(astray.items()):
         noun = "image" if count == 1 else "images"
         notes.append(f"{count} {noun} in {folder}, which is no folder of a class: left out")
     if others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         notes.append(f"files that do not end as images do: {kinds}: left out")
-    return found, notes
+    empty = sorted("/".join(folder) for folder in folders - filled)
+    return found, [*notes, *(f"no images in {folder}: left out" for folder in empty)]
 
 
 def _reader(archive: zipfile.ZipFile, entry: str):

@@ -130,14 +130,17 @@ def check_out(out: Path, names: Sequence[str], settings: Mapping[str, Any]) -> N
         known = out / name / "options.json"
         if not known.exists():
             continue
-        there = json.loads(known.read_text())
-        asked = json.loads(json.dumps(settings))
-        other = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
-        if other:
-            raise FileExistsError(
-                f"{out / name} holds a run with another --{other[0].replace('_', '-')}: "
-                f"{there.get(other[0])!r} there, {asked.get(other[0])!r} now; choose another --out"
-            )
+        if text := another_option(known, settings):
+            raise FileExistsError(f"{out / name} holds a run with {text}; choose another --out")
+
+
+def another_option(known: Path, settings: Mapping[str, Any]) -> str:
+    """An option that differs from those of a run before, in words; empty where none does."""
+    there, asked = json.loads(known.read_text()), json.loads(json.dumps(settings))
+    for key in {**there, **asked}:
+        if (old := there.get(key)) != (new := asked.get(key)):
+            return f"another --{key.replace('_', '-')}: {old!r} there, {new!r} now"
+    return ""
 
 
 def one_a_class(images: Any, labels: Any, most: int = 6) -> tuple[Any, list[int]]:

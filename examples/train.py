@@ -32,6 +32,7 @@ from data import ImageData, Preprocess, load_data
 from networks import make_network
 from recipe import hold_out, make_augment, make_batches, make_learner
 from report import (
+    another_option,
     check_device,
     check_out,
     command,
@@ -185,8 +186,8 @@ def finished(out: Path, options: argparse.Namespace) -> dict[str, float] | None:
     known = out / "options.json"
     if not known.exists():
         return None
-    if json.loads(known.read_text()) != settings(options):
-        raise ValueError(f"--resume needs the options of {known}, got others")
+    if text := another_option(known, settings(options)):
+        raise ValueError(f"--resume needs the options of {known}, got {text}")
     result = out / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
 
@@ -309,10 +310,10 @@ def main(arguments: list[str] | None = None) -> None:
             results[method].append(result := run(method, seed, data, options))
             left, taken = left - 1, [*taken, result["seconds"]]
             print(run_line(f"{method}, seed {seed}", result, left, taken), flush=True)
+    told = f", {described(options)}" * ("ola" in results)
     print(
         f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
-        f"{options.epochs} epochs, {options.seeds} seed{'s' * (options.seeds > 1)}, "
-        f"{described(options)}\n"
+        f"{options.epochs} epochs, {options.seeds} seed{'s' * (options.seeds > 1)}{told}\n"
     )
     print(table(results))
     if sentence := verdict(results):

@@ -401,6 +401,13 @@ def test_evidence_names_what_differs_and_nothing_else():
         OLALearner(learner_model, OLAAugment()).evidence()
 
 
+def test_a_trial_of_a_model_that_diverged_is_not_called_too_short():
+    for windows, verdict in ((6, "the held-out loss was not finite"), (3, "too few steps")):
+        evidence = Evidence(40, 2560, 64, (), math.nan, math.nan, windows, 0.0)
+        assert evidence.verdict.startswith(verdict)
+        assert evidence.verdict.endswith(" whether augmentation helps: nothing is augmented")
+
+
 def test_evidence_without_pairs_that_taught():
     """What was not measured is not said to be chance, and too short a run knows it at once."""
     nothing = Evidence(0, 0, 64, (), 0.3, 0.1, 12, 2.0)

@@ -7,7 +7,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ola_augment.training.estimates import Contrast
-from ola_augment.training.trial import Trial
+from ola_augment.training.trial import COUNTED, Trial
 from ola_augment.training.values import ValueUpdater
 
 #: Probability that, were all operations alike, some operation would seem to differ.
@@ -81,7 +81,10 @@ class Evidence(NamedTuple):
             return "not yet known whether augmentation helps: the run has not come so far"
         if math.isnan(self.effect):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
-            return f"too few steps to find out whether augmentation helps: {kept}"
+            seen = self.windows >= COUNTED  # and yet no number came of it
+            few = "too few steps to find out"
+            why = "the held-out loss was not finite, not known" if seen else few
+            return f"{why} whether augmentation helps: {kept}"
         t = self.t
         if self.strength == 0:
             found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
