@@ -115,6 +115,8 @@ def duration(seconds: float) -> str:
 def run_line(name: str, result: Mapping[str, float], left: int, done: Sequence[float]) -> str:
     """A run that has ended, how many are left, and for how long, given the seconds of each."""
     text = f"{name}: {100 * result['accuracy']:.1f} % in {duration(result['seconds'])}"
+    if skipped := result.get("skipped"):
+        text += f"; {skipped:.0f} steps skipped, not finite: try a lower --lr"
     if left:
         text += f"; {left} left, about {duration(left * statistics.mean(done))}"
     return text

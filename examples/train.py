@@ -158,6 +158,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     result = {
         "accuracy": accuracy(model, tests, preprocess.test),
         "seconds": sum(record["seconds"] for record in history),
+        "skipped": sum(record["skipped_steps"] for record in history),
         "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
     }
     if isinstance(augment, PolicyTransform):

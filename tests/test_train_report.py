@@ -369,6 +369,8 @@ def test_what_is_left_is_said():
     assert [duration(seconds) for seconds in (44.6, 60, 125)] == ["45 s", "1 min 0 s", "2 min 5 s"]
     line = run_line("ola, seed 0", {"accuracy": 0.5, "seconds": 20.0}, 3, [20.0, 10.0])
     assert line == "ola, seed 0: 50.0 % in 20 s; 3 left, about 45 s"
+    line = run_line("ola, seed 0", {"accuracy": 0.1, "seconds": 20.0, "skipped": 7}, 0, [20.0])
+    assert line == "ola, seed 0: 10.0 % in 20 s; 7 steps skipped, not finite: try a lower --lr"
 
 
 def test_one_image_a_class():
