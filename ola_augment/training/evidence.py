@@ -50,6 +50,7 @@ class Evidence(NamedTuple):
         windows: of the trial that ran.
         strength: operations an image from now on; None before it is chosen.
         frozen: whether the policy is frozen, so that no more will be found out.
+        ahead: pairs of steps until the trial is over; None where nothing is tried.
 
     Example:
         >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
@@ -66,6 +67,7 @@ class Evidence(NamedTuple):
     windows: int
     strength: float | None
     frozen: bool = False
+    ahead: int | None = None
 
     @property
     def t(self) -> float:
@@ -77,8 +79,12 @@ class Evidence(NamedTuple):
         """In one sentence, whether augmentation helps here."""
         if self.strength is None and self.frozen:
             return "not known whether augmentation helps: the policy is frozen, nothing is tried"
+        if self.strength is None and self.ahead is None:
+            return "not known whether augmentation helps: the learner has no trial"
         if self.strength is None:
-            return "not yet known whether augmentation helps: the run has not come so far"
+            return (
+                f"not yet known whether augmentation helps: {self.ahead} more pairs of steps to go"
+            )
         if math.isnan(self.effect):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
             seen = self.windows >= COUNTED  # and yet no number came of it
@@ -119,12 +125,15 @@ class Evidence(NamedTuple):
         return "\n".join((*lines, self.verdict))
 
 
-def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bool) -> Evidence:
+def gather(
+    updater: ValueUpdater, trial: Trial | None, pairs: int, held_out: int, frozen: bool
+) -> Evidence:
     """Put together what an updater and a trial know.
 
     Args:
         updater: that values operations.
         trial: of the same policy, if there is one.
+        pairs: of steps so far.
         held_out: number of held-out images that were measured on.
         frozen: whether the policy is.
     """
@@ -149,4 +158,5 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bo
         windows=contrast.windows,
         strength=strength,
         frozen=frozen,
+        ahead=None if trial is None else max(0, trial.last - pairs),
     )
