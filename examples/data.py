@@ -76,7 +76,8 @@ def load_data(source: str, image_size: int = 32, root: str = "runs/data") -> Ima
     if source in ("cifar10", "cifar100"):
         return _cifar(source, root)
     if source.startswith("imagefolder:"):
-        return _image_folder(Path(source.removeprefix("imagefolder:")), image_size)
+        path = Path(source.removeprefix("imagefolder:"))
+        return _image_folder(path.expanduser(), image_size)  # no shell does so after a colon
     if Path(source).exists():
         raise ValueError(f"a path needs its kind before it: --data imagefolder:{source}")
     names = ", ".join(("digits", *(f"digits-{name}" for name in SHIFTS), "cifar10", "cifar100"))
@@ -125,7 +126,8 @@ def _image_folder(path: Path, size: int) -> ImageData:
 class Batches:
     """Shuffled batches of tensors in memory, another order on every pass.
 
-    The last, smaller batch is left out unless it is the only one.
+    The last, smaller batch is left out unless it is the only one. Images come several times in a
+    batch where others are counted that make it larger.
 
     Args:
         others: images that a learner holds out for a while: the number of batches of a pass is that
@@ -141,7 +143,7 @@ class Batches:
         others: int = 0,
     ) -> None:
         self.dataset = TensorDataset(images, labels)
-        self.batch_size = min(batch_size, len(images))
+        self.batch_size = min(batch_size, len(images) + others)
         self.generator = torch.Generator().manual_seed(seed)
         self.others = others
 

@@ -6,19 +6,22 @@ import io
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import is_image_file
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 # One image may ask for no more than this.
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 _ORIENTATION = 0x0112
 _PARTS = ("train", "test", "reference")
-#: Broken images that an error names.
+#: Those of torchvision's ImageFolder, and what else Pillow reads of a picture on the web.
+_ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".avif")
+#: Broken images, and notes, that an error names.
 _NAMED = 5
 
 
@@ -38,12 +41,13 @@ def read_folder(
     """
     if not path.exists():
         raise FileNotFoundError(f"no such directory or zip: {path}")
-    files, left_out = _zip_files(path) if path.is_file() else _directory_files(path)
+    packed = path.is_file()
+    files, left_out = _sort_out((_zip_entries if packed else _directory_entries)(path), packed)
     classes = sorted({name for part, name, *_ in files if part == "train"})
     if missing := [part for part in ("train", "test") if part not in {file[0] for file in files}]:
         raise ValueError(
             f"no images in {' and '.join(missing)} of {path}: it must hold train/CLASS/IMAGE and "
-            "test/CLASS/IMAGE files"
+            "test/CLASS/IMAGE files" + "".join(f"; {note}" for note in left_out[:_NAMED])
         )
     for part in _PARTS:
         if unknown := {name for own, name, *_ in files if own == part} - {*classes}:
@@ -59,7 +63,8 @@ def read_folder(
             )
             labels = torch.tensor([classes.index(name) for name, *_ in chosen])
             parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
-    return parts, tuple(classes), _notes(found, size, bits, left_out)
+    told = (*_notes(found, size, bits), *left_out, *_shared(parts))
+    return parts, tuple(classes), told
 
 
 #: What may be done to an image of a folder, and how it is told.
@@ -69,49 +74,85 @@ _TOLD = {
     "deep": "grey of {bits} bits, 0 .. {top}, scaled to 0 .. 255",
     "grey": "grey, made colour",
     "other": "with a palette, transparency or other colours, made RGB",
+    "frames": "with several frames or pages: the first is taken",
 }
+#: Images of one part that should not be in another, and what they do there.
+_APART = (
+    ("test", "train", "the accuracy is partly one of what was learned by heart"),
+    ("test", "reference", "the accuracy is partly one of what was learned by heart"),
+    ("reference", "train", "what helps cannot be measured on images that are trained on"),
+)
 
 
-def _notes(found: Counter, size: int, bits: int, left_out: list[str]) -> tuple[str, ...]:
+def _notes(found: Counter, size: int, bits: int) -> list[str]:
     count = found["images"]
-    told = [
+    return [
         f"{found[what]} of {count} images {text.format(size=size, bits=bits, top=2**bits - 1)}"
         for what, text in _TOLD.items()
         if found[what]
     ]
-    return (*told, *left_out)
 
 
-def _is_image(parts: tuple[str, ...]) -> bool:
-    """Whether a path is one; what macOS leaves beside each file is hidden, or in a folder apart."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return is_image_file(parts[-1]) and not hidden
+def _shared(parts: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
+    """Notes on images that are in two parts."""
+    pixels = {part: [image.numpy().tobytes() for image in parts[part][0]] for part in parts}
+    notes = []
+    for one, other, why in _APART:
+        known = {*pixels.get(other, ())}
+        if count := sum(image in known for image in pixels.get(one, ())):
+            notes.append(f"{count} of {len(pixels[one])} {one} images are in {other}, too: {why}")
+    return notes
 
 
-def _zip_files(path: Path) -> tuple[list, list[str]]:
-    archive = zipfile.ZipFile(path)
-    found, folders, astray = [], set(), Counter()
+def _zip_entries(path: Path) -> Iterator[tuple]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"neither a directory nor a zip: {path}") from error
     for entry in sorted(archive.namelist()):
-        parts = PurePosixPath(entry).parts
-        if entry.endswith("/"):
-            if len(parts) >= 2 and parts[-2] in _PARTS:
-                folders.add(parts[-2:])
-        elif _is_image(parts):
-            if len(parts) >= 3 and parts[-3] in _PARTS:
-                found.append((*parts[-3:-1], f"{entry} of {path}", _reader(archive, entry)))
-            else:
-                astray["/".join(parts[:-1]) or "the root"] += 1
-    return found, _left_out(folders, found, astray)
+        read = None if entry.endswith("/") else _reader(archive, entry)
+        yield PurePosixPath(entry).parts, f"{entry} of {path}", read
 
 
-def _left_out(folders: set, found: list, astray: Counter) -> list[str]:
-    """Notes on folders of classes that hold no image, and on images in no such folder."""
-    empty = sorted(folders - {file[:2] for file in found})
-    notes = [f"no images in {'/'.join(folder)}: left out" for folder in empty]
+def _directory_entries(path: Path) -> Iterator[tuple]:
+    # Links are followed to folders of classes, and no deeper: these may lead back.
+    patterns = (f"{part}{deep}" for part in _PARTS for deep in ("", "/*/*", "/**/*"))
+    for entry in sorted({entry for pattern in patterns for entry in path.glob(pattern)}):
+        read = None if entry.is_dir() else entry.read_bytes
+        yield entry.relative_to(path).parts, str(entry), read
+
+
+def _sort_out(entries: Iterable[tuple], packed: bool) -> tuple[list, list[str]]:
+    """Images in folders of classes, and notes on what is left out.
+
+    Args:
+        entries: the path in parts, what an error calls it, and how it is read; None of a folder.
+        packed: whether train, test and reference may lie in another folder.
+    """
+    found, folders, astray, others = [], set(), Counter(), Counter()
+    for parts, name, read in entries:
+        ending = PurePosixPath(parts[-1]).suffix.lower()
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            continue  # such as macOS leaves beside each file, or in a folder apart
+        if read is None:
+            own = parts[-2:] if {*parts[-2:-1]} & {*_PARTS} else parts[-1:]
+            folders |= {own} if own[0] in _PARTS else set()
+        elif ending not in _ENDINGS:
+            others[ending or "without"] += 1
+        elif {*parts[-3:-2]} & {*_PARTS} and (packed or len(parts) == 3):
+            found.append((*parts[-3:-1], name, read))
+        else:
+            astray["/".join(parts[:-1]) or "the root"] += 1
+    filled = {file[:depth] for file in found for depth in (1, 2)}
+    notes = []
     for folder, count in sorted(astray.items()):
         noun = "image" if count == 1 else "images"
         notes.append(f"{count} {noun} in {folder}, which is no folder of a class: left out")
-    return notes
+    if others:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+        notes.append(f"files that do not end as images do: {kinds}: left out")
+    empty = sorted("/".join(folder) for folder in folders - filled)
+    return found, [*notes, *(f"no images in {folder}: left out" for folder in empty)]
 
 
 def _reader(archive: zipfile.ZipFile, entry: str):
@@ -125,21 +166,6 @@ def _reader(archive: zipfile.ZipFile, entry: str):
     return read
 
 
-def _directory_files(path: Path) -> tuple[list, list[str]]:
-    found, astray = [], Counter()
-    folders = {entry.parts[-2:] for part in _PARTS for entry in path.glob(f"{part}/[!.]*/")}
-    for part in _PARTS:
-        for entry in sorted(path.glob(f"{part}/**/*")):
-            parts = entry.relative_to(path).parts
-            if not _is_image(parts) or entry.is_dir():
-                continue
-            if len(parts) == 3:
-                found.append((*parts[:2], str(entry), entry.read_bytes))
-            else:
-                astray["/".join(parts[:-1])] += 1
-    return found, _left_out(folders, found, astray)
-
-
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -149,6 +175,7 @@ _UNREADABLE = (
 def _decode(name: str, read, size: int, bits: int, found: Counter) -> np.ndarray:
     def in_color(image: Image.Image) -> Image.Image:
         found["images"] += 1
+        found["frames"] += getattr(image, "n_frames", 1) > 1
         found["deep" if image.mode[0] in "IF" else _KINDS.get(image.mode, "other")] += 1
         return _eight_bits(_upright(image, found), bits).convert("RGB")
 
@@ -198,6 +225,8 @@ def _opened(name: str, read, use):
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             return use(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image {name}: Pillow knows no such format") from error
     except _UNREADABLE as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
@@ -214,7 +243,10 @@ def _top(image: Image.Image) -> int:
         return 0
     levels = np.asarray(image)
     if image.mode[0] == "F" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(f"mode {image.mode} with levels {levels.min()} .. {levels.max()}")
+        raise ValueError(
+            f"mode {image.mode} with levels {levels.min()} .. {levels.max()}: store whole levels "
+            "of 8 or 16 bits"
+        )
     return int(levels.max())
 
 

@@ -58,6 +58,8 @@ class WideResNet(nn.Module):
         super().__init__()
         if (depth - 4) % 6:
             raise ValueError(f"depth of a WRN must be 6 n + 4, got {depth}")
+        if width < 1:
+            raise ValueError(f"width of a WRN must be at least 1, got {width}")
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         blocks: list[nn.Module] = []

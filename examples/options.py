@@ -183,9 +183,20 @@ def strength(text: str) -> str | float:
 
 def fill_in(options: argparse.Namespace) -> None:
     """Take from --settings what was not given."""
+    of_gradients = [name for name in ("meta_lr", "entropy_weight") if getattr(options, name)]
     for name, value in SETTINGS[options.settings].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if of_gradients and options.strength != "learned":
+        raise ValueError(
+            f"--{of_gradients[0].replace('_', '-')} is of a policy that learns by gradients: give "
+            "--strength learned, or --settings paper"
+        )
+    if options.strength == "tried" and options.reference != "held-out":
+        raise ValueError(
+            f"--strength tried needs --reference held-out, not {options.reference}: give a number, "
+            "steered or learned"
+        )
     if options.control and options.strength == "learned":
         raise ValueError("--control is one of values: give a --strength")
     if not 0 < options.learn_until <= 1:

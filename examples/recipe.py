@@ -45,9 +45,9 @@ def hold_out(data: ImageData, options: argparse.Namespace, seed: int) -> ImageDa
     if data.reference is not None:
         return data
     size = len(data.train_images)
-    held_out = min(256, size // 5) if options.held_out is None else options.held_out
-    if not 0 < held_out < size:
-        raise ValueError(f"--held-out must leave some of {size} training images, got {held_out}")
+    held_out = min(256, max(1, size // 5)) if options.held_out is None else options.held_out
+    if held_out >= size:
+        raise ValueError(f"{held_out} of {size} training images are held out: none is left")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     held, kept = order[:held_out], order[held_out:]
     return replace(

@@ -46,7 +46,10 @@ def data_lines(data: Any, given: int | None = None) -> str:
     parts.append(f"{len(data.test_images)} test")
     if data.reference is not None:
         parts.append(f"{len(data.reference[0])} labelled images of the target domain")
-    lines = [f"{data.name}: {data.num_classes} classes, {', '.join(parts)}; {size}"]
+    classes = "1 class" if data.num_classes == 1 else f"{data.num_classes} classes"
+    lines = [f"{data.name}: {classes}, {', '.join(parts)}; {size}"]
+    if data.num_classes == 1:
+        lines.append("every answer is right: a classifier needs two classes or more")
     counts = data.train_labels.bincount(minlength=data.num_classes).tolist()
     if max(counts) > 2 * max(1, min(counts)):
         lines.append(f"images a class differ: {min(counts)} to {max(counts)}")
@@ -112,6 +115,8 @@ def duration(seconds: float) -> str:
 def run_line(name: str, result: Mapping[str, float], left: int, done: Sequence[float]) -> str:
     """A run that has ended, how many are left, and for how long, given the seconds of each."""
     text = f"{name}: {100 * result['accuracy']:.1f} % in {duration(result['seconds'])}"
+    if skipped := result.get("skipped"):
+        text += f"; {skipped:.0f} steps skipped, not finite: try a lower --lr"
     if left:
         text += f"; {left} left, about {duration(left * statistics.mean(done))}"
     return text
@@ -127,14 +132,17 @@ def check_out(out: Path, names: Sequence[str], settings: Mapping[str, Any]) -> N
         known = out / name / "options.json"
         if not known.exists():
             continue
-        there = json.loads(known.read_text())
-        asked = json.loads(json.dumps(settings))
-        other = [key for key in {**there, **asked} if there.get(key) != asked.get(key)]
-        if other:
-            raise FileExistsError(
-                f"{out / name} holds a run with another --{other[0].replace('_', '-')}: "
-                f"{there.get(other[0])!r} there, {asked.get(other[0])!r} now; choose another --out"
-            )
+        if text := another_option(known, settings):
+            raise FileExistsError(f"{out / name} holds a run with {text}; choose another --out")
+
+
+def another_option(known: Path, settings: Mapping[str, Any]) -> str:
+    """An option that differs from those of a run before, in words; empty where none does."""
+    there, asked = json.loads(known.read_text()), json.loads(json.dumps(settings))
+    for key in {**there, **asked}:
+        if (old := there.get(key)) != (new := asked.get(key)):
+            return f"another --{key.replace('_', '-')}: {old!r} there, {new!r} now"
+    return ""
 
 
 def one_a_class(images: Any, labels: Any, most: int = 6) -> tuple[Any, list[int]]:

@@ -30,8 +30,9 @@ if __name__ == "__main__":
 import torch
 from data import ImageData, Preprocess, load_data
 from networks import make_network
-from recipe import make_augment, make_batches, make_learner
+from recipe import hold_out, make_augment, make_batches, make_learner
 from report import (
+    another_option,
     check_device,
     check_out,
     command,
@@ -67,7 +68,7 @@ class TorchvisionLoop:
     def __init__(self, transform: nn.Module) -> None:
         self.transform = transform
 
-    def augment(self, images: Tensor) -> tuple[Tensor, None]:
+    def augment(self, images: Tensor, clips: bool = True) -> tuple[Tensor, None]:
         return torch.stack([self.transform(image) for image in images]), None
 
 
@@ -104,11 +105,8 @@ METHODS: dict[str, Callable[[str, torch.Generator], Any]] = {
 def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) -> dict[str, float]:
     """Train once; write its files; return test accuracy, seconds and milliseconds a step."""
     out = options.out / f"{method}-seed{seed}"
-    out.mkdir(parents=True, exist_ok=True)
     if options.resume and (done := finished(out, options)):
         return done
-    if not (options.resume and (out / "options.json").exists()):
-        begin(out, options)
     torch.manual_seed(seed)
     if options.train_size:
         data = data.subset(options.train_size, seed)
@@ -136,6 +134,9 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
         augment = METHODS[method](options.space, generator)
         if augment is not None and not options.interleave:
             whole = EveryBatch(augment, preprocess)
+    # Now that nothing was refused.
+    if not (options.resume and (out / "options.json").exists()):
+        begin(out, options)
     checkpoint = out / "checkpoint.pt"
     history = fit(
         model,
@@ -157,6 +158,7 @@ def run(method: str, seed: int, data: ImageData, options: argparse.Namespace) ->
     result = {
         "accuracy": accuracy(model, tests, preprocess.test),
         "seconds": sum(record["seconds"] for record in history),
+        "skipped": sum(record["skipped_steps"] for record in history),
         "ms_per_step": 1e3 * statistics.median(r["seconds"] for r in history) / len(batches),
     }
     if isinstance(augment, PolicyTransform):
@@ -185,8 +187,8 @@ def finished(out: Path, options: argparse.Namespace) -> dict[str, float] | None:
     known = out / "options.json"
     if not known.exists():
         return None
-    if json.loads(known.read_text()) != settings(options):
-        raise ValueError(f"--resume needs the options of {known}, got others")
+    if text := another_option(known, settings(options)):
+        raise ValueError(f"--resume needs the options of {known}, got {text}")
     result = out / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
 
@@ -199,6 +201,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def begin(out: Path, options: argparse.Namespace) -> None:
     """Nothing of an earlier run may be taken for this one's."""
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("result.json", "checkpoint.pt"):
         (out / name).unlink(missing_ok=True)
     write_atomically(out / "options.json", (json.dumps(settings(options)) + "\n").encode())
@@ -291,8 +294,11 @@ def main(arguments: list[str] | None = None) -> None:
         data = replace(data, mirror=False)
     if options.held_out is not None and data.reference is not None:
         raise ValueError("--held-out is for data without reference images, which are held out here")
+    kept = data.subset(options.train_size, 0) if options.train_size else data
+    if "ola" in options.method and options.reference == "held-out":
+        hold_out(kept, options, 0)  # is refused now, or never
     print(data_lines(data, options.train_size), flush=True)
-    size = options.train_size or len(data.train_images)
+    size = len(kept.train_images)
     if "ola" in options.method and is_recommended(options):
         whole = size if data.reference is None else size + len(data.reference[0])
         if text := too_short(whole, options.batch_size, options.epochs):
@@ -305,10 +311,10 @@ def main(arguments: list[str] | None = None) -> None:
             results[method].append(result := run(method, seed, data, options))
             left, taken = left - 1, [*taken, result["seconds"]]
             print(run_line(f"{method}, seed {seed}", result, left, taken), flush=True)
+    told = f", {described(options)}" * ("ola" in results)
     print(
         f"\n{data.name}, {size} training images, {options.model}, space {options.space}, "
-        f"{options.epochs} epochs, {options.seeds} seed{'s' * (options.seeds > 1)}, "
-        f"{described(options)}\n"
+        f"{options.epochs} epochs, {options.seeds} seed{'s' * (options.seeds > 1)}{told}\n"
     )
     print(table(results))
     if sentence := verdict(results):

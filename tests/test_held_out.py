@@ -176,3 +176,16 @@ def test_what_is_read_again_after_a_stop_draws_nothing():
     rejoin.check(examples(0, 4))
     rejoin.load_state_dict({"owed": 0.0, "taken": 3})
     assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("labels", [[[1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]], [[2.5]]])
+def test_several_labels_and_regression_need_their_loss(labels):
+    """Cross entropy takes floats for probabilities, and says nothing."""
+    targets = torch.tensor(labels)
+    model = nn.Linear(4, targets.shape[1])
+    batch = (torch.ones(1, 4), targets)
+    with pytest.raises(ValueError, match=r"do not sum to 1 over the classes, .* give the loss of"):
+        HeldOut([batch], 0.8).gradients(model)
+    assert HeldOut([batch], 0.8, lambda model, *batch: model(batch[0]).sum()).gradients(model)
+    mixed = torch.softmax(targets, dim=1).half().float()
+    assert HeldOut([(torch.ones(1, 4), mixed)], 0.8).gradients(model)

@@ -172,6 +172,22 @@ def test_after_an_error_a_pair_begins_anew():
     assert (loop.learner.pairs, dict(loop.learner.skipped)) == (1, {"given up": 1})
 
 
+def test_images_of_a_step_that_nobody_trained_on_are_said():
+    loop = Loop()
+    images, targets = batch(0)
+    with (
+        pytest.raises(RuntimeError, match=r"step\.images was not used in an augmented step"),
+        loop.learner.step(images),
+    ):
+        loop.backward(images, targets)
+    assert dict(loop.learner.skipped) == {"given up": 1}
+    loop.optimizer.zero_grad()
+    loop.step()
+    with loop.learner.step(images):  # the plain half sees them as they are
+        loop.backward(images, targets)
+    assert loop.learner.pairs == 1
+
+
 def test_an_engine_that_takes_the_batch_is_refused():
     model = network()
     engine = DirectionalAlignment(model, lambda outputs, targets: outputs.sum(1))

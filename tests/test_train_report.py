@@ -72,6 +72,92 @@ def test_the_data_are_described(tmp_path):
     assert data.classes == ("a", "b")
 
 
+def test_every_image_is_read_or_said_to_be_left_out(tmp_path):
+    from data import load_data
+
+    write(tmp_path, ("train", "test", "reference"), count=3)
+    for name in ("a", "b"):
+        folder = tmp_path / "train" / name
+        first = Image.open(folder / "0.png")
+        more = [Image.new("RGB", first.size, "white")]
+        first.save(folder / "0.gif", save_all=True, append_images=more)
+        first.save(folder / "0.JFIF", format="jpeg")
+        (folder / "phone.HEIC").write_bytes(b"unknown")
+    (tmp_path / "train" / "labels").write_text("no ending")
+    shutil.rmtree(tmp_path / "reference")
+    (tmp_path / "reference").mkdir()
+    archive = shutil.make_archive(f"{tmp_path}-packed", "zip", tmp_path)
+    for source in (tmp_path, archive):
+        data = load_data(f"imagefolder:{source}", 16)
+        assert len(data.train_images) == 10
+        for note in (
+            "2 of 16 images with several frames or pages: the first is taken",
+            "files that do not end as images do: 2 .heic, 1 without: left out",
+            "no images in reference: left out",
+        ):
+            assert note in data.notes
+    for file in (tmp_path / "test").rglob("*.png"):
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(ValueError, match=r"no images in test .*; files .*: 8 \.heic, 1 without"):
+        load_data(f"imagefolder:{tmp_path}", 16)
+
+
+def test_folders_of_classes_may_be_links(tmp_path):
+    from data import load_data
+
+    write(tmp_path / "real", ("train", "test"), count=3)
+    (tmp_path / "linked" / "train").mkdir(parents=True)
+    (tmp_path / "linked" / "test").symlink_to(tmp_path / "real" / "test")
+    for name in ("a", "b"):
+        (tmp_path / "linked" / "train" / name).symlink_to(tmp_path / "real" / "train" / name)
+    (tmp_path / "real" / "train" / "a" / "back").symlink_to(tmp_path / "linked")
+    real, linked = (load_data(f"imagefolder:{tmp_path / name}", 16) for name in ("real", "linked"))
+    assert torch.equal(linked.train_images, real.train_images)
+    assert linked.classes == real.classes
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    from data import load_data
+
+    write(tmp_path / "photographs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_data("imagefolder:~/photographs", 16).name == "photographs"
+
+
+def test_images_in_two_parts_are_said(tmp_path):
+    from data import load_data
+
+    write(tmp_path, ("train", "test", "reference"), count=3)
+    for part, level in (("test", 200), ("reference", 230)):
+        for number, file in enumerate(sorted((tmp_path / part).rglob("*.png"))):
+            Image.new("RGB", (30, 20), (level + number,) * 3).save(file)
+    assert not any("too: " in note for note in load_data(f"imagefolder:{tmp_path}", 16).notes)
+    shutil.copy(tmp_path / "train/a/1.png", tmp_path / "test/b/another.png")
+    shutil.copy(tmp_path / "train/a/1.png", tmp_path / "reference/b/name.png")
+    notes = load_data(f"imagefolder:{tmp_path}", 16).notes
+    assert [note.split(":")[0] for note in notes if "too: " in note] == [
+        "1 of 7 test images are in train, too",
+        "1 of 7 test images are in reference, too",
+        "1 of 7 reference images are in train, too",
+    ]
+
+
+def test_what_is_no_image_or_zip_is_refused_in_words(tmp_path):
+    from data import load_data
+
+    (tmp_path / "images.tar").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"neither a directory nor a zip: .*images\.tar"):
+        load_data(f"imagefolder:{tmp_path / 'images.tar'}")
+    write(tmp_path / "images")
+    (tmp_path / "images/train/a/0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png: Pillow knows no such format$"):
+        load_data(f"imagefolder:{tmp_path / 'images'}")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "images/train/a/0.tiff")
+    (tmp_path / "images/train/a/0.png").unlink()
+    with pytest.raises(ValueError, match=r"mode F with levels 0\.0 .* store whole levels of 8 or"):
+        load_data(f"imagefolder:{tmp_path / 'images'}")
+
+
 def test_an_image_with_a_broken_tag_is_read_as_it_is(tmp_path):
     from collections import Counter
 
@@ -83,6 +169,14 @@ def test_an_image_with_a_broken_tag_is_read_as_it_is(tmp_path):
 
     image = Broken()
     assert _upright(image, Counter()) is image
+
+
+def test_a_single_class_is_said(tmp_path):
+    from data import load_data
+    from report import data_lines
+
+    write(tmp_path, classes=("images",))
+    assert "every answer is right" in data_lines(load_data(f"imagefolder:{tmp_path}", 16))
 
 
 def test_classes_of_very_different_size_are_said(tmp_path):
@@ -150,6 +244,18 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path):
         (["--data", str(images)], f"--data imagefolder:{images}"),
         (["--data", f"imagefolder:{images}", "--held-out", "1"], "--held-out is for data without"),
         (["--device", "nowhere"], "--device nowhere: "),
+        (
+            ["--meta-lr", "0.1"],
+            "--meta-lr is of a policy that learns by gradients: give --st",
+        ),
+        (["--strength", "1", "--entropy-weight", "0.1"], "--entropy-weight is of a policy that"),
+        (["--reference", "next"], "--strength tried needs --reference held-out, not next: give"),
+        (["--train-size", "5000"], "train size must be in 1 .. 1000, got 5000"),
+        (["--method", "none", "ola", "--held-out", "1000"], "1000 of 1000 training images are"),
+        (["--method", "none", "ola", "--train-size", "1"], "1 of 1 training images are held out"),
+        (["--model", "unknown"], "unknown model 'unknown'"),
+        (["--model", "wrn-10-0"], "width of a WRN must be at least 1, got 0"),
+        (["--lr", "-1"], "Invalid learning rate: -1.0"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             train.main([*given, "--out", str(out)])
@@ -224,6 +330,17 @@ def test_another_runs_folder_is_not_overwritten(tmp_path):
     train.main(given)  # the same command is the same run
 
 
+def test_every_compared_method_may_take_turns_with_plain_batches(tmp_path):
+    import train
+
+    given = ["--train-size", "8", "--batch-size", "4", "--epochs", "1", "--quiet", "--interleave"]
+    methods = ["none", "randaugment", "trivialaugment", "autoaugment", "uniform", "strength-2"]
+    train.main([*given, "--method", *methods, "--out", str(tmp_path)])
+    assert {path.parent.name for path in tmp_path.glob("*/result.json")} == {
+        f"{name}-seed0" for name in methods
+    }
+
+
 def test_packages_are_looked_for_before_training(tmp_path, monkeypatch):
     import train
 
@@ -233,12 +350,27 @@ def test_packages_are_looked_for_before_training(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pass_over_few_images_has_as_many_steps_for_all_methods():
+    from data import load_data
+    from options import parse_arguments
+    from recipe import make_batches
+
+    data = load_data("digits").subset(32, 0)
+    data = dataclasses.replace(data, reference=(data.test_images[:96], data.test_labels[:96]))
+    options = parse_arguments([])
+    for learns in (False, True):
+        batches, _ = make_batches(data, options, 0, learns)
+        assert [len(images) for images, _ in batches] == [64, 64]
+
+
 def test_what_is_left_is_said():
     from report import duration, run_line
 
     assert [duration(seconds) for seconds in (44.6, 60, 125)] == ["45 s", "1 min 0 s", "2 min 5 s"]
     line = run_line("ola, seed 0", {"accuracy": 0.5, "seconds": 20.0}, 3, [20.0, 10.0])
     assert line == "ola, seed 0: 50.0 % in 20 s; 3 left, about 45 s"
+    line = run_line("ola, seed 0", {"accuracy": 0.1, "seconds": 20.0, "skipped": 7}, 0, [20.0])
+    assert line == "ola, seed 0: 10.0 % in 20 s; 7 steps skipped, not finite: try a lower --lr"
 
 
 def test_one_image_a_class():

@@ -401,6 +401,35 @@ def test_evidence_names_what_differs_and_nothing_else():
         OLALearner(learner_model, OLAAugment()).evidence()
 
 
+def test_a_trial_of_a_model_that_diverged_is_not_called_too_short():
+    for windows, verdict in ((6, "the held-out loss was not finite"), (3, "too few steps")):
+        evidence = Evidence(40, 2560, 64, (), math.nan, math.nan, windows, 0.0)
+        assert evidence.verdict.startswith(verdict)
+        assert evidence.verdict.endswith(" whether augmentation helps: nothing is augmented")
+
+
+def test_evidence_says_how_far_the_trial_is_or_that_there_is_none():
+    learner = trying()
+    go_on(learner, 3)
+    left = learner.trial.last - 3
+    assert learner.evidence().verdict.endswith(f"helps: {left} more pairs of steps to go")
+    batches = [(torch.zeros(2, 4), torch.tensor([0, 1]))]
+    learner = OLALearner(network(), OLAAugment(strength=1), reference=batches)
+    assert learner.evidence().verdict == (
+        "not known whether augmentation helps: the learner has no trial"
+    )
+
+
+def test_evidence_without_pairs_that_taught():
+    """What was not measured is not said to be chance, and too short a run knows it at once."""
+    nothing = Evidence(0, 0, 64, (), 0.3, 0.1, 12, 2.0)
+    assert "operations: not compared with each other" in str(nothing)
+    batches = [(torch.zeros(2, 4), torch.tensor([0, 1]))]
+    with pytest.warns(UserWarning, match="too few to try augmentation out"):
+        learner = OLALearner.recommended(network(), OLAAugment(strength=1), batches, pairs=10)
+    assert learner.evidence().verdict.startswith("too few steps to find out whether")
+
+
 @pytest.mark.parametrize(
     ("effect", "strength", "loss", "verdict"),
     [

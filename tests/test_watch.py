@@ -408,6 +408,12 @@ def test_samples_change_the_image_the_most_likely_first():
     assert "most likely first" in figure.get_suptitle()
 
 
+def test_names_of_classes_are_no_formulas():
+    images, names = batches()[0][0][:2], ["$x_$", r"$\a_{"]
+    augmented_samples(UniformAugment(), images, labels=names).canvas.draw()
+    sample_strip({r"$\b_$": UniformAugment()}, images, labels=names).canvas.draw()
+
+
 def test_a_policy_that_applies_nothing_shows_that():
     figure = augmented_samples(RandAugment(num_ops=0), batches()[0][0][:1], draws=2)
     assert [axes.get_title() for axes in figure.axes] == ["original", "unchanged", "unchanged"]

@@ -154,7 +154,7 @@ def policy_tables(
     ratios = [2.4] * len(tables) + [4]
     grid = figure.subplots(1, len(tables) + 1, sharey=True, width_ratios=ratios)
     for axes, (title, favoured) in zip(grid, favours.items(), strict=False):
-        axes.set_title(f"{title}\n{favoured.verb} with probability".lstrip("\n"))
+        axes.set_title(f"{title}\n{favoured.verb} with probability".lstrip("\n"), parse_math=False)
         _bars(axes, favoured, order)
     names = [spaces[0].operations[index].name for index in order]
     grid[0].set_yticks(range(len(order)), names)

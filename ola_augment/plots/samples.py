@@ -117,7 +117,7 @@ def sample_strip(
             _show(axes, pictures[column], text, augment)
         axes_of_row[0].text(
             -0.08, 0.5, title, transform=axes_of_row[0].transAxes, ha="right", va="center",
-            fontsize=11,
+            fontsize=11, parse_math=False,
         )  # fmt: skip
     return figure
 
@@ -148,7 +148,7 @@ def _show(axes: Axes, image: Tensor, title: str, augment: PolicyTransform) -> No
     picture = (image.float().cpu() - pixels.low) / (pixels.high - pixels.low)
     picture = picture.clamp(0, 1) if len(picture) == 3 else picture.mean(0, keepdim=True)
     axes.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$5"
     axes.set_axis_off()
 
 

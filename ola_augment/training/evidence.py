@@ -7,7 +7,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ola_augment.training.estimates import Contrast
-from ola_augment.training.trial import Trial
+from ola_augment.training.trial import COUNTED, Trial
 from ola_augment.training.values import ValueUpdater
 
 #: Probability that, were all operations alike, some operation would seem to differ.
@@ -50,6 +50,7 @@ class Evidence(NamedTuple):
         windows: of the trial that ran.
         strength: operations an image from now on; None before it is chosen.
         frozen: whether the policy is frozen, so that no more will be found out.
+        ahead: pairs of steps until the trial is over; None where nothing is tried.
 
     Example:
         >>> rotate = OperationEvidence("rotate", value=0.3, t=4.1, differs=True)
@@ -66,6 +67,7 @@ class Evidence(NamedTuple):
     windows: int
     strength: float | None
     frozen: bool = False
+    ahead: int | None = None
 
     @property
     def t(self) -> float:
@@ -77,11 +79,18 @@ class Evidence(NamedTuple):
         """In one sentence, whether augmentation helps here."""
         if self.strength is None and self.frozen:
             return "not known whether augmentation helps: the policy is frozen, nothing is tried"
+        if self.strength is None and self.ahead is None:
+            return "not known whether augmentation helps: the learner has no trial"
         if self.strength is None:
-            return "not yet known whether augmentation helps: the run has not come so far"
+            return (
+                f"not yet known whether augmentation helps: {self.ahead} more pairs of steps to go"
+            )
         if math.isnan(self.effect):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
-            return f"too few steps to find out whether augmentation helps: {kept}"
+            seen = self.windows >= COUNTED  # and yet no number came of it
+            few = "too few steps to find out"
+            why = "the held-out loss was not finite, not known" if seen else few
+            return f"{why} whether augmentation helps: {kept}"
         t = self.t
         if self.strength == 0:
             found = "augmentation harms here" if t < -_SURE else "no sign that augmentation helps"
@@ -102,7 +111,9 @@ class Evidence(NamedTuple):
             if found:
                 names = ", ".join(f"{o.name} (t = {o.t:+.1f})" for o in found)
                 lines.append(f"{label}: {names}")
-        if not sure:
+        if not self.pairs:
+            lines.append("operations: not compared with each other")
+        elif not sure:
             lines.append("operations: nothing that differs from chance")
         if not math.isnan(self.effect):
             more = "more" if self.effect >= 0 else "less"
@@ -114,12 +125,15 @@ class Evidence(NamedTuple):
         return "\n".join((*lines, self.verdict))
 
 
-def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bool) -> Evidence:
+def gather(
+    updater: ValueUpdater, trial: Trial | None, pairs: int, held_out: int, frozen: bool
+) -> Evidence:
     """Put together what an updater and a trial know.
 
     Args:
         updater: that values operations.
         trial: of the same policy, if there is one.
+        pairs: of steps so far.
         held_out: number of held-out images that were measured on.
         frozen: whether the policy is.
     """
@@ -130,8 +144,10 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bo
     found = [OperationEvidence(name, value, t, abs(t) > limit) for name, value, t in rows]
     contrast = Contrast(math.nan, math.nan, 0) if trial is None else trial.contrast()
     strength = None
-    if trial is not None and trial.over:  # a frozen policy may have got another by hand
-        strength = trial.policy.strength if frozen else trial.chosen
+    if trial is not None and frozen and trial.over:  # the policy may have got another by hand
+        strength = trial.policy.strength
+    elif trial is not None and not frozen and (trial.over or not trial.windows):
+        strength = trial.chosen
     return Evidence(
         pairs=updater.steps,
         examples=updater.examples,
@@ -142,4 +158,5 @@ def gather(updater: ValueUpdater, trial: Trial | None, held_out: int, frozen: bo
         windows=contrast.windows,
         strength=strength,
         frozen=frozen,
+        ahead=None if trial is None else max(0, trial.last - pairs),
     )

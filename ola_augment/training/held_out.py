@@ -36,6 +36,8 @@ from ola_augment.training.restored import same_buffers
 BatchLoss = Callable[..., Tensor]
 #: What a loss is measured on, where there are more.
 _MOST_EXAMPLES = 256
+#: What rounding takes from a sum of probabilities.
+_ROUNDED = 0.02
 
 
 class HeldOut:
@@ -191,6 +193,18 @@ def held_out_loss(
     return loss or _CrossEntropy(preprocess or scale_to_float)
 
 
+def _refuse_no_classes(targets: Any) -> None:
+    """Cross entropy would take several labels, or values, for probabilities of classes."""
+    floats = isinstance(targets, Tensor) and targets.is_floating_point() and targets.dim() > 1
+    if floats and bool(((targets.sum(1) - 1).abs() > _ROUNDED).any()):
+        raise ValueError(
+            "targets of held-out images are floats that do not sum to 1 over the classes, for "
+            "which cross entropy is no loss: give the loss of the training, "
+            "OLALearner.recommended(..., loss=lambda model, images, targets: "
+            "criterion(model(normalize(images)), targets))"
+        )
+
+
 class _CrossEntropy:
     """Cross entropy of pre-processed inputs; an object, so that a learner can be pickled."""
 
@@ -200,5 +214,6 @@ class _CrossEntropy:
     def __call__(self, model: nn.Module, *batch: Any) -> Tensor:
         refuse_example(batch[0] if len(batch) == 1 else batch)
         inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
+        _refuse_no_classes(targets)
         outputs = model(self.preprocess(inputs))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)

@@ -27,6 +27,11 @@ from ola_augment.training.batches import (
 )
 from ola_augment.training.ranks import gather_over_ranks
 
+#: What is refused where nothing can be measured on.
+NO_BATCH = (
+    "reference holds no batch: there must be held-out images, and with drop_last=True as many as a "
+    "batch"
+)
 #: Odd and large: sums of labels times this tell labels apart.
 _SPREAD = 2654435761
 
@@ -46,7 +51,7 @@ class Cycle:
         if listed and not isinstance(batches, IterableDataset):
             first = next(iter(batches), None)
             if first is None:
-                raise ValueError("reference holds no batch")
+                raise ValueError(NO_BATCH)
             refuse_example(first)
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
@@ -66,7 +71,7 @@ class Cycle:
                 break
             found.append(_as_tuple(batch))
         if not found:
-            raise ValueError("reference holds no batch")
+            raise ValueError(NO_BATCH)
         return found
 
     def next(self) -> tuple[Any, ...]:
@@ -81,7 +86,7 @@ class Cycle:
             self._iterator, self.position = iter(self._batches), 0
             batch = next(self._iterator, None)
             if batch is None:
-                raise ValueError("reference holds no batch")
+                raise ValueError(NO_BATCH)
         self.position += 1
         self._read = self.position
         return _as_tuple(batch)

@@ -46,11 +46,24 @@ class Step:
 
     learns: bool
     augmented: bool
-    images: Tensor | None = None
     losses: Tensor | None = None
     loss: Tensor | None = None
     accuracy: float | None = None
     stats: UpdateStats | None = None
+
+    def __post_init__(self) -> None:
+        self._images: Tensor | None = None
+        self.was_read = False
+
+    @property
+    def images(self) -> Tensor | None:
+        """What the model is to see."""
+        self.was_read = True
+        return self._images
+
+    @images.setter
+    def images(self, images: Tensor) -> None:
+        self._images = images
 
 
 class Pair:

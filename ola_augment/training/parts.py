@@ -131,13 +131,13 @@ class Parts:
             >>> augment = OLAAugment(strength=1)
             >>> print(OLALearner.recommended(model, augment, held_out, pairs=1000).evidence())
             learned from 0 pairs of steps (0 augmented images) and 4 held-out images
-            operations: nothing that differs from chance
-            not yet known whether augmentation helps: the run has not come so far
+            operations: not compared with each other
+            not yet known whether augmentation helps: 631 more pairs of steps to go
         """
         if not isinstance(self.updater, ValueUpdater):
             raise TypeError(f"{type(self.updater).__name__} values no operations: no evidence")
         held_out = 0 if self._held_out is None else self._held_out.examples
-        return gather(self.updater, self.trial, held_out, self._frozen)
+        return gather(self.updater, self.trial, self.pairs, held_out, self._frozen)
 
     @contextlib.contextmanager
     def on_outputs(self, receive: Callable[[Any], object]) -> Iterator[None]:

@@ -18,7 +18,7 @@ from ola_augment.streams import rank_here
 from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
 from ola_augment.training.given import are_counts
-from ola_augment.training.held_out_batches import count_examples, examples_of_ranks
+from ola_augment.training.held_out_batches import NO_BATCH, count_examples, examples_of_ranks
 
 #: Entries of a state.
 _STATE = ("owed", "taken")
@@ -83,7 +83,7 @@ class Rejoin:
         with drawing_nothing():
             first = next(iter(self._batches), None)
         if first is None:
-            raise ValueError("reference holds no batch")
+            raise ValueError(NO_BATCH)
         held = _leaves(first, "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         if what[0] != what[1]:

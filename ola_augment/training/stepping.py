@@ -81,8 +81,9 @@ class Stepping(Parts):
             The :class:`Step`; ``step.images`` is what the model is to see.
 
         Raises:
-            RuntimeError: an engine that takes the batch itself (``DirectionalAlignment``), or what
-                the steps refuse.
+            RuntimeError: an engine that takes the batch itself (``DirectionalAlignment``), a block
+                that never looked at ``step.images`` though these were augmented, or what the steps
+                refuse.
             TypeError, ValueError: what :meth:`augment` refuses.
 
         Example:
@@ -114,6 +115,11 @@ class Stepping(Parts):
         ) as step:
             step.images = images
             yield step
+            if augmented and actions is None and not step.was_read:
+                raise RuntimeError(
+                    "step.images was not used in an augmented step: train on it, not on the batch "
+                    "that it was made of, or the policy learns from operations that nobody saw"
+                )
 
     @contextlib.contextmanager
     def augmented_step(

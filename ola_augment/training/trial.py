@@ -27,6 +27,8 @@ _RUN_IN = 2
 #: Fewer windows give no standard error worth the name. More are shorter, and short windows favour
 #: what is good for the next few steps: to stop augmenting.
 _FEWEST, _MOST = 8, 16
+#: Windows that are counted at least.
+COUNTED = _FEWEST - _RUN_IN
 #: Pairs of steps that make a window at least.
 _SHORTEST = 6
 #: Share of a run that a trial may last.
@@ -197,7 +199,7 @@ class Trial:
         """
         taken = -torch.tensor(self._losses, dtype=torch.float64, device="cpu").diff()[_RUN_IN:]
         windows = len(taken)
-        if windows < _FEWEST - _RUN_IN:
+        if windows < COUNTED:
             return Contrast(math.nan, math.nan, windows)
         kinds = [self._augments(_RUN_IN + window) for window in range(windows)]
         kind = torch.tensor(kinds, dtype=torch.float64, device="cpu")
