@@ -211,11 +211,6 @@ class Trial:
         return Contrast(float(effects[2]), float((variance * inverse[2, 2]).sqrt()), windows)
 
     @property
-    def _plan(self) -> list[int]:
-        """When its windows are."""
-        return [self.first, self.length, self.windows]
-
-    @property
     def _prior(self) -> float:
         """What is added to t."""
         sure = float(self._expected() if callable(self._expected) else self._expected)
@@ -258,7 +253,7 @@ class Trial:
         """
         return {
             "over": self.over,
-            "plan": self._plan,
+            "plan": [self.first, self.length, self.windows],
             "explored": self.explored,
             "losses": list(self._losses),
             "pair": self._pair,
@@ -278,14 +273,15 @@ class Trial:
         Raises:
             ValueError: the state is damaged, of another model, or of another length of the run.
         """
-        fits = isinstance(state, Mapping) and self.state_dict().keys() <= state.keys()
+        own = self.state_dict()
+        fits = isinstance(state, Mapping) and own.keys() <= state.keys()
         if not fits or not isinstance(state["losses"], list):
             raise ValueError("state of the trial is damaged")
         numbers = all(isinstance(value, float) for value in (state["explored"], *state["losses"]))
         pair = state["pair"]  # -1 before the first one
         if not numbers or not are_counts(pair if pair != -1 else 0):
             raise ValueError("state of the trial is damaged")
-        if state["plan"] != self._plan and not state["over"]:
+        if state["plan"] != own["plan"] and not state["over"]:
             raise ValueError(
                 "state is of a trial at other times: go on with the pairs= that the run began with"
             )
