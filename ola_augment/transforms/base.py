@@ -92,7 +92,14 @@ class PolicyTransform(Batches):
 
         Raises:
             TypeError, ValueError: what :meth:`make_params` refuses.
+            RuntimeError: while it is exported or traced.
         """
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if tracing or torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be exported or traced, as each call draws anew; do "
+                "so with the model alone, without its augmentation"
+            )
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
