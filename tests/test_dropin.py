@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 import sys
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +25,7 @@ from ola_augment import (
     RandAugment,
     SearchSpace,
     TrivialAugment,
+    UniformAugment,
     UniformPolicy,
 )
 from ola_augment.operations import apply_actions, apply_geometry_to_masks
@@ -122,6 +123,7 @@ def test_masks_are_filled_with_zero_by_default():
     [
         ({"others": 70000}, ValueError, r"0 \.\. 65535"),
         ({"other": 3}, ValueError, "keyed by types or 'others', got the key 'other'"),
+        (defaultdict(lambda: 3), ValueError, "plain dictionary, got a defaultdict"),
         ({3: 3}, ValueError, "the key 3"),
         ({tv_tensors.Image: "red"}, TypeError, "fill must be a number"),
         ({tv_tensors.Image: ()}, ValueError, "one per channel"),
@@ -563,3 +565,20 @@ def test_torch_compile_leaves_a_call_as_it_is():
         out, expected = compiled(sample), augment()(sample)
         for one, other in zip(out, expected, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*trace:FutureWarning")
+def test_what_would_fix_a_draw_for_good_is_refused():
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="UniformAugment cannot be exported or traced"):
+        torch.export.export(torch.nn.Sequential(UniformAugment()), (images,))
+    with pytest.raises(RuntimeError, match="UniformAugment cannot be exported or traced"):
+        torch.jit.trace(UniformAugment(), images)
+
+
+def test_the_imaginary_part_of_a_conjugate_is_an_image():
+    images = torch.complex(torch.zeros(2, 3, 8, 8), -torch.rand(2, 3, 8, 8)).conj().imag
+    assert images.is_neg()
+    augment = UniformAugment()
+    augmented, actions = augment.augment(images)
+    assert torch.equal(augmented, augment.replay(images.resolve_neg(), actions))

@@ -152,8 +152,14 @@ def test_the_string_is_read():
         ("rand-n0", "n of"),
         ("rand-p1.5", "p of"),
         ("rand-", "section ''"),
+        ("rand-m9-inc", "'inc'.*holds no number"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(config, message):
     with pytest.raises(ValueError, match=message):
         TimmRandAugmentPolicy(config)
+
+
+def test_what_is_no_string_is_refused():
+    with pytest.raises(TypeError, match=r"config must be a str.*got None"):
+        TimmRandAugmentPolicy(None)

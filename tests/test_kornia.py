@@ -16,6 +16,7 @@ from ola_augment import (
     GARUpdater,
     OLAAugment,
     PolicyTransform,
+    RandAugmentPolicy,
     SearchSpace,
     UniformPolicy,
     load_policy,
@@ -199,6 +200,9 @@ def test_it_is_learned_saved_copied_and_pickled_like_any_other(tmp_path):
         ((K.RandomRotation3D(30.0),), {}, TypeError, "single images"),
         ((K.ImageSequential(K.RandomInvert()),), {}, TypeError, "ImageSequential"),
         (("blur",), {}, TypeError, "got str"),
+        ((K.RandomInvert,), {}, TypeError, "got the class RandomInvert"),
+        ((lambda m: K.RandomInvert(p=m), 0, 1), {}, ValueError, "changes nothing.*than p"),
+        ((lambda m: K.RandomErasing(), 0.02, 0.3), {}, ValueError, "changes nothing"),
         ((lambda m: torch.nn.Identity(), 0, 1), {}, TypeError, r"augmentation\(0\) must be"),
         ((K.RandomRotation(30.0), 0, 30), {}, ValueError, "together with parameter"),
         ((K.RandomRotation(30.0),), {"parameter": "degrees"}, ValueError, "together with"),
@@ -218,3 +222,12 @@ def test_it_is_learned_saved_copied_and_pickled_like_any_other(tmp_path):
 def test_what_is_no_operation_is_refused(arguments, options, error, message):
     with pytest.raises(error, match=message):
         operation(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", [K.LongestMaxSize, K.SmallestMaxSize])
+def test_what_changes_the_size_is_refused_when_it_does(kind):
+    # Tried on 32 x 40, the longest side changes and the smallest does not.
+    augment = PolicyTransform(RandAugmentPolicy(SearchSpace((operation(kind(32)),)), 1))
+    assert augment(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match=f"{kind.__name__}' must return the shape"):
+        augment(torch.rand(2, 3, 48, 48))

@@ -18,6 +18,7 @@ from ola_augment import (
     Operation,
     PolicyTransform,
     SearchSpace,
+    TrivialAugment,
     UniformPolicy,
 )
 from ola_augment.kornia import PolicyAugmentation, operation, search_space
@@ -204,6 +205,22 @@ def test_the_transform_itself_is_refused_where_annotations_would_stay(nested):
     labelled = K.AugmentationSequential(child, data_keys=["input", "class"])
     assert labelled(image, torch.arange(2))[1].tolist() == [0, 1]
     assert K.ImageSequential(child)(image).shape == image.shape
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_transform_itself_is_refused_where_a_draw_is_to_be_shared(nested):
+    clips = torch.rand(1, 1, 3, 8, 8).expand(2, 4, 3, 8, 8)
+    child = v2.Compose([TrivialAugment()]) if nested else TrivialAugment()
+    video = K.VideoSequential(child, data_format="BTCHW")
+    with pytest.raises(TypeError, match=r"each frame, though same_on_frame.*PolicyAugmentation"):
+        video(clips)
+    shared = K.ImageSequential(child, same_on_batch=True)
+    with pytest.raises(TypeError, match=r"each image, though same_on_batch.*PolicyAugmentation"):
+        shared(clips[0])
+    frames = K.VideoSequential(child, data_format="BTCHW", same_on_frame=False)
+    assert frames(clips).shape == clips.shape
+    one = K.VideoSequential(PolicyAugmentation(TrivialAugment()), data_format="BTCHW")(clips)
+    assert torch.equal(one, one[:, :1].expand_as(one))
 
 
 def test_other_modules_are_refused():

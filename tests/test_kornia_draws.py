@@ -235,6 +235,16 @@ def test_a_kernel_of_ones_own_may_take_pixels_away():
     assert torch.equal(apply_geometry_to_masks(images, space, drawn), result)
     assert set(result.mean((1, 2, 3)).tolist()) == {1.0, 0.75, 0.5}
 
+    for wrong in (lambda gone: gone[0], torch.Tensor.float, lambda gone: gone.numpy()):
+
+        class Wrong(Half):
+            def erased(self, *arguments, wrong=wrong):
+                return wrong(super().erased(*arguments))
+
+        space = SearchSpace((Operation("half", 0, 0.5, kernel=Wrong(), matrix=stay),), 3)
+        with pytest.raises(TypeError, match=r"erased of the kernel of operation 'half'.*\(8, 6, 8"):
+            apply_geometry_to_masks(images, space, drawn)
+
 
 def stay(magnitudes, height, width):
     return torch.eye(2, 3).expand(len(magnitudes), 2, 3)

@@ -97,6 +97,8 @@ def test_a_kernel_that_returns_something_else_is_named(floating: bool) -> None:
             r"'cropped' must return the shape it was given, \(3, 3",
         ),
         (lambda x, m: None, TypeError, "'cropped' must return a tensor, got NoneType"),
+        (lambda x, m: x.to("meta"), ValueError, "must return a dense tensor on cpu.*on meta"),
+        (lambda x, m: x.to_sparse(), ValueError, "must return a dense tensor on cpu.*sparse_coo"),
     ):
         space = SearchSpace((Operation("cropped", kernel=kernel),))
         with pytest.raises(error, match=message):

@@ -173,6 +173,21 @@ def test_a_draw_that_goes_one_way_is_found():
         check_transform(Turn(0), checks=["signs", "effect"], images=kept)
 
 
+def test_what_moves_little_is_looked_at_where_it_moves_something():
+    class Shear:
+        def __call__(self, x):
+            angle = 40 * float(torch.rand(1)) - 20
+            return torchvision.transforms.v2.functional.affine(x, 0, [0, 0], 1, [angle, 0])
+
+    narrow = images(dtypes=[torch.uint8], sides=(3, 40), layouts=["contiguous"])
+    check_transform(Shear(), checks=["signs", "effect"], images=narrow)
+
+
+def test_another_device_is_found():
+    with pytest.raises(AssertionError, match=r"dtype: .*lies on meta, not cpu"):
+        check_transform(lambda x: x.to("meta"), checks=["shape", "dtype"], max_examples=3)
+
+
 def test_a_transform_of_ours_that_is_broken_is_found():
     class Broken(PolicyTransform):
         def replay(self, images, actions):

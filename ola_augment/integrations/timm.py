@@ -41,8 +41,10 @@ class TimmRandAugmentPolicy(Policy):
         approximations: what of it is not timm's to the letter.
 
     Raises:
-        ValueError: a section that is unknown, out of range, or cannot be expressed: ``t`` (sets
-            with weights, drawn without replacement, or with Gaussian blur) and ``mmax`` above 10.
+        TypeError: no str.
+        ValueError: a section that is unknown, has no number or one out of range, or cannot be
+            expressed: ``t`` (sets with weights, drawn without replacement, or with Gaussian blur)
+            and ``mmax`` above 10.
 
     Example:
         >>> from ola_augment import PolicyTransform
@@ -112,6 +114,8 @@ class TimmRandAugmentPolicy(Policy):
 
 
 def _parse(config: str) -> dict[str, Any]:
+    if not isinstance(config, str):
+        raise TypeError(f"config must be a str, as 'rand-m9-mstd0.5-inc1', got {config!r}")
     name, *sections = config.split("-")
     if name != "rand":
         raise ValueError(
@@ -126,7 +130,7 @@ def _parse(config: str) -> dict[str, Any]:
             )
         if section == "mstdinf":  # without a digit: timm does not see it
             continue
-        match = re.fullmatch(r"([a-z]+)(\d.*)", section)
+        match = re.fullmatch(r"([a-z]+)(|\d.*)", section)
         if match is None or match[1] not in _KEYS:
             raise ValueError(
                 f"section {section!r} of {config!r} is unknown; known are {', '.join(_KEYS)}"

@@ -149,6 +149,7 @@ def run_actions(
 
 def run_steps(images: Tensor, steps: Steps, rendering: Rendering) -> Tensor:
     """Apply steps to images (B, C, H, W) by the executor for them, in their memory layout."""
+    images = images.resolve_neg()  # of a conjugate's imaginary part
     with _without_autocast(images.device.type):
         result = choose(images, steps, rendering).run(images, steps, rendering)
     if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):

@@ -120,7 +120,18 @@ def _erased(
             if operation.signed:
                 magnitudes = magnitudes * actions.signs[rows, s]
             centers = actions.centers[rows, s]
-            yield rows, cast(Any, operation.kernel).erased(magnitudes, centers, height, width)
+            erased = cast(Any, operation.kernel).erased(magnitudes, centers, height, width)
+            _check_erased(operation.name, erased, (len(rows), height, width))
+            yield rows, erased
+
+
+def _check_erased(name: str, erased: Any, shape: tuple[int, ...]) -> None:
+    found = (erased.dtype, tuple(erased.shape)) if isinstance(erased, Tensor) else type(erased)
+    if found != (torch.bool, shape):
+        raise TypeError(
+            f"method erased of the kernel of operation {name!r} must return which pixels are taken "
+            f"away, torch.bool {shape}, got {found}"
+        )
 
 
 def transform_points(

@@ -38,7 +38,7 @@ def check_transform(
     One of our transforms needs no other argument. Of any other, what is not given is not checked,
     and ``checks`` may leave out more. What fails is reported with the smallest image that shows it.
 
-    * ``shape``, ``dtype``: of the result, a tensor: those of the image.
+    * ``shape``, ``dtype``: of the result, a tensor: those of the image, and its device.
     * ``empty``: a batch of no images gives one.
     * ``range``: floating results are finite and in [0, 1].
     * ``input``: is not written to.
@@ -49,7 +49,7 @@ def check_transform(
       there is no ``replay``.
     * ``neutral``: at the magnitude that changes nothing, nothing changes.
     * ``reference``: the result is that of a reference.
-    * ``effect``: of 64 draws on noise of 64 pixels and more one changes something.
+    * ``effect``: of 64 draws on noise of 8 x 8 pixels and more one changes something.
     * ``signs``: what moves pixels goes either way: not always right, up or clockwise.
 
     Every check has copies of its images to itself, so that what one finds hides nothing from the

@@ -40,6 +40,7 @@ def _check_shape(subject: Subject, images: Tensor) -> None:
 def _check_dtype(subject: Subject, images: Tensor) -> None:
     result = subject.seeded(images)
     assert result.dtype == images.dtype, f"gives {result.dtype}"
+    assert result.device == images.device, f"lies on {result.device}, not {images.device}"
 
 
 def _check_range(subject: Subject, images: Tensor) -> None:
@@ -108,8 +109,7 @@ def _check_reference(subject: Subject, images: Tensor) -> None:
 
 
 def _check_effect(subject: Subject, images: Tensor) -> bool:
-    height, width = images.shape[-2:]
-    if height * width < _DRAWS:
+    if min(images.shape[-2:]) < _SMALLEST:
         return False
     noise = torch.rand(images.shape[-3:], generator=torch.Generator().manual_seed(0), device="cpu")
     image = _like(images, 0.2 + 0.6 * noise)
@@ -121,7 +121,7 @@ def _check_effect(subject: Subject, images: Tensor) -> bool:
 
 def _check_signs(subject: Subject, images: Tensor) -> bool:
     height, width = images.shape[-2:]
-    if min(height, width) < 8:
+    if min(height, width) < _SMALLEST:
         return False
     x, y = (torch.linspace(-1, 1, side, device="cpu").double() for side in (width, height))
     shapes = (torch.ones_like(x), x, y[:, None], x * x, (y * y)[:, None], x * y[:, None])
@@ -160,6 +160,8 @@ CHECKS: dict[str, Callable[[Subject, Tensor], bool | None]] = {
 
 #: Draws of the two checks that look at many, and how many of them have to say something.
 _DRAWS, _TELLING = 64, 20
+#: Sides from which they look at an image: what moves little moves no pixel of a narrow one.
+_SMALLEST = 8
 DRAWN_OFTEN = ("effect", "signs")
 
 

@@ -17,7 +17,7 @@ from ola_augment.space import SearchSpace
 from ola_augment.transforms.annotations import ANNOTATIONS
 from ola_augment.transforms.applying import Applying
 from ola_augment.transforms.batches import Batches
-from ola_augment.transforms.containers import refuse_unseen_annotations
+from ola_augment.transforms.containers import refuse_deaf_containers
 from ola_augment.transforms.inputs import is_list_of_images
 from ola_augment.transforms.samples import refuse_label_maps, refuse_unwrapped_annotations
 from ola_augment.transforms.settings import from_json, to_json
@@ -92,12 +92,19 @@ class PolicyTransform(Batches):
 
         Raises:
             TypeError, ValueError: what :meth:`make_params` refuses.
+            RuntimeError: while it is exported or traced.
         """
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if tracing or torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be exported or traced, as each call draws anew; do "
+                "so with the model alone, without its augmentation"
+            )
         sample = inputs if len(inputs) > 1 else inputs[0]
         alone = isinstance(sample, (PIL.Image.Image, Tensor, np.ndarray))
         if alone and not isinstance(sample, ANNOTATIONS):
             if self._hooks_are_ours and self._is_for_pillow(sample):
-                refuse_unseen_annotations(self)
+                refuse_deaf_containers(self)
                 seen = self._look_at(sample)
                 return self._run_one(sample, self._sample_one().slots, seen)
             return self.transform(sample, self.make_params([sample]))

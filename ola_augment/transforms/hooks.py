@@ -7,7 +7,7 @@ from typing import Any
 
 from ola_augment.transforms.annotations import ANNOTATIONS, check_annotation, follow
 from ola_augment.transforms.applying import Applying
-from ola_augment.transforms.containers import refuse_unseen_annotations
+from ola_augment.transforms.containers import refuse_deaf_containers
 from ola_augment.transforms.inputs import image_array, layout
 from ola_augment.transforms.samples import refuse_second_picture, refuse_unseen_image
 
@@ -39,7 +39,7 @@ class Hooks(Applying):
             ValueError: images of different sizes, annotations that do not fit their image, or what
                 :meth:`augment` refuses.
         """
-        refuse_unseen_annotations(self)
+        refuse_deaf_containers(self)
         return self._draw(flat_inputs)
 
     def _draw(self, flat_inputs: list[Any]) -> dict[str, Any]:

@@ -212,11 +212,16 @@ def as_fills(
     """Fill values by type of input; ``"others"`` is always there.
 
     Raises:
-        TypeError, ValueError: a fill that fits no image, or a key that is neither a type nor
-            ``"others"``.
+        TypeError, ValueError: a fill that fits no image, a defaultdict, or a key that is neither a
+            type nor ``"others"``.
     """
     if not isinstance(fill, dict):
         return {"others": as_fill(fill, value_range)}
+    if getattr(fill, "default_factory", None) is not None:
+        raise ValueError(
+            "fill must be a plain dictionary, got a defaultdict; what it gives for all other types "
+            "is said by the key 'others'"
+        )
     for kind in fill:
         if kind != "others" and not isinstance(kind, type):
             raise ValueError(f"fill must be keyed by types or 'others', got the key {kind!r}")

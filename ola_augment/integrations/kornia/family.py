@@ -9,7 +9,7 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor
 
-from ola_augment.integrations.kornia.kernels import AugmentationKernel, Size
+from ola_augment.integrations.kornia.kernels import AugmentationKernel, Size, change_nothing
 
 
 class KernelFamily:
@@ -20,6 +20,10 @@ class KernelFamily:
         trials: magnitudes to try.
         channels: of the images that they are tried on.
         size: their height and width.
+
+    Raises:
+        TypeError: something else than a usable augmentation for one of them.
+        ValueError: the same for all of them.
     """
 
     def __init__(
@@ -37,6 +41,14 @@ class KernelFamily:
         self.random = any(kernel.random for kernel in self._tried)
         for kernel in self._tried:
             kernel.random = self.random
+        with torch.no_grad():
+            results = [kernel.on_noise(channels, 0.0) for kernel in self._tried]
+        if change_nothing(trials, results):
+            raise ValueError(
+                f"the magnitude changes nothing in {type(self.augmentation).__name__} from "
+                f"{min(trials):g} to {max(trials):g}: the function must use it, for something else "
+                "than p, which does not count, as the policy decides what is applied"
+            )
 
     def __call__(
         self, images: Tensor, magnitudes: Tensor, uniforms: Tensor | None = None

@@ -172,8 +172,10 @@ class AugmentationKernel:
         bilinear.augmentation = copy.deepcopy(self.augmentation)
         if "resample" in bilinear.augmentation.flags:
             bilinear.augmentation.flags["resample"] = Resample.BILINEAR
-        moved = bilinear._run(images, magnitude.expand(2)).flatten(1).double()
-        found = moved * torch.tensor([[width], [height]], device="cpu")
+        moved = bilinear._run(images, magnitude.expand(2))
+        if moved.shape != images.shape:
+            return False
+        found = moved.flatten(1).double() * torch.tensor([[width], [height]], device="cpu")
         ends = torch.tensor([[width - 1.0], [height - 1.0]], device="cpu")
         inside = ((expected > 1) & (expected < ends)).all(0)
         off = (found - expected).abs()[:, inside]
@@ -197,8 +199,13 @@ class AugmentationKernel:
         return self._plans[shape]
 
     def _run(self, images: Tensor, magnitudes: Tensor) -> Tensor:
-        seeds, plan = np.zeros(len(images), np.uint64), Plan(False, True, None)
+        seeds, plan = np.arange(len(images), dtype=np.uint64), Plan(True, True, None)
         return run(self, images, magnitudes, seeds, plan)
+
+    def on_noise(self, channels: int, magnitude: float) -> Tensor:
+        """What a magnitude makes of four images of noise that draw differently."""
+        images = _noise(4, channels, self.size)
+        return self._run(images, torch.full((4,), magnitude, device="cpu"))
 
     def _said_of(self, channels: int, size: Size) -> str | None:
         """What goes wrong with such images."""
@@ -239,14 +246,19 @@ class AugmentationKernel:
         self.check_channels(channels)
         if self.parameter is None:
             return
-        images = _noise(4, channels, self.size)
-        results = [self._run(images, torch.full((4,), m, device="cpu")) for m in trials]
-        if len(set(trials)) > 1 and all(torch.equal(results[0], result) for result in results):
+        results = [self.on_noise(channels, magnitude) for magnitude in trials]
+        if change_nothing(trials, results):
             raise ValueError(
                 f"parameter {self.parameter!r} of {self._kind} changes nothing from "
                 f"{min(trials):g} to {max(trials):g}: it is used while {self._kind} draws its "
                 "other parameters; pass a function of the magnitude that returns an augmentation"
             )
+
+
+def change_nothing(trials: tuple[float, ...], results: list[Tensor]) -> bool:
+    """Whether several magnitudes give one result."""
+    same = all(torch.equal(results[0], result) for result in results)
+    return same and len(set(trials)) > 1
 
 
 def seeds_of(uniforms: Tensor | None, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

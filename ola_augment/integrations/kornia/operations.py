@@ -67,8 +67,9 @@ def operation(
     Raises:
         TypeError: no such augmentation: one that mixes images, works on volumes or is a container.
         ValueError: magnitudes without a parameter or a function, or the other way round; a
-            parameter that there is not, or that changes nothing; an augmentation that takes no
-            images of so many channels; what :class:`ola_augment.Operation` refuses.
+            parameter that there is not; a parameter or a function that changes nothing; an
+            augmentation that takes no images of so many channels; what
+            :class:`ola_augment.Operation` refuses.
 
     Example:
         >>> import kornia.augmentation as K
@@ -76,10 +77,11 @@ def operation(
         'RandomGaussianBlur'
     """
     family = not is_usable(augmentation)
-    if family and (isinstance(augmentation, torch.nn.Module) or not callable(augmentation)):
+    bare = isinstance(augmentation, type) and low is None
+    if family and (bare or isinstance(augmentation, torch.nn.Module) or not callable(augmentation)):
+        got = f"the class {augmentation.__name__}" if bare else type(augmentation).__name__
         raise TypeError(
-            f"augmentation must be {USABLE}, or a function magnitude -> augmentation, got "
-            f"{type(augmentation).__name__}"
+            f"augmentation must be {USABLE}, or a function magnitude -> augmentation, got {got}"
         )
     if (low is not None) != (family or parameter is not None) or (family and parameter):
         raise ValueError(

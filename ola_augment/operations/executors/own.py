@@ -41,7 +41,7 @@ def run_with_magnitudes(
 
     Raises:
         TypeError: a user's own kernel returned no tensor, or one that is no image.
-        ValueError: it returned another shape or scale than it was given, or NaN.
+        ValueError: it returned another device, shape or scale than it was given, or NaN.
     """
     if operation.kernel is not None:
         drawn = (centers,) if operation.random else ()
@@ -74,6 +74,11 @@ def _run_own(
     result = operation.kernel(given.clone() if copied else given, magnitudes.float(), *drawn)
     if not isinstance(result, Tensor):
         raise TypeError(f"{own} must return a tensor, got {type(result).__name__}")
+    if result.layout != torch.strided or result.device != colors.device:
+        raise ValueError(
+            f"{own} must return a dense tensor on {colors.device}, where it was given one, got "
+            f"{result.layout} on {result.device}"
+        )
     if result.shape != colors.shape:
         raise ValueError(
             f"{own} must return the shape it was given, {tuple(colors.shape)}, got "
