@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -173,6 +175,33 @@ def test_an_error_inside_a_capture_leaves_nothing_behind() -> None:
         engine.align()
     assert not model._forward_pre_hooks
     assert works(engine, model)
+
+
+def test_calls_that_are_not_the_models_in_this_thread_are_refused_with_a_way_out() -> None:
+    model = nn.Sequential(linear())
+    engine = GradientAlignment(model)
+    with pytest.raises(RuntimeError, match="call it itself, not its parts"), engine.capture():
+        sum_loss(model[0](X), Y).backward()
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(RuntimeError, match=r"in another thread than capture\(\)"),
+        engine.capture(),
+    ):
+        sum_loss(pool.submit(model, X).result(), Y).backward()
+    assert works(engine, model)
+
+
+class Leaving(nn.Linear):
+    """Its data goes through numpy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.from_numpy(x.numpy()))
+
+
+def test_data_that_leaves_torch_is_named_as_a_cause() -> None:
+    model = Leaving(4, 4).double()
+    with pytest.raises(RuntimeError, match=r"left torch by numpy\(\)"):
+        capture(GradientAlignment(model), model, X, Y)
 
 
 def test_inputs_without_a_batch() -> None:

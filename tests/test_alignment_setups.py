@@ -446,6 +446,75 @@ def test_outputs_that_are_computed_from_each_other() -> None:
     check(Cells(), 5, 2, 4, fallback=True)
 
 
+class Recurrent(nn.Module):
+    """A fused function that draws: dropout between the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(4, 5, 2, batch_first=True, dropout=0.4), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.lstm(x)[0][:, -1])
+
+
+def test_a_function_without_a_rule_draws_the_same_again() -> None:
+    model = Recurrent().double()
+    engine = GradientAlignment(model, fallback=True)
+    for _ in range(3):
+        x, g = torch.randn(5, 3, 4, dtype=torch.float64), random_direction(model)
+        y = torch.randint(3, (5,))
+        state = torch.get_rng_state()
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        gradients = [
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            for loss in losses
+        ]
+        expected = [
+            sum((d * h).sum() for d, h in zip(own, g.values(), strict=True)) for own in gradients
+        ]
+        squares = [sum(d.square().sum() for d in own) for own in gradients]
+        torch.set_rng_state(state)
+        with engine.capture(norms=True) as captured:
+            F.cross_entropy(model(x), y, reduction="sum").backward()
+        after = torch.get_rng_state()
+        torch.testing.assert_close(captured.align(g), torch.stack(expected))
+        torch.testing.assert_close(captured.norms(), torch.stack(squares).sqrt())
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+class Small(nn.Module):
+    """Memory for three examples at once; fails before or behind its parameters."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.linear, self.late = nn.Linear(4, 3), late
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 3 and not self.late:
+            raise torch.OutOfMemoryError("out of memory")
+        h = self.linear(x).tanh()
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return h
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_forward_pass_that_failed_is_none_of_the_capture(late: bool) -> None:
+    model = Small(late).double()
+    engine = GradientAlignment(model)
+    for _ in range(4):
+        x, y = torch.randn(5, 4, dtype=torch.float64), torch.randint(3, (5,))
+        g = random_direction(model)
+        with engine.capture() as captured:
+            with pytest.raises(torch.OutOfMemoryError):
+                model(x)
+            for rows, targets in zip(x.split(3), y.split(3), strict=True):
+                F.cross_entropy(model(rows), targets, reduction="sum").backward()
+        assert captured.passes == (3, 2)
+        torch.testing.assert_close(captured.align(g), per_example(model, x, y, g))
+    assert not model._forward_hooks
+
+
 def test_units_that_are_all_dead_are_named_as_the_cause() -> None:
     """Nothing tells the examples apart behind a frozen body, not even derivatives."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

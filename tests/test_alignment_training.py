@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from alignment_oracles import capture, per_example, random_direction, relative_error, sum_loss
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ola_augment.alignment import GradientAlignment
 from ola_augment.alignment.method.uses import roundings_of
@@ -225,6 +225,24 @@ def test_activation_checkpointing() -> None:
     model = Checkpointed(reentrant=True)
     with pytest.raises(RuntimeError, match="use_reentrant=True"):
         capture(GradientAlignment(model), model, x, y)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_checkpoint_around_the_model_itself(early: bool, differentiable: bool) -> None:
+    model = small_network()
+    engine = GradientAlignment(model)
+    for _ in range(3):
+        g = random_direction(model)
+        x, y = batch()
+        x.requires_grad_(differentiable)
+        with set_checkpoint_early_stop(early), engine.capture() as captured:
+            sum_loss(checkpoint(model, x, use_reentrant=False), y).backward()
+        assert captured.passes == (len(x),)
+        assert relative_error(captured.align(g), per_example(model, x, y, g)) < 1e-10
+        model.zero_grad()
+    with pytest.raises(RuntimeError, match="use_reentrant=False"), engine.capture():
+        sum_loss(checkpoint(model, x.requires_grad_(), use_reentrant=True), y).backward()
 
 
 def test_gradients_of_other_things_inside_a_capture() -> None:

@@ -25,6 +25,13 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def saved_apart() -> contextlib.AbstractContextManager[None]:
+    """What a block saves for a backward pass a checkpoint around it does not count as its own."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+
+
 def backward_id() -> int:
     """A number for the backward pass under way, -1 outside of one."""
     return torch._C._current_graph_task_id()

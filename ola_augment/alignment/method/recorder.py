@@ -224,7 +224,8 @@ class Recorder(Watch[Tape]):
         """Without a rule: the derivative of this one function at theta_t, when asked for."""
         if not self._fallback:
             raise RuntimeError(about.without_rule())
-        return self._uses(differentiable(about.function, index), about.args, about.kwargs)
+        rule = differentiable(about.function, index, about.draws())
+        return self._uses(rule, about.args, about.kwargs)
 
     def _watch(self, output: Tensor, uses: list[NodeUse], use: LocatedUse, tape: Tape) -> None:
         """Turn the output's gradient into terms of the pass that its data came from."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
+import threading
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ola_augment.alignment._fsdp import Along, Sharded
-from ola_augment.alignment._torch import eagerly
+from ola_augment.alignment._torch import eagerly, in_backward
 from ola_augment.alignment.calls.expressions import Leaf
 from ola_augment.alignment.calls.handed import carry, innermost
 from ola_augment.alignment.method.captured import Content
@@ -71,7 +73,9 @@ class Session:
             Means() if mean else None,
         )
         self._recorder.defers = sharded is not None
+        self._thread = threading.get_ident()
         self._depth = 0
+        self._passes = 0  # that were complete when the last one began
         self._along = False
         self._handles: list[Any] = []
         self._stack = contextlib.ExitStack()
@@ -84,7 +88,9 @@ class Session:
             )
         )
         self._handles.append(
-            self._model.register_forward_hook(self._after_forward, with_kwargs=True)
+            self._model.register_forward_hook(
+                self._after_forward, with_kwargs=True, always_call=True
+            )
         )
         self._ids = [handle.id for handle in self._handles]
         self._model.__dict__["__deepcopy__"] = self._copied
@@ -148,19 +154,37 @@ class Session:
     def _before_forward(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self._rests() or not torch.is_grad_enabled():
             return
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "the model was called in another thread than capture(), which sees its own alone: "
+                "enter capture() in the thread that calls the model"
+            )
         self._depth += 1
         if self._depth == 1:  # or the model calls itself
+            self._passes = len(self._recorder.tapes)
             self._at_ends(args, kwargs, lambda: self._recorder.start_pass(args, kwargs))
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._rests() or not torch.is_grad_enabled() or not self._depth:
             return
         self._depth -= 1
-        if not self._depth:
+        if self._depth:
+            return
+        if output is None and sys.exc_info()[0] is not None:
+            self._drop()
+        else:
             self._at_ends(args, kwargs, lambda: self._recorder.end_pass(args, kwargs, output))
 
+    def _drop(self) -> None:
+        """The forward pass failed: whoever called it may go on, with fewer examples at once."""
+        del self._recorder.tapes[self._passes :]
+        self._recorder.end_path()
+        self._examination.failed()
+
     def _rests(self) -> bool:
-        """Whether a forward pass is none of the capture's."""
+        """Whether a forward pass is none of the capture's; checkpoints repeat those that are."""
+        if in_backward():
+            return True
         return self._along if self._recorder.refused else self._recorder.paused
 
     def _at_ends(self, args: Any, kwargs: Any, examine: Callable[[], None]) -> None:
@@ -192,7 +216,11 @@ class Session:
                 if recorder.refused is not None:
                     raise recorder.refused
                 if not tapes:
-                    raise RuntimeError("the model was not called inside capture()")
+                    raise RuntimeError(
+                        "the model was not called inside capture(): call it itself, not its parts "
+                        "or methods, or give the engine a module whose forward() calls them; "
+                        "under a checkpoint, take use_reentrant=False"
+                    )
                 explained = {name for tape in tapes for name in tape.explained()}
                 if self._direction is not None:
                     explained |= self._parameters.keys() - self._direction.keys()

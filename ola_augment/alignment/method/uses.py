@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ola_augment.alignment.calls.arguments import Function, name_of, tensors_in
-from ola_augment.alignment.calls.expressions import Node
+from ola_augment.alignment.calls.expressions import Node, RandomState
 from ola_augment.alignment.calls.layout import Assumed, Layout, candidates
 from ola_augment.alignment.calls.registry import MakeTerm, rule_of
 from ola_augment.alignment.method.tape import Tape
@@ -19,14 +19,33 @@ from ola_augment.alignment.proof import Decision, Located, Unrelated
 NodeUse = tuple[Node, torch.Size, MakeTerm]
 
 
-class Call(NamedTuple):
-    """A call that meets parameters with data, and its rule's uses of them."""
+class Call:
+    """A call that meets parameters with data, about to run.
 
-    function: Function
-    args: Any
-    kwargs: Any
-    names: frozenset[str]
-    uses: list[NodeUse] | None
+    Args:
+        function: called with ``args`` and ``kwargs``.
+        args: its arguments.
+        kwargs: the same.
+        names: the parameters that it reads.
+        uses: its rule's uses of them, None where it has no rule.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        args: Any,
+        kwargs: Any,
+        names: frozenset[str],
+        uses: list[NodeUse] | None,
+    ) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.names, self.uses = names, uses
+        tensors = tensors_in((*args, *kwargs.values()))
+        self._state = RandomState(next(tensors).device) if uses is None else None
+
+    def draws(self) -> RandomState | None:
+        """The random state before the call, where it has no rule and drew from it."""
+        return self._state if self._state and self._state.moved() else None
 
     def without_rule(self) -> str:
         """The message where the function has none."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ola_augment.alignment._fsdp import Sharded
-from ola_augment.alignment._torch import unwatched, without
+from ola_augment.alignment._torch import saved_apart, unwatched, without
 from ola_augment.alignment.calls.arguments import Function
 from ola_augment.alignment.calls.watch import Step, Watch
 from ola_augment.alignment.proof.changes import weights_of
@@ -250,7 +250,7 @@ class Examination:
         """Verify where it is due; where it is due for another process, repeat its passes."""
         if not due and not self._ranks.together:
             return None
-        with watch.resting(), without(watch), self._same_order():
+        with watch.resting(), without(watch), saved_apart(), self._same_order():
             found = None
             with self._ranks.told():
                 if due:

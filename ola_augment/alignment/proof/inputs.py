@@ -23,7 +23,10 @@ def check_inputs(tensors: list[Tensor]) -> None:
         ValueError: naming what is wrong.
     """
     if not tensors:
-        raise ValueError("the model was called without a tensor: no batch to align")
+        raise ValueError(
+            "the model was called without a tensor: no batch to align; give it the batch as "
+            "tensors, alone or in tuples, lists and dictionaries, not in an object of another kind"
+        )
     for tensor in tensors:
         if tensor.is_nested or tensor.layout != torch.strided:
             raise ValueError(

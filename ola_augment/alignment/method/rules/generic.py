@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ola_augment.alignment.calls.arguments import Function, functional, writes_in_place
-from ola_augment.alignment.calls.expressions import jvp
+from ola_augment.alignment.calls.expressions import RandomState, jvp
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
 from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep, pair
@@ -34,6 +35,7 @@ class Call:
         slot: index of w among them.
         output: index of the output among the flattened results.
         linear_jointly: floating others count as zero, and only their shapes are kept.
+        draws: the random state before the call, where it drew from it.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Call:
         slot: int,
         output: int,
         linear_jointly: bool,
+        draws: RandomState | None,
     ) -> None:
         self._function = functional(function)
+        self._draws = draws
         self._spec = spec
         self._output = output
         self._slots: list[int] = []
@@ -69,7 +73,8 @@ class Call:
         filled |= {index: zeros.to(w.dtype) for index, zeros in self._zeros.items()}
         leaves = [filled.get(index, leaf) for index, leaf in enumerate(self._leaves)]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
+        with self._draws.replayed() if self._draws else contextlib.nullcontext():
+            output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
         return output
 
 
@@ -78,6 +83,7 @@ def _by_slot(
     make: Callable[[Call, Tensor], MakeTerm],
     output: int = 0,
     linear_jointly: bool = False,
+    draws: RandomState | None = None,
 ) -> Callable[..., Iterator[Use]]:
     """A use for every parameter among a function's arguments, nested ones too."""
 
@@ -88,7 +94,7 @@ def _by_slot(
             own[0] = leaves[0].detach().clone()  # about to be overwritten
         for slot, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                call = Call(function, own, spec, slot, output, linear_jointly)
+                call = Call(function, own, spec, slot, output, linear_jointly, draws)
                 yield leaf, make(call, own[slot])
 
     return uses
@@ -104,14 +110,16 @@ def linear_jointly(function: Function) -> Callable[..., Iterator[Use]]:
     return _by_slot(function, lambda call, w: pair(call, *call.others), linear_jointly=True)
 
 
-def differentiable(function: Function, output: int = 0) -> Callable[..., Iterator[Use]]:
+def differentiable(
+    function: Function, output: int = 0, draws: RandomState | None = None
+) -> Callable[..., Iterator[Use]]:
     """Neither: the derivative at theta_t, by two reverse passes of this one function."""
 
     def make(call: Call, w: Tensor) -> MakeTerm:
         kept = tuple(keep(tensor) for tensor in (*call.others, w))
         return lambda delta, layout: Derivative(Directional(call), kept, widen(delta), layout)
 
-    return _by_slot(function, make, output)
+    return _by_slot(function, make, output, draws=draws)
 
 
 class Directional:
