@@ -1,13 +1,17 @@
 """What people bring to fit: loaders, metrics, optimizers, held-out batches of any kind."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from loops import dataset, learner_of, loader, logits, network, optimizer_of
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchvision import tv_tensors
 
 from ola_augment import OLAAugment, OLALearner
+from ola_augment.integrations.pairs import Pairs
 from ola_augment.training import Callback, TensorBoardLogger, fit
 
 
@@ -160,3 +164,35 @@ def test_a_head_that_is_replaced_while_the_mean_runs():
         with learner.plain_step():
             pass
     assert step.stats.stepped
+
+
+class Masked(torch.utils.data.Dataset):
+    """Bright squares, and where they are."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        mask = torch.zeros(8, 8, dtype=torch.long)
+        mask[2:5, 1:6] = 1
+        return tv_tensors.Image((200 * mask).byte().expand(3, -1, -1)), tv_tensors.Mask(mask)
+
+
+def test_masks_that_would_stay_where_they_are_are_said():
+    def train(**options):
+        model, augment = nn.Conv2d(3, 2, 1), OLAAugment()
+        collate = augment.collate if options.get("workers_augment") else None
+        learner = OLALearner(model, augment)
+        run(model, DataLoader(Masked(), batch_size=4, collate_fn=collate), learner=learner)
+
+    said = "a mask stays where it is while operations move"
+    with pytest.warns(UserWarning, match=said):
+        train()
+    images, masks = OLAAugment().collate_plain([Masked()[0]] * 4)
+    pairs = Pairs(OLALearner(nn.Conv2d(3, 2, 1), OLAAugment()))
+    with pytest.warns(UserWarning, match=said), contextlib.suppress(KeyError):
+        with pairs.batch({"pixel_values": images, "labels": masks}, 1):
+            raise KeyError
+    train(workers_augment=True)  # which would raise what it warned of
+    _, masks, _ = OLAAugment(generator=torch.Generator().manual_seed(0)).collate([Masked()[0]] * 16)
+    assert len(masks.unique(dim=0)) > 4

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ola_augment.actions import Actions, as_actions
 from ola_augment.training.batches import IMAGES, TARGETS, named
+from ola_augment.training.checks import warn_of_still_maps
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits
 from ola_augment.training.pair import Step
@@ -134,6 +135,7 @@ class Pairs:
             )
         else:
             if actions is None:
+                warn_of_still_maps(images, batch)
                 images = learner.augment(images)
             half = learner.augmented_step(actions=actions, loss_scale=loss_scale, last=last)
         given = with_images(batch, images)

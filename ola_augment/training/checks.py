@@ -85,6 +85,25 @@ def _scale(low: float, high: float) -> str | None:
     return "unit" if high <= 1.01 else None
 
 
+def warn_of_still_maps(images: Tensor, beside: Any) -> None:
+    """Warn of what lies beside images that are about to be augmented, and should move with them.
+
+    Args:
+        images: (B, ..., H, W).
+        beside: the batch, or its targets, of any structure.
+    """
+    sides = images.shape[-2:]
+    maps = [part for part in tensors_of(beside) if part.dim() > 2 and part.shape[-2:] == sides]
+    if any(part is not images for part in maps):
+        warnings.warn(
+            "a tensor beside the images has their height and width: a mask stays where it is "
+            "while operations move its image. Let workers augment both, with "
+            "tv_tensors.Mask(mask) in the samples and DataLoader(collate_fn=augment.collate), or "
+            "take a space without rotations, shears, translations and flips",
+            stacklevel=2,
+        )
+
+
 class Leftovers:
     """Notices gradients that are still there after the optimizer has stepped.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ola_augment.training.batches import Batch
+from ola_augment.training.checks import warn_of_still_maps
 from ola_augment.training.learner import OLALearner
 from ola_augment.training.metrics import hits, policy_metrics
 from ola_augment.training.pair import Step
@@ -94,6 +95,7 @@ class Run:
         half: contextlib.AbstractContextManager[Step | None] = contextlib.nullcontext()
         images, actions = batch.images, batch.actions
         if augmented and self.augment is not None and batch.actions is None:
+            warn_of_still_maps(images, batch.targets)
             if learner is None:
                 images, actions = self.augment.augment(images, clips=True)
             else:
