@@ -190,9 +190,9 @@ def test_masks_that_would_stay_where_they_are_are_said():
         train()
     images, masks = OLAAugment().collate_plain([Masked()[0]] * 4)
     pairs = Pairs(OLALearner(nn.Conv2d(3, 2, 1), OLAAugment()))
-    with pytest.warns(UserWarning, match=said), contextlib.suppress(KeyError):
-        with pairs.batch({"pixel_values": images, "labels": masks}, 1):
-            raise KeyError
+    half = pairs.batch({"pixel_values": images, "labels": masks}, 1)
+    with pytest.warns(UserWarning, match=said), contextlib.suppress(KeyError), half:
+        raise KeyError
     train(workers_augment=True)  # which would raise what it warned of
     _, masks, _ = OLAAugment(generator=torch.Generator().manual_seed(0)).collate([Masked()[0]] * 16)
     assert len(masks.unique(dim=0)) > 4
