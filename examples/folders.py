@@ -78,8 +78,8 @@ _TOLD = {
 }
 #: Images of one part that should not be in another, and what they do there.
 _APART = (
-    ("test", "train", "the accuracy is partly one of what was learned by heart"),
-    ("test", "reference", "the accuracy is partly one of what was learned by heart"),
+    ("test", "train", "the accuracy is partly one of images that are known"),
+    ("test", "reference", "the accuracy is partly one of images that are known"),
     ("reference", "train", "what helps cannot be measured on images that are trained on"),
 )
 
