@@ -726,12 +726,15 @@ def test_the_recommended_setting():
     assert learner.updater.explores
     assert learner.updater.shrink
     assert (learner.trial.first, learner.trial.windows, learner.trial.last) == (500, 16, 1908)
+    # No more is tried than would be chosen.
+    assert learner.trial.strength == learner.trial.most == 2
     assert learner.rejoins
     with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*480 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert short.learn_pairs == 0
     own = OLALearner.recommended(model, augment, [batch(99)], pairs=500, target_domain=False)
     assert not own.learns
+    assert own.trial.strength == 1
     for arguments, error, message in (
         ((augment, [batch(99)], 0), ValueError, "pairs must be"),
         ((augment, [batch(99)], 2.5), ValueError, "pairs must be"),

@@ -47,7 +47,7 @@ def recommended_parts(
         policy,
         first,
         int(pairs * SHARE) if pairs >= SHORTEST_RUN else 0,
-        strength=3.0 if target_domain else 1.0,
+        strength=2.0 if target_domain else 1.0,
         expected=updater.told_apart if target_domain else False,
     )
     if not trial.windows:
