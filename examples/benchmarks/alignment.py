@@ -218,11 +218,12 @@ def opacus(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pair:
     from opacus.grad_sample import GradSampleModule
 
     wrapped = GradSampleModule(model, loss_reduction="mean")
+    wrapped.remove_hooks()  # which a copy of the model would keep
 
     def first(batch: Batch) -> dict[str, Tensor]:
-        wrapped.enable_hooks()
+        wrapped.add_hooks(loss_reduction="mean")
         backward(wrapped, batch)
-        wrapped.disable_hooks()
+        wrapped.remove_hooks()
         kept = {name: p.grad_sample / BATCH_SIZE for name, p in model.named_parameters()}
         for p in model.parameters():
             p.grad_sample = None
