@@ -61,9 +61,7 @@ class Expression(Node):
         rest = iter(inputs)
         leaves = [next(rest) if isinstance(leaf, Node) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        with self._draws.replayed() if self._draws else contextlib.nullcontext():
-            output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
-        return output
+        return again(self._function, args, kwargs, self._output, self._draws)
 
 
 class RandomState:
@@ -92,6 +90,15 @@ class RandomState:
             else:
                 torch.set_rng_state(self._state)
             yield
+
+
+def again(
+    function: Callable[..., Any], args: Any, kwargs: Any, output: int, draws: RandomState | None
+) -> Tensor:
+    """One of the flattened outputs of a call that ran before, with the random numbers of then."""
+    with draws.replayed() if draws else contextlib.nullcontext():
+        found: Tensor = tree_leaves(function(*args, **kwargs))[output]
+    return found
 
 
 def jvp(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ola_augment.alignment.calls.arguments import Function, functional, writes_in_place
-from ola_augment.alignment.calls.expressions import RandomState, jvp
+from ola_augment.alignment.calls.expressions import RandomState, again, jvp
 from ola_augment.alignment.calls.layout import Layout
 from ola_augment.alignment.calls.registry import RULES, MakeTerm, Rule, Use
 from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep, pair
@@ -73,9 +72,7 @@ class Call:
         filled |= {index: zeros.to(w.dtype) for index, zeros in self._zeros.items()}
         leaves = [filled.get(index, leaf) for index, leaf in enumerate(self._leaves)]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        with self._draws.replayed() if self._draws else contextlib.nullcontext():
-            output: Tensor = tree_leaves(self._function(*args, **kwargs))[self._output]
-        return output
+        return again(self._function, args, kwargs, self._output, self._draws)
 
 
 def _by_slot(
