@@ -4,6 +4,7 @@ import contextlib
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from images import crops
@@ -21,8 +22,10 @@ from ola_augment import (
     load_policy,
     save_policy,
 )
+from ola_augment.alignment import GradientAlignment
 from ola_augment.operations import apply_geometry_to_masks, transform_points
 from ola_augment.training import ValueUpdater
+from ola_augment.training.rejoin import Rejoin
 
 RGB = crops(4, 16, 16)
 TRANSFORMS = {
@@ -111,6 +114,52 @@ def test_learning_works_under_a_default_device(make):
         with learner.plain_step() as step:
             loss(RGB).backward()
         assert step.stats.stepped
+
+
+class Indexed(nn.Module):
+    """Two layers, and between them an index of any kind."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.first, self.last, self.index = nn.Linear(6, 4), nn.Linear(4, 2), index
+
+    def forward(self, x):
+        return self.last(self.first(x).relu()[self.index])
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[0, 1, 2, 3, 4], range(5), np.arange(5), (slice(None), [1, 0, 3, 2]), torch.arange(5)],
+    ids=["list", "range", "array", "columns", "tensor"],
+)
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["one", "several"])
+def test_alignments_are_those_of_no_default_device(index, rows):
+    model, inputs = Indexed(index), torch.randn(5, 6, generator=generator())
+    gradients = {name: torch.ones(*rows, *p.shape) for name, p in model.named_parameters()}
+
+    def align():
+        engine = GradientAlignment(model)
+        with engine.capture() as captured:
+            model(inputs).square().sum().backward()
+        return captured.align(gradients)
+
+    with default_device("meta"):
+        found = align()
+    assert found.device.type == "cpu"
+    assert torch.equal(found, align())
+
+
+def test_held_out_images_join_under_a_default_device():
+    held_out = [(RGB, torch.arange(4))]
+    train = (RGB.flip(0), torch.arange(4))
+
+    def mixed():
+        return Rejoin(held_out).mix(train, train_size=4)
+
+    with default_device("meta"):
+        found = mixed()
+    for one, other in zip(found, mixed(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["ola", "strength"])

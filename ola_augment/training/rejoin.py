@@ -69,7 +69,7 @@ class Rejoin:
                 block.append(_leaves(batch, "held-out images"))
             if block and (batch is None or sum(len(parts[0]) for parts in block) >= _SHUFFLED):
                 joined = [torch.cat(parts) for parts in zip(*block, strict=True)]
-                order = torch.randperm(len(joined[0]), generator=generator)
+                order = torch.randperm(len(joined[0]), generator=generator, device="cpu")
                 yield [part[order.to(part.device)] for part in joined]
                 block = []
 

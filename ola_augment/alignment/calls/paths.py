@@ -184,7 +184,8 @@ def _between(index: Any, shape: torch.Size, layout: Layout) -> Any:
 
 def _as_tensor(part: Any) -> Any:
     if isinstance(part, (list, range)) or hasattr(part, "tobytes"):
-        return torch.as_tensor(part) if not isinstance(part, range) else torch.tensor([*part])
+        part = [*part] if isinstance(part, range) else part
+        return torch.as_tensor(part, device="cpu")  # whatever the default device is
     return part
 
 

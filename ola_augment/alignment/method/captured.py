@@ -165,7 +165,7 @@ class Content:
     def align_all(self, stack: Mapping[str, Tensor], references: int) -> Tensor:
         """(R, sum of batches), for name -> (R, *shape); the sums are checked along a mixture."""
         directions = [{name: one[r] for name, one in stack.items()} for r in range(references)]
-        signs = torch.tensor([1.0, -1.0]).repeat(references)[:references].to(self.like)
+        signs = self.like.new_tensor([1.0, -1.0]).repeat(references)[:references]
         parts = []
         found: list[tuple[frozenset[str], Tensor]] = []
         with in_full_precision(self.like.device.type):

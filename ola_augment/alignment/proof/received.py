@@ -43,7 +43,7 @@ class Received:
             for name, gradient in self.by_name.items()
             if name in direction
         ]
-        expected = torch.stack(products).sum() if products else torch.zeros(())
+        expected = torch.stack(products).sum() if products else own.new_zeros(())
         difference, size = (own.sum() - expected.to(own)).abs(), own.abs().sum()
         return float(difference), max(float(size), float(expected.abs()))
 

@@ -51,6 +51,12 @@ def _posterize(source, result, bits, levels, whole):  # type: ignore[no-untyped-
     kept = 1 << int(bits)
     if whole:
         step = (high - low + levels[4]) / _as(levels, kept)
+        if step >= levels[4] and np.log2(step) == np.floor(np.log2(step)):
+            per_step = levels[4] / step  # exact, and sooner multiplied by than divided by step
+            for i in range(source.size):
+                level = np.floor((source[i] - low) * per_step) * step
+                result[i] = _limited(low + level, least, most)
+            return
         for i in range(source.size):
             level = np.floor(np.floor((source[i] - low) / step) * step)
             result[i] = _limited(low + level, least, most)
