@@ -326,6 +326,72 @@ def test_batch_norm_in_training_returns_shares_of_the_total(layer: nn.Module) ->
     assert relative_error(alignments, own) > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("tracks", [True, False])
+def test_batch_norm_of_a_model_in_half_precision(dtype, affine: bool, tracks: bool) -> None:
+    def make() -> nn.Module:
+        norm = nn.BatchNorm2d(4, affine=affine, track_running_stats=tracks)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+
+    model, x, y = problem(make, (B, 3, 6, 6), dtype)
+    g = random_direction(model)
+    engine = GradientAlignment(model)
+    for _ in range(2):  # verified, and later
+        model.zero_grad()
+        capture(engine, model, x, y)
+        alignments = engine.align(g)
+        total = sum((p.grad * g[name]).double().sum() for name, p in model.named_parameters())
+        assert abs(alignments.double().sum() - total) < 0.02 * alignments.abs().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Net(lambda net, x: net.norm(x).mean(1), norm=nn.LayerNorm(4)),
+        lambda: Net(lambda net, x: net.norm(x.unflatten(2, (2, 2))).mean(1).flatten(1),
+                    norm=nn.LayerNorm((2, 2))),
+        lambda: Net(lambda net, x: (x + net.rows((x[..., 0] > 0).long())).mean(1),
+                    rows=nn.Embedding(2, 4)),
+    ],
+    ids=["layer norm", "of two dimensions", "embedding"],
+)  # fmt: skip
+def test_alignments_are_right_where_torch_adds_up_in_16_bits(make, dtype) -> None:
+    """Of 2,048 equal summands one by one little arrives in the gradient."""
+    model, x, y = problem(make, (B, 2048, 4), dtype)
+    g = random_direction(model)
+    engine = GradientAlignment(model)
+    for _ in range(2):  # verified, and later
+        model.zero_grad()
+        capture(engine, model, x, y)
+        exact = copy.deepcopy(model).double()
+        wide = {name: part.double() for name, part in g.items()}
+        expected = per_example(exact, x.double(), y, wide)
+        assert relative_error(engine.align(g).double(), expected) < 0.02
+    if dtype == torch.bfloat16:  # as it is to be
+        sum_loss(exact(x.double()), y).backward()
+        pairs = zip(model.parameters(), exact.parameters(), strict=True)
+        assert max(relative_error(one.grad.double(), own.grad) for one, own in pairs) > 0.2
+
+
+def test_rows_lost_in_16_bits_are_refused_with_a_way_out() -> None:
+    def make() -> nn.Module:
+        return Net(
+            lambda net, x: (x + net.rows[(x[..., 0] > 0).long()]).mean(1), rows=parameter(2, 4)
+        )
+
+    model, x, y = problem(make, (B, 2048, 4), torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"'rows'.* keep parameters in float32"):
+        capture(GradientAlignment(model), model, x, y)
+    model, x = model.float(), x.float()
+    engine = GradientAlignment(model)
+    with engine.capture(), torch.autocast("cpu"):
+        sum_loss(model(x), y).backward()
+    g = random_direction(model)
+    assert relative_error(engine.align(g), per_example(model, x, y, g)) < 0.02
+
+
 @pytest.mark.parametrize("shape", [(B, 4), (B, 4, 3), (B, 4, 3, 2)])
 def test_shares_of_batch_norm_are_those_of_the_gradient_that_each_example_sends(shape) -> None:
     """delta_i times the normalised input, and delta_i; also where the mean is far from 0."""

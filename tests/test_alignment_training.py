@@ -400,7 +400,7 @@ def test_sums_of_a_convolution_may_differ_as_they_did_in_training(error, refused
     check = SumCheck(0.0)
     check.receive("w", gradient)
     delta = torch.empty(batch, channels, side, side)
-    check.computed(("w",), torch.float32, roundings_of(delta, gradient.shape))
+    check.computed(("w",), torch.float32, roundings_of("conv2d", delta, gradient.shape))
     found = [(frozenset(("w",)), terms)]
     if refused:
         with pytest.raises(RuntimeError, match="'w' received a gradient"):

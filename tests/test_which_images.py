@@ -230,6 +230,20 @@ def test_figures_show_what_is_black_and_white(dtype, given, channels):
         assert np.abs(shown.reshape(8, 8, -1).mean((0, 2)) - unit[0, 0, 0].numpy()).max() < 0.01
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
+def test_integers_become_what_torch_makes_floats_of(default):
+    bytes_, shorts = torch.arange(256, dtype=torch.uint8), torch.tensor([0, 1, 40000, 65535])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found, wide = scale_to_float(bytes_), scale_to_float(shorts.to(torch.uint16))
+        assert found.dtype == wide.dtype == default
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, (torch.arange(256, dtype=torch.float64) / 255).to(default))
+    assert torch.equal(wide, (shorts.double() / 65535).to(default))
+
+
 def test_integers_are_scaled_by_all_of_their_levels_for_the_model():
     for dtype, top in ((torch.uint8, 255), (torch.int64, 255), (torch.uint16, 65535)):
         assert scale_to_float(torch.tensor([0, top]).to(dtype)).tolist() == [0, 1]

@@ -118,7 +118,7 @@ def hits(outputs: Any, targets: Any) -> float | None:
 
 
 def scale_to_float(images: Tensor) -> Tensor:
-    """Images of integers to float32 in [0, 1]; floating images as they are.
+    """Images of integers to floats in [0, 1], of the default dtype; floating ones as they are.
 
     Args:
         images: of any shape; uint16 of the whole range of 16 bits, other integers of 0 .. 255.
@@ -138,7 +138,9 @@ def scale_to_float(images: Tensor) -> Tensor:
             "own: scale them in preprocess= (or loss=), lambda images: (images.float() - low) / "
             "(high - low)"
         )
-    return images.float() / ends[1]
+    dtype = torch.get_default_dtype()
+    wide = images.to(torch.promote_types(dtype, torch.float32))  # float16 ends below 65,535
+    return (wide / ends[1]).to(dtype)
 
 
 def accuracy(

@@ -243,7 +243,7 @@ class Recorder(Watch[Tape]):
                 if not uses or use.layout is None:
                     raise RuntimeError(RELEASED if not uses else TOO_EARLY)
                 for node, shape, make_term in uses:
-                    off = roundings_of(delta, shape)
+                    off = roundings_of(use.name, delta, shape)
                     self._examination.computed(node.names, delta.dtype, off)
                     self._keep(tape, node, make_term(delta, use.layout), shape)
             if not self._retain_graph:

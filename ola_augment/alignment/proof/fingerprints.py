@@ -152,7 +152,10 @@ class Fingerprints(Watch[bool]):
                 _, mean, scale = torch.native_batch_norm(wide, None, None, None, None, True, 0, 0)
                 variance = scale**-2
             self.statistics.append((mean, variance))
-            given |= {"running_mean": mean, "running_var": variance, "training": False}
+            known = [given.get(name) for name in ("weight", "running_mean")]
+            dtype = next((part.dtype for part in known if part is not None), x.dtype)
+            given |= {"running_mean": mean.to(dtype), "running_var": variance.to(dtype)}
+            given["training"] = False
         given.pop("cudnn_enabled", None)
         return F.batch_norm(**given)
 
