@@ -42,7 +42,7 @@ class LogProbs(NamedTuple):
 
 def log_one_hot(index: int, size: int) -> Tensor:
     """A certain outcome: (size,), 0 at ``index`` and -inf elsewhere."""
-    table = torch.full((size,), -torch.inf, device="cpu")
+    table = torch.full((size,), -torch.inf, dtype=torch.float32, device="cpu")
     table[index] = 0
     return table
 

@@ -1,4 +1,4 @@
-"""The default device and inference mode leave drawing and learning alone."""
+"""The default device and dtype, and inference mode, leave drawing and learning alone."""
 
 import contextlib
 import copy
@@ -47,16 +47,36 @@ def default_device(device):
         torch.set_default_device(None if before.type == "cpu" else before)
 
 
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+DEFAULTS = {
+    "meta": lambda: default_device("meta"),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float16": lambda: default_dtype(torch.float16),
+}
+
+
 def generator():
     return torch.Generator("cpu").manual_seed(0)
 
 
+@pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_default_device_changes_nothing(name, tmp_path):
+def test_defaults_change_nothing(name, default, tmp_path):
     boxes = tv_tensors.BoundingBoxes([[1, 2, 7, 9]], format="XYXY", canvas_size=(16, 16))
     points = tv_tensors.KeyPoints([[1.5, 2.0]], canvas_size=(16, 16))
     mask = tv_tensors.Mask(RGB[0, 0])
     pictures = [tvf.to_pil_image(image) for image in RGB]
+    corners = RGB[:, 0, :5, :2] / 8
     samples = [
         RGB,
         RGB[0],
@@ -73,7 +93,7 @@ def test_a_default_device_changes_nothing(name, tmp_path):
         out.append(augment.collate(pictures))
         space, actions = augment.space, augment.policy.sample(4, generator())
         out.append(apply_geometry_to_masks(RGB[:, 0], space, actions))
-        out.append(transform_points(RGB[:, 0, :5, :2] / 8, space, actions, 16, 16))
+        out.append(transform_points(corners, space, actions, 16, 16))
         out.append(augment.policy.log_prob(actions))
         out.append(augment.policy.entropy())
         out.append(augment.policy.summary())
@@ -81,7 +101,7 @@ def test_a_default_device_changes_nothing(name, tmp_path):
         out.append(repr(load_policy(tmp_path / "policy.json")))
         return out
 
-    with default_device("meta"):
+    with DEFAULTS[default]():
         found = run()
     for one, other in zip(found, run(), strict=True):
         assert pickle.dumps(plain(one)) == pickle.dumps(plain(other))
@@ -96,15 +116,17 @@ def plain(value):
     return value.tobytes() if hasattr(value, "tobytes") else value
 
 
+@pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("make", [GARUpdater, ValueUpdater])
-def test_learning_works_under_a_default_device(make):
+def test_learning_is_that_of_no_default(make, default):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
     targets = torch.tensor([0, 1, 0, 1])
 
     def loss(images):
-        return nn.functional.cross_entropy(model(images / 255), targets)
+        return nn.functional.cross_entropy(model(images.float() / 255), targets)
 
-    with default_device("meta"):
+    def learned():
+        model.zero_grad()
         policy = {} if make is GARUpdater else {"strength": 1.0}
         augment = OLAAugment(generator=generator(), **policy)
         learner = OLALearner(model, augment, updater=make(augment.policy))
@@ -114,6 +136,13 @@ def test_learning_works_under_a_default_device(make):
         with learner.plain_step() as step:
             loss(RGB).backward()
         assert step.stats.stepped
+        return augment.policy.state_dict()
+
+    with DEFAULTS[default]():
+        found = learned()
+    for one, other in zip(found.values(), learned().values(), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
 
 
 class Indexed(nn.Module):

@@ -101,9 +101,9 @@ class TimmRandAugmentPolicy(Policy):
         Returns:
             The tables, constant.
         """
-        num_ops = torch.full((self.max_ops,), -math.inf, device="cpu")
+        num_ops = torch.full((self.max_ops,), -math.inf, dtype=torch.float32, device="cpu")
         num_ops[-1] = 0
-        keep = torch.tensor(self._keep, device="cpu")
+        keep = torch.tensor(self._keep, dtype=torch.float32, device="cpu")
         size = len(self.space)
         return LogProbs(
             num_ops=num_ops,
@@ -163,7 +163,7 @@ def _distribution(level: float, deviation: float, top: float) -> Callable[[Tenso
 def _masses(below: Callable[[Tensor], Tensor], steps: int) -> Tensor:
     """(10 steps + 1,) probabilities of the levels 0, 1 / steps, .., 10, each with those around."""
     edges = (torch.arange(_TOP * steps, dtype=torch.float64, device="cpu") + 0.5) / steps
-    sums = torch.cat((torch.zeros(1, device="cpu"), below(edges), torch.ones(1, device="cpu")))
+    sums = torch.cat((edges.new_zeros(1), below(edges), edges.new_ones(1)))
     return sums.diff()
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ola_augment.draw import LogProbs, log_one_hot
 from ola_augment.operation import whole
@@ -66,9 +67,9 @@ class UniformPolicy(Policy):
         size, bins = len(self.space), self.space.num_magnitude_bins
         return LogProbs(
             num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
-            keep=torch.tensor(self.keep_prob, device="cpu").log().expand(size),
-            drop=torch.tensor(1 - self.keep_prob, device="cpu").log().expand(size),
-            magnitude=torch.full((size, bins), -math.log(bins), device="cpu"),
+            keep=_table(self.keep_prob).log().expand(size),
+            drop=_table(1 - self.keep_prob).log().expand(size),
+            magnitude=_table(-math.log(bins)).expand(size, bins),
         )
 
 
@@ -131,8 +132,8 @@ class RandAugmentPolicy(Policy):
         """
         size, bins = len(self.space), self.space.num_magnitude_bins
         certain, never = (
-            torch.zeros(size, device="cpu"),
-            torch.full((size,), -math.inf, device="cpu"),
+            _table(0.0).expand(size),
+            _table(-math.inf).expand(size),
         )
         return LogProbs(
             num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
@@ -140,3 +141,8 @@ class RandAugmentPolicy(Policy):
             drop=never if self.num_ops else certain,
             magnitude=log_one_hot(self.magnitude, bins).expand(size, bins),
         )
+
+
+def _table(value: float) -> Tensor:
+    """A scalar in float32, whatever the default dtype and device are."""
+    return torch.tensor(value, dtype=torch.float32, device="cpu")

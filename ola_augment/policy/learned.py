@@ -63,13 +63,13 @@ class OLAPolicy(Policy):
         super().__init__(space, max_ops, replacement=strength is not None, once=True)
         size, bins = len(self.space), self.space.num_magnitude_bins
         if strength is None:
-            self.num_ops_logits = nn.Parameter(torch.zeros(max_ops, device="cpu"))
+            self.num_ops_logits = nn.Parameter(_zeros(max_ops))
         else:
             # Beside the logits, where workers see it change and files keep it.
-            self.expected_ops = nn.Parameter(torch.zeros((), device="cpu"), requires_grad=False)
+            self.expected_ops = nn.Parameter(_zeros(), requires_grad=False)
             self.strength = strength
-        self.keep_logits = nn.Parameter(torch.zeros(size, device="cpu"))
-        self.magnitude_logits = nn.Parameter(torch.zeros(size, bins, device="cpu"))
+        self.keep_logits = nn.Parameter(_zeros(size))
+        self.magnitude_logits = nn.Parameter(_zeros(size, bins))
 
     @property
     def strength(self) -> float | None:
@@ -167,3 +167,8 @@ def check_strength(policy: object) -> None:
             "policy learns its strength, here it must be given: OLAPolicy(strength=...) or "
             "OLAAugment(strength=...)"
         )
+
+
+def _zeros(*shape: int) -> Tensor:
+    """In float32, whatever the default dtype and device are."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")

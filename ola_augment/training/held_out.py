@@ -144,7 +144,7 @@ class HeldOut:
 
         with same_buffers(model):
             if is_sharded(model):  # the mean over processes is one over examples
-                own = torch.tensor(float(examples_of(batch)), device=device)
+                own = torch.tensor(examples_of(batch), dtype=torch.float32, device=device)
                 share = own * world_size() / sum_over_ranks(own)
                 return averaged_gradients(model, lambda: loss() * share)
             gradients = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)

@@ -118,7 +118,8 @@ class PolicyGradient:
         # overflows where the logits have moved far; cut, the example still pulls, by no more.
         exact = (log_prob.detach() - actions.log_prob.to(log_prob)).exp()
         weights = exact.clamp(max=MAX_WEIGHT)
-        examples = sum_over_ranks(torch.tensor(float(len(rewards)), device=rewards.device))
+        count = torch.tensor(len(rewards), dtype=torch.float32, device=rewards.device)
+        examples = sum_over_ranks(count)
         objective = (rewards.to(log_prob) * weights * log_prob).sum() / examples.to(log_prob)
         gradients = torch.autograd.grad(objective, self._logits, materialize_grads=True)
         sums = sums_over_ranks([gradient.to(rewards.device) for gradient in gradients])

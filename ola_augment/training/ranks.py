@@ -46,7 +46,7 @@ def all_ranks(okay: bool, device: torch.device) -> bool:
     """Whether it is true on every rank: none goes a way of its own."""
     if _summed() == 1:  # without a word to the device
         return okay
-    return not float(sum_over_ranks(torch.tensor(0.0 if okay else 1.0, device=device)))
+    return not float(sum_over_ranks(torch.tensor(not okay, dtype=torch.float32, device=device)))
 
 
 def most_of_ranks(count: int, device: torch.device) -> int:
@@ -59,7 +59,7 @@ def shared_outcome(bad: bool, count: int, device: torch.device) -> tuple[bool, i
     """Whether it is bad on any rank, and the sum of the counts, in one message."""
     if world_size() == 1:  # without a word to the device
         return bad, count
-    told = sum_over_ranks(torch.tensor([float(bad), float(count)], device=device))
+    told = sum_over_ranks(torch.tensor([bad, count], dtype=torch.float32, device=device))
     return bool(told[0]), int(told[1])
 
 

@@ -60,7 +60,7 @@ class SplitPolicy(LogitsModule):
         if num_splits < 2:
             raise ValueError(f"num_splits must be at least 2, got {num_splits}")
         self.inverted = inverted
-        self.logits = nn.Parameter(torch.zeros(num_splits, device="cpu"))
+        self.logits = nn.Parameter(torch.zeros(num_splits, dtype=torch.float32, device="cpu"))
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that make such a policy again, for files.

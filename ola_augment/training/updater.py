@@ -173,7 +173,7 @@ class NSLRUpdater(PolicyGradient):
         check_everywhere("next_loss", next_loss, ())
         share = next_loss.detach() / sum_over_ranks(torch.ones_like(next_loss.detach()))
         losses = torch.stack([*self._losses, sum_over_ranks(share)])
-        ones = torch.ones(len(actions.log_prob), device=losses.device)
+        ones = losses.new_ones(len(actions.log_prob))
         gradients, examples, clipped = self._collect(actions, ones)
         pending = [*self._pending, (gradients, examples)]
         stepped = self._update(pending, next_step_loss_reward(losses).tolist())

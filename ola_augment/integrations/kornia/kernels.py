@@ -129,7 +129,7 @@ class AugmentationKernel:
             with Draws(np.array([seed])):
                 drawn = self.draw((1, 1, height, width))
                 params = self.give(drawn, magnitudes[i : i + 1].cpu())
-                mask = torch.ones(1, 1, height, width, device="cpu")
+                mask = torch.ones(1, 1, height, width, dtype=torch.float32, device="cpu")
                 flags = self.augmentation.flags
                 parts.append(self.augmentation.apply_transform_mask(mask, params, flags)[:, 0])
         result = torch.cat(parts)
@@ -176,7 +176,7 @@ class AugmentationKernel:
         if moved.shape != images.shape:
             return False
         found = moved.flatten(1).double() * torch.tensor([[width], [height]], device="cpu")
-        ends = torch.tensor([[width - 1.0], [height - 1.0]], device="cpu")
+        ends = torch.tensor([[width - 1], [height - 1]], device="cpu")
         inside = ((expected > 1) & (expected < ends)).all(0)
         off = (found - expected).abs()[:, inside]
         return not off.numel() or float(off.max()) <= 0.02
@@ -205,12 +205,12 @@ class AugmentationKernel:
     def on_noise(self, channels: int, magnitude: float) -> Tensor:
         """What a magnitude makes of four images of noise that draw differently."""
         images = _noise(4, channels, self.size)
-        return self._run(images, torch.full((4,), magnitude, device="cpu"))
+        return self._run(images, torch.full((4,), magnitude, dtype=torch.float32, device="cpu"))
 
     def _said_of(self, channels: int, size: Size) -> str | None:
         """What goes wrong with such images."""
         images = _noise(1, channels, size)
-        magnitudes = torch.tensor([self._magnitude], device="cpu")
+        magnitudes = torch.tensor([self._magnitude], dtype=torch.float32, device="cpu")
         with torch.no_grad():
             try:
                 self._run(images, magnitudes)
@@ -271,4 +271,5 @@ def seeds_of(uniforms: Tensor | None, count: int) -> np.ndarray[tuple[int], np.d
 
 def _noise(count: int, channels: int, size: Size) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand((count, channels, *size), generator=generator, device="cpu")
+    shape = (count, channels, *size)
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")

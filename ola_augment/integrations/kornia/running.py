@@ -104,8 +104,8 @@ def make_plan(source: Source, shape: tuple[int, ...], magnitude: float) -> Plan:
         Exception: whatever kornia raises for an image of this size.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((_IMAGES, *shape), generator=generator, device="cpu")
-    magnitudes = torch.full((_IMAGES,), magnitude, device="cpu")
+    images = torch.rand((_IMAGES, *shape), generator=generator, dtype=torch.float32, device="cpu")
+    magnitudes = images.new_full((_IMAGES,), magnitude)
     single = Draws(_SEEDS[:1])
     with single:
         params = source.give(source.draw((1, *shape)), magnitudes[:1])
