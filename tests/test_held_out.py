@@ -189,3 +189,15 @@ def test_several_labels_and_regression_need_their_loss(labels):
     assert HeldOut([batch], 0.8, lambda model, *batch: model(batch[0]).sum()).gradients(model)
     mixed = torch.softmax(targets, dim=1).half().float()
     assert HeldOut([(torch.ones(1, 4), mixed)], 0.8).gradients(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("inputs", ["floats", "bytes"])
+def test_held_out_images_take_the_precision_of_the_model(dtype, inputs):
+    images = torch.arange(0, 256, 16, dtype=torch.uint8).view(4, 4)
+    batch = images if inputs == "bytes" else images.float() / 255, torch.tensor([0, 1, 2, 0])
+    expected = HeldOut([batch], 0.0).gradients(network())
+    found = HeldOut([batch], 0.0).gradients(network().to(dtype))
+    for name, gradient in expected.items():
+        assert found[name].dtype == dtype
+        torch.testing.assert_close(found[name].float(), gradient, rtol=0.05, atol=0.02)

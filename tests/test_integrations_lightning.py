@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from loops import (
     CLIP,
     check_joined,
@@ -19,7 +20,7 @@ from loops import (
     two_classes,
 )
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ola_augment import NSLRUpdater, OLAAugment, OLALearner
 from ola_augment.alignment import DirectionalAlignment
@@ -113,6 +114,34 @@ def test_mixed_precision(options):
     plain_loop(model, expected, list(loader()))
     assert callback.learner.pairs == expected.pairs
     assert torch.corrcoef(torch.stack([logits(callback.learner), logits(expected)]))[0, 1] > 0.8
+
+
+class Floats(Module):
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        assert images.dtype == self.network[0].weight.dtype
+        return F.cross_entropy(self.network(images), targets)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_models_in_another_precision_than_the_held_out_images(precision):
+    images, targets = dataset()[:]
+    images = images / 255
+
+    def learned(precision):
+        module = Floats()
+        held_out = [(images[:16], targets[:16])]
+        learner = learner_of(module.network, reference=held_out, rejoin=True)
+        callback, batches = OLACallback(learner), TensorDataset(images[16:], targets[16:])
+        # Clipping has no kernel for 16 bits on the CPU.
+        options = {"precision": precision, "gradient_clip_val": None}
+        trainer(callback, **options).fit(module, DataLoader(batches, batch_size=4))
+        assert not callback.learner.skipped
+        return logits(callback.learner)
+
+    found = learned(precision)
+    assert found.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([found, learned("32-true")]))[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 6])

@@ -203,6 +203,17 @@ def test_held_out_batches_that_cannot_join_are_refused():
         rejoin.check((images, "names"))
 
 
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_floats_join_those_of_another_precision(own, held):
+    images, targets = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
+    rejoin = Rejoin([(images.to(held) / 2, targets)])
+    rejoin.check((images.to(own), targets))
+    mixed = rejoin.mix((images.to(own), targets), train_size=4)
+    assert mixed[0].dtype == own
+    assert mixed[0][:, 0, 0, 0].tolist() == [0.5, 0.5, 0.25, 0.25]
+
+
 def test_images_in_a_list_are_refused_before_they_are_mixed():
     """As those of detection: the first dimension of each is its channels, not its batch."""
 

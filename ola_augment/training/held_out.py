@@ -205,6 +205,13 @@ def _refuse_no_classes(targets: Any) -> None:
         )
 
 
+def _in_precision_of(model: nn.Module, inputs: Any) -> Any:
+    """Floats in the one precision that all parameters have, as trainers give them to a model."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    floats = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return inputs.to(dtypes.pop()) if floats and len(dtypes) == 1 else inputs
+
+
 class _CrossEntropy:
     """Cross entropy of pre-processed inputs; an object, so that a learner can be pickled."""
 
@@ -215,5 +222,5 @@ class _CrossEntropy:
         refuse_example(batch[0] if len(batch) == 1 else batch)
         inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
         _refuse_no_classes(targets)
-        outputs = model(self.preprocess(inputs))
+        outputs = model(_in_precision_of(model, self.preprocess(inputs)))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)

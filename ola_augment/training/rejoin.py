@@ -38,7 +38,8 @@ class Rejoin:
     batch with one class.
 
     Batches are any nesting of tensors (B, ...); a mapping and a tuple fit each other, images before
-    targets. To images that join a batch whose images workers augmented, nothing was applied.
+    targets, and floats those of another precision. To images that join a batch whose images workers
+    augmented, nothing was applied.
 
     Args:
         batches: a list or loader of held-out batches that look like those of the training.
@@ -86,7 +87,9 @@ class Rejoin:
             raise ValueError(NO_BATCH)
         held = _leaves(first, "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
-        if what[0] != what[1]:
+        # Of floats any precision, which a trainer may have changed.
+        kinds = [[(shape, dtype.is_floating_point or dtype) for shape, dtype in w] for w in what]
+        if kinds[0] != kinds[1]:
             raise ValueError(
                 "held-out batches must look like those of the training, which they are to join "
                 f"later: shapes and dtypes {what[1]} and {what[0]}; pre-process both alike, or "
@@ -124,7 +127,7 @@ class Rejoin:
 
     def _joined(self, part: Any, held: Iterator[Tensor], count: int) -> Any:
         if not are_actions(part):
-            return torch.cat((part[: len(part) - count], next(held).to(part.device)))
+            return torch.cat((part[: len(part) - count], next(held).to(part)))
         assert self._policy is not None
         actions = Actions(*(field.cpu() for field in as_actions(part)))
         last = torch.arange(len(actions.keep), device="cpu") >= len(actions.keep) - count
