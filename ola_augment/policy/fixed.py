@@ -131,10 +131,7 @@ class RandAugmentPolicy(Policy):
             The tables, constant.
         """
         size, bins = len(self.space), self.space.num_magnitude_bins
-        certain, never = (
-            _table(0.0).expand(size),
-            _table(-math.inf).expand(size),
-        )
+        certain, never = _table(0.0).expand(size), _table(-math.inf).expand(size)
         return LogProbs(
             num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
             keep=certain if self.num_ops else never,

@@ -123,12 +123,13 @@ def roundings_of(function: str, delta: Tensor, shape: torch.Size) -> float:
     if not shape:
         return 0.0
     if torch.finfo(delta.dtype).bits == 16:
-        return delta.numel() / shape[-1] / 4 if function in _ONE_BY_ONE else 0.0
+        one_by_one = delta.device.type == "cpu" and function in _ONE_BY_ONE
+        return delta.numel() / max(1, shape[-1]) / 4 if one_by_one else 0.0
     summands = delta.numel() / max(1, shape[0])
     return summands / 4 if len(shape) == 1 else min(8 * summands**0.5, _MOST_ROUNDINGS)
 
 
-#: Gradients that torch adds up one by one in 16 bits.
+#: Whose parameters' gradients torch adds up one by one in 16 bits, on a CPU.
 _ONE_BY_ONE = ("layer_norm", "embedding")
 
 #: Of a product: a hidden use of 1e-3 is seen in single precision.
