@@ -178,6 +178,25 @@ def test_alignments_are_those_of_no_default_device(index, rows):
     assert torch.equal(found, align())
 
 
+@pytest.mark.parametrize("views", [False, True], ids=["images", "tokens"])
+def test_alignments_of_images_that_keep_their_class(views):
+    layers = [nn.Flatten(2), nn.Linear(64, 4)] if views else [nn.Conv2d(3, 4, 8)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(2))
+    images = torch.rand(5, 3, 8, 8, generator=generator())
+    model(images)
+    gradients = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+
+    def align(images):
+        engine = GradientAlignment(model)
+        with engine.capture() as captured:
+            model(images).square().sum().backward()
+        return captured.align(gradients)
+
+    with tv_tensors.set_return_type("TVTensor"):
+        found = align(tv_tensors.Image(images))
+    assert torch.equal(found.as_subclass(torch.Tensor), align(images))
+
+
 def test_held_out_images_join_under_a_default_device():
     held_out = [(RGB, torch.arange(4))]
     train = (RGB.flip(0), torch.arange(4))

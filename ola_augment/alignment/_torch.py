@@ -85,7 +85,7 @@ def memory_of(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
-        base = tensor._base
+        base = base_of(tensor)
         return id(tensor if base is None else base)
 
 
@@ -146,6 +146,12 @@ def eagerly() -> contextlib.AbstractContextManager[object]:
     return stance
 
 
+def base_of(tensor: Tensor) -> Tensor | None:
+    """What a tensor is a view of, itself: some subclasses would wrap it, which makes another."""
+    with unwatched():
+        return tensor._base
+
+
 def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
     """Call with an output's gradient, as it enters the backward of what computed the output.
 
@@ -153,7 +159,7 @@ def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
     looked at through its base: where it is written in place, then or later, autograd takes it for a
     write into the base, and the view's own node is no longer passed.
     """
-    base = output._base
+    base = base_of(output)
     if base is None or base.dtype != output.dtype:
         base, own = output, None
     else:

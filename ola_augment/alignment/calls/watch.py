@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ola_augment.alignment._torch import (
     SET_GRAD,
+    base_of,
     body_of,
     checkpoints_selectively,
     in_backward,
@@ -157,7 +158,8 @@ class Watch(Nodes, Mode, Generic[OriginT]):
         if origin is not None and func not in OF_SHAPE:
             self.mark(tensors_in((result,)), origin)
             if args and isinstance(args[0], Tensor) and writes_in_place(func):
-                written = args[0] if args[0]._base is None else args[0]._base
+                base = base_of(args[0])
+                written = args[0] if base is None else base
                 self.mark((args[0], written), origin)
         return result
 
