@@ -739,3 +739,24 @@ def test_objects_of_the_model_are_not_asked_what_they_are() -> None:
     with GradientAlignment(model).capture() as captured:
         F.cross_entropy(model(x), y, reduction="sum").backward()
     assert relative_error(captured.align(g), true_alignments(same, x, y, g)) < 1e-9
+
+
+def rounding_hooks() -> torch.autograd.graph.saved_tensors_hooks:
+    """What the backward needs is kept in half of the room."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t,
+        lambda t: t.double() if t.is_floating_point() else t,
+    )
+
+
+def test_activations_that_are_rounded_for_the_backward_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = batch(5)
+    g, same = random_direction(model), copy.deepcopy(model)
+    engine = GradientAlignment(model)
+    with torch.autograd.graph.save_on_cpu(), engine.capture() as captured:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    assert relative_error(captured.align(g), true_alignments(same, x, y, g)) < 1e-9
+    with pytest.raises(RuntimeError, match="saved_tensors_hooks that round"):  # noqa: SIM117
+        with rounding_hooks(), engine.capture():
+            F.cross_entropy(model(x), y, reduction="sum").backward()

@@ -220,10 +220,11 @@ def unexplained(names: Iterable[str]) -> str:
         f"parameter {listed} received a gradient that its recorded "
         "uses do not explain: it is also used where the engine cannot see it (a custom "
         "autograd.Function, compiled or scripted code, torch.func transforms, checkpoint with "
-        "use_reentrant=True, a hook that changes its gradient, a copy of it alone into a part of a "
-        "tensor, data that left torch by numpy(), item() or tolist() and came back, or a method of "
-        "the model that was called on a batch of its own). Use plain torch "
-        "functions, out of place, and call the model itself, or freeze the parameter"
+        "use_reentrant=True, a hook that changes its gradient, saved_tensors_hooks that round, a "
+        "copy of it alone into a part of a tensor, data that left torch by numpy(), item() or "
+        "tolist() and came back, or a method of the model that was called on a batch of its own). "
+        "Use plain torch functions, out of place, and call the model itself, or freeze the "
+        "parameter"
     )
 
 
