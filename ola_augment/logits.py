@@ -228,6 +228,12 @@ def _share(name: str, logits: nn.Parameter) -> None:
         warnings.warn(f"{_unshared([name])} ({error})", stacklevel=3)
 
 
+def zero_logits(*shape: int, requires_grad: bool = True) -> nn.Parameter:
+    """Logits of nothing learned, in float32 whatever the default dtype and device are."""
+    zeros = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    return nn.Parameter(zeros, requires_grad=requires_grad)
+
+
 def _unshared(names: list[str]) -> str:
     return (
         f"{', '.join(names)}: not in shared memory, DataLoader workers keep drawing with what they "

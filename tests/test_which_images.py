@@ -12,6 +12,7 @@ from hypothesis import settings
 from images import crops
 from PIL import Image, ImageEnhance
 from pillow_reference import one_operation, pillow_apply
+from test_defaults import default_dtype
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
@@ -233,13 +234,9 @@ def test_figures_show_what_is_black_and_white(dtype, given, channels):
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
 def test_integers_become_what_torch_makes_floats_of(default):
     bytes_, shorts = torch.arange(256, dtype=torch.uint8), torch.tensor([0, 1, 40000, 65535])
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    with default_dtype(default):
         found, wide = scale_to_float(bytes_), scale_to_float(shorts.to(torch.uint16))
         assert found.dtype == wide.dtype == default
-    finally:
-        torch.set_default_dtype(before)
     assert torch.equal(found, (torch.arange(256, dtype=torch.float64) / 255).to(default))
     assert torch.equal(wide, (shorts.double() / 65535).to(default))
 

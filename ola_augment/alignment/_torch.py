@@ -85,8 +85,7 @@ def memory_of(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
-        base = base_of(tensor)
-        return id(tensor if base is None else base)
+        return id(base_of(tensor))
 
 
 @contextlib.contextmanager
@@ -146,10 +145,10 @@ def eagerly() -> contextlib.AbstractContextManager[object]:
     return stance
 
 
-def base_of(tensor: Tensor) -> Tensor | None:
-    """What a tensor is a view of, itself: some subclasses would wrap it, which makes another."""
+def base_of(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, or the tensor; some subclasses would give a copy of the base."""
     with unwatched():
-        return tensor._base
+        return tensor if tensor._base is None else tensor._base
 
 
 def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
@@ -160,7 +159,7 @@ def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> None:
     write into the base, and the view's own node is no longer passed.
     """
     base = base_of(output)
-    if base is None or base.dtype != output.dtype:
+    if base is output or base.dtype != output.dtype:
         base, own = output, None
     else:
         offset = output.storage_offset() - base.storage_offset()

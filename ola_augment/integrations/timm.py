@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ola_augment.draw import LogProbs
+from ola_augment.draw import LogProbs, log_one_hot
 from ola_augment.operation import Operation
 from ola_augment.policy import Policy
 from ola_augment.space import SearchSpace
@@ -101,12 +100,10 @@ class TimmRandAugmentPolicy(Policy):
         Returns:
             The tables, constant.
         """
-        num_ops = torch.full((self.max_ops,), -math.inf, dtype=torch.float32, device="cpu")
-        num_ops[-1] = 0
         keep = torch.tensor(self._keep, dtype=torch.float32, device="cpu")
         size = len(self.space)
         return LogProbs(
-            num_ops=num_ops,
+            num_ops=log_one_hot(self.max_ops - 1, self.max_ops),
             keep=keep.log().expand(size),
             drop=(1 - keep).log().expand(size),
             magnitude=self._log_magnitude,

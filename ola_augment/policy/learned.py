@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ola_augment.draw import LogProbs, log_one_hot
+from ola_augment.logits import zero_logits
 from ola_augment.policy.base import Policy, depends_on_logits_alone
 from ola_augment.space import SearchSpace, named_space
 
@@ -63,13 +64,13 @@ class OLAPolicy(Policy):
         super().__init__(space, max_ops, replacement=strength is not None, once=True)
         size, bins = len(self.space), self.space.num_magnitude_bins
         if strength is None:
-            self.num_ops_logits = nn.Parameter(_zeros(max_ops))
+            self.num_ops_logits = zero_logits(max_ops)
         else:
             # Beside the logits, where workers see it change and files keep it.
-            self.expected_ops = nn.Parameter(_zeros(), requires_grad=False)
+            self.expected_ops = zero_logits(requires_grad=False)
             self.strength = strength
-        self.keep_logits = nn.Parameter(_zeros(size))
-        self.magnitude_logits = nn.Parameter(_zeros(size, bins))
+        self.keep_logits = zero_logits(size)
+        self.magnitude_logits = zero_logits(size, bins)
 
     @property
     def strength(self) -> float | None:
@@ -167,8 +168,3 @@ def check_strength(policy: object) -> None:
             "policy learns its strength, here it must be given: OLAPolicy(strength=...) or "
             "OLAAugment(strength=...)"
         )
-
-
-def _zeros(*shape: int) -> Tensor:
-    """In float32, whatever the default dtype and device are."""
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")

@@ -207,9 +207,13 @@ def _refuse_no_classes(targets: Any) -> None:
 
 def _in_precision_of(model: nn.Module, inputs: Any) -> Any:
     """Floats in the one precision that all parameters have, as trainers give them to a model."""
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    floats = isinstance(inputs, Tensor) and inputs.is_floating_point()
-    return inputs.to(dtypes.pop()) if floats and len(dtypes) == 1 else inputs
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return inputs
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    first = next(dtypes, inputs.dtype)
+    # Asked at every temperature: where nothing is to be done the first parameter says so.
+    alike = first == inputs.dtype or all(other == first for other in dtypes)
+    return inputs.to(first) if alike else inputs
 
 
 class _CrossEntropy:

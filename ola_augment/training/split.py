@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Sampler
 
-from ola_augment.logits import LogitsModule
+from ola_augment.logits import LogitsModule, zero_logits
 from ola_augment.streams import rank_here, stream_of
 
 
@@ -60,7 +60,7 @@ class SplitPolicy(LogitsModule):
         if num_splits < 2:
             raise ValueError(f"num_splits must be at least 2, got {num_splits}")
         self.inverted = inverted
-        self.logits = nn.Parameter(torch.zeros(num_splits, dtype=torch.float32, device="cpu"))
+        self.logits = zero_logits(num_splits)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that make such a policy again, for files.

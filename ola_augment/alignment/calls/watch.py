@@ -158,9 +158,7 @@ class Watch(Nodes, Mode, Generic[OriginT]):
         if origin is not None and func not in OF_SHAPE:
             self.mark(tensors_in((result,)), origin)
             if args and isinstance(args[0], Tensor) and writes_in_place(func):
-                base = base_of(args[0])
-                written = args[0] if base is None else base
-                self.mark((args[0], written), origin)
+                self.mark((args[0], base_of(args[0])), origin)
         return result
 
     def _no_concern(self, function: Function, args: Any, kwargs: Any) -> bool:

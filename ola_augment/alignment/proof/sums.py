@@ -108,7 +108,7 @@ class SumCheck:
         }
         if wrong:
             said = unexplained(name for name in names if group_of[name] in wrong)
-            raise RuntimeError(said + _IN_16_BITS * any(eps[group] > 1e-5 for group in wrong))
+            raise RuntimeError(said + _IN_16_BITS * any(eps[group] > _COARSE for group in wrong))
 
     def _along_each(
         self, gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor]
@@ -140,11 +140,14 @@ class SumCheck:
         # Rounding errors add up like random numbers: sizes are norms, of the examples' alignments
         # and of the products that make up <gradient, g>. The last part is for gradients that are
         # rounding noise beside the others'. Observed at most: a fifth of this.
-        own = (_FACTOR if eps < 1e-5 else 2) * eps
+        own = (2 if eps > _COARSE else _FACTOR) * eps
         return (max(own, off) + self._rounding) * size + own / 10 * largest
 
 
 _EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+
+#: Precision of a call beyond which it is of 16 bits.
+_COARSE = 1e-5
 
 #: Elements of a parameter up to which it is compared together with others.
 _SMALL = 4096
