@@ -106,9 +106,9 @@ mutants: $(STAMP) ## mutation testing, bounded: 90 % must be noticed
 matrix: $(STAMP) ## the tests that would notice, with both ends of the supported versions
 	$(BIN)/python examples/reliability/matrix.py
 
-zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (half an hour)
+zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (one to two hours)
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
-	$(BIN)/python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
+	$(BIN)/python examples/zoo/run.py --jobs 2 --limit 900 --table docs/_zoo_table.md
 
 xla: ## all operations and a learner on an XLA device, in an environment of its own (.venv-xla)
 	test -d .venv-xla || $(PYTHON) -m venv .venv-xla

@@ -5,7 +5,7 @@ random weights, a random reference gradient; the truth is one autograd.grad per 
 the same random states. Where BatchNorm mixes the examples the sum of the alignments is compared,
 and then, with its statistics held, every example. Each model runs in a process of its own.
 
-    python examples/zoo/run.py --jobs 2 --table docs/_zoo_table.md
+    python examples/zoo/run.py --jobs 2 --limit 900 --table docs/_zoo_table.md
     python examples/zoo/run.py --only 'swin|beit'
 """
 
