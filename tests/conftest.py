@@ -1,10 +1,14 @@
 """Options of the suite."""
 
+import multiprocessing
 import random
 
 import pytest
 
 from ola_augment.operations import compile_kernels
+
+# Processes of tests are forked from one that has imported these, instead of importing them each.
+multiprocessing.set_forkserver_preload(["ola_augment.training", "pytest"])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Real processes of one process group, for tests: each check is run by every rank."""
+"""Real processes of one process group, for tests."""
 
 import os
 import socket
@@ -12,15 +12,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
+def run_ranks(worker, *given, ranks=2):
+    """``worker(rank, port, *given)`` in a process for each rank, with a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(worker, (port, *given), ranks, start_method="forkserver")
+
+
 def run_checks(checks, folder, given=None, ranks=2):
     """Name -> what every rank returned, of functions ``check(rank, given)``.
 
     ``given`` travels to the ranks in shared memory. A check that raises gives its traceback.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (port, str(folder), checks, given, ranks), nprocs=ranks)
+    run_ranks(_rank, str(folder), checks, given, ranks, ranks=ranks)
     found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     return {name: [one[name] for one in found] for name in found[0]}
 

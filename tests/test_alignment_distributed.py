@@ -6,15 +6,14 @@ Processes that communicate inside forward verify as often as each other, whateve
 
 from __future__ import annotations
 
-import socket
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from alignment_oracles import capture, relative_error
+from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -107,10 +106,7 @@ def momentum_contrast(rank: int) -> None:
 
 
 def test_each_process_aligns_its_own_examples_with_the_averaged_gradient(tmp_path: Path) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    run_ranks(worker, str(tmp_path))
     (first, first_logits), (second, second_logits) = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )

@@ -1,15 +1,14 @@
 """Two gloo processes: every way to run them learns one policy, the same on both ranks."""
 
 import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from loops import CLIP, dataset, learner_of, logits, network, optimizer_of, plain_loop
+from ranks import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -110,10 +109,7 @@ def test_every_way_learns_the_same_policy_on_both_ranks(tmp_path):
         ("accelerate 1", by_accelerate, ()),
         ("huggingface 2", by_huggingface, (2,)),
     ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path), ways), nprocs=RANKS)
+    run_ranks(worker, str(tmp_path), ways, ranks=RANKS)
     first, second = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)
     )

@@ -1,15 +1,14 @@
 """A rank that dies or lags: torch.distributed's own error, and nothing is half done."""
 
 import os
-import socket
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,19 +23,6 @@ def join(rank, port, seconds):
     address = f"tcp://127.0.0.1:{port}"
     timeout = timedelta(seconds=seconds)
     dist.init_process_group("gloo", address, world_size=2, rank=rank, timeout=timeout)
-
-
-def run_both(worker, folder):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    context = mp.get_context("spawn")
-    ranks = [context.Process(target=worker, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
 
 
 class Die(Callback):
@@ -64,7 +50,7 @@ def one_dies(rank, port, folder):
 
 
 def test_a_rank_that_dies_leaves_the_others_an_error_and_a_whole_checkpoint(tmp_path):
-    run_both(one_dies, tmp_path)
+    run_ranks(one_dies, str(tmp_path))
     error = (tmp_path / "error").read_text()
     assert "peer" in error.lower() or "connection" in error.lower(), error
     assert sorted(os.listdir(tmp_path)) == ["error", "m.jsonl", "run.ckpt"]
@@ -97,5 +83,5 @@ def one_lags(rank, port, folder):
 
 
 def test_a_rank_that_lags_behind_the_timeout_is_an_error_and_moves_nothing(tmp_path):
-    run_both(one_lags, tmp_path)
+    run_ranks(one_lags, str(tmp_path))
     assert (tmp_path / "passed").exists()

@@ -1,13 +1,12 @@
 """What goes wrong in one step of an updater stays in that step."""
 
 import math
-import socket
 from datetime import timedelta
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 
 from ola_augment import GARUpdater, NSLRUpdater, OLAAugment, OLALearner, OLAPolicy, Thermostat
@@ -201,10 +200,7 @@ def worker(rank, port):
 
 
 def test_ranks_skip_together():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(worker, args=(port,), nprocs=2)
+    run_ranks(worker)
 
 
 def test_the_entropy_bonus_is_added():

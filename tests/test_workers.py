@@ -69,7 +69,7 @@ def draws(batches):
         ("fork", False, True),
         ("fork", True, False),
         ("fork", True, True),
-        ("spawn", True, True),
+        ("forkserver", True, True),
     ],
 )
 def test_every_worker_and_epoch_draws_differently_and_a_seed_repeats(
@@ -103,7 +103,7 @@ def test_collate_augments_whole_batches(context):
         assert torch.equal(images, augment.replay(data.tensors[0][labels], actions))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
 def test_persistent_workers_draw_with_the_current_logits(context):
     augment = OLAAugment("rand_augment")
     batches = loader(images_and_labels(), 2, context, True, collate_fn=augment.collate)
