@@ -132,9 +132,54 @@ def test_other_means(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     torch.testing.assert_close(aligned(model, lambda: loss(model(x), y), g), true)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 4, 5, 8])
+def test_a_mean_of_means(batch: int) -> None:
+    """The outer one says nothing of the examples, all of which each of its values is made of."""
+    model, x, y, g = linear()
+    x, y = x[:batch], y[:batch]
+    t = torch.randn(batch, 3).double()
+
+    def loss(z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([F.cross_entropy(z, y), F.mse_loss(z, t), z.square().mean()]).mean()
+
+    z = model(x)
+    each = [loss(z[i : i + 1], y[i : i + 1], t[i : i + 1]) for i in range(batch)]
+    true = own(model, torch.stack(each), g)
+    torch.testing.assert_close(aligned(model, lambda: loss(model(x), y, t), g), true)
+
+
+def test_a_sum_beside_a_mean_over_all_examples_alike() -> None:
+    model, x, y, g = linear()
+    z = model(x)
+    true = own(model, F.cross_entropy(z, y, reduction="none") + z.square().sum(1), g)
+
+    def loss() -> Tensor:
+        z = model(x)
+        return F.cross_entropy(z, y) + z.square().sum() / 8
+
+    torch.testing.assert_close(aligned(model, loss, g), true)
+
+
+@pytest.mark.parametrize("by", [{"size_average": False}, {"reduce": True, "size_average": False}])
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+def test_sums_by_their_old_names_are_refused(by: dict[str, bool]) -> None:
+    model, x, y, g = linear()
+    with pytest.raises(RuntimeError, match='="sum"'):
+        aligned(model, lambda: F.cross_entropy(model(x), y, **by), g)
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
+        (lambda z: z.square().mean(0).mean(), "no mean"),
+        (lambda z: torch.cat((z.square().sum(1), z.square().mean()[None])).mean(), "no mean"),
+        (
+            lambda z: (
+                F.cross_entropy(z.repeat(2, 1), torch.tensor([0, 1, 2, 0] * 3 + [-100] * 4))
+                + z.square().sum() / 8
+            ),
+            "different numbers",
+        ),
         (lambda z: z.square().sum(), "no mean"),
         (lambda z: z.square().mean(1).sum() / len(z), "no mean"),
         (lambda z: F.mse_loss(z, z.detach() + 1, reduction="sum"), '="sum"'),

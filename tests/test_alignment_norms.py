@@ -218,6 +218,38 @@ def test_norms_of_complex_gradients(width):
     torch.testing.assert_close(captured.norms(), true_norms(model, x, y, loss))
 
 
+class RealAmongComplex(nn.Module):
+    def __init__(self, meet):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.w = nn.Parameter(torch.randn(6))
+        self.meet = meet
+
+    def forward(self, x):
+        return self.last(self.meet(torch.fft.fft(self.first(x)), self.w))
+
+
+@pytest.mark.parametrize(
+    "meet",
+    [
+        lambda z, w: (z * w).real,
+        lambda z, w: (w * z + w).abs(),
+        lambda z, w: (z - w).abs(),
+        lambda z, w: (w - z).abs(),
+        lambda z, w: (z / w).real,
+        lambda z, w: torch.cat((z, w.expand_as(z)), 1).cumprod(1).abs()[:, 6:],
+        lambda z, w: torch.lerp(z, w.to(z.dtype), 0.3j).abs(),
+    ],
+)
+def test_norms_of_real_parameters_that_meet_complex_data(meet):
+    torch.manual_seed(0)
+    model = RealAmongComplex(meet).double()
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    with GradientAlignment(model, fallback=True).capture(norms=True) as captured:
+        sum_loss(model(x), y).backward()
+    torch.testing.assert_close(captured.norms(), true_norms(model, x, y))
+
+
 def test_tied_weights_are_added_before_the_norm():
     torch.manual_seed(0)
     model = Tied().double()

@@ -52,6 +52,12 @@ def _seed() -> None:
             input=w[:1], batch1=h.unsqueeze(1), batch2=w.expand(len(h), -1, -1)
         ).squeeze(1),
         "cat": lambda h, w: torch.cat(tensors=(h, w[0].expand_as(h)), dim=1)[:, 3:9],
+        "cat-axis": lambda h, w: torch.cat((h, w[0].expand_as(h)), axis=1)[:, 3:9],
+        "concatenate-axis": lambda h, w: torch.concatenate((w[0].expand_as(h), h), axis=-1)[:, 3:9],
+        "rsub": lambda h, w: torch.rsub(h, w[0], alpha=2) + torch.rsub(w[1], h, alpha=3),
+        "add-complex": lambda h, w: torch.add(
+            torch.fft.fft(h), torch.complex(w[0], w[1]), alpha=2 + 1j
+        ).abs(),
         "stack": lambda h, w: torch.stack(tensors=(h, w[0].expand_as(h)), dim=1).sum(1),
         "add": lambda h, w: torch.add(input=h, other=w[0], alpha=2),
         "sub": lambda h, w: torch.sub(input=w[0], other=h),

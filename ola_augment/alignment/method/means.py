@@ -6,7 +6,7 @@ of an example with n of them is their mean, so that its terms are multiplied by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ class Means:
     def note(self, function: Function, args: Any, kwargs: Any, result: Any) -> None:
         """A call that reads no parameter: a mean, or a sum in its place?"""
         if function in LOSSES:
-            reduction = kwargs.get("reduction", "mean")
+            reduction = _reduction(kwargs)
         elif spelled(function) == "mean":
             reduction = "mean"
         else:
@@ -70,19 +70,29 @@ class Means:
         Raises:
             RuntimeError: no mean was seen in it, a sum, or means that divide by other numbers.
         """
-        means, uses = _below(loss.grad_fn, self._found, located)
-        if None in means:
-            raise RuntimeError(_SUM)
-        if not means:
-            raise RuntimeError(_NO_MEAN)
-        for mean in means:
-            assert mean is not None
-            for number, factors in _factors(mean, tapes, uses):
-                known = self._factors.get(number, torch.zeros_like(factors))
-                both = (known > 0) & (factors > 0)
-                if not torch.allclose(known[both], factors[both], rtol=1e-4):
-                    raise RuntimeError(_DIFFERENT)
-                self._factors[number] = torch.maximum(known, factors)
+        shared: set[Node] = set()
+        while True:
+            means, uses, beside = _below(loss.grad_fn, self._found, located, shared)
+            if None in means.values():
+                raise RuntimeError(_SUM)
+            if not means:
+                raise RuntimeError(_NO_MEAN)
+            found = {node: _factors(mean, tapes, uses) for node, mean in means.items() if mean}
+            new = {node for node, factors in found.items() if factors is None}
+            if not new:
+                break
+            shared |= new
+        settled = [one for each in found.values() for one in each or ()]
+        for number, factors in settled:
+            known = self._factors.get(number, torch.zeros_like(factors))
+            both = (known > 0) & (factors > 0)
+            if not torch.allclose(known[both], factors[both], rtol=1e-4):
+                raise RuntimeError(_DIFFERENT)
+            self._factors[number] = torch.maximum(known, factors)
+        if beside and settled:
+            alike = torch.cat([self._factors[number] for number, _ in settled])
+            if not torch.allclose(alike, alike[0], rtol=1e-4):
+                raise RuntimeError(_DIFFERENT)
 
     def of(self, number: int) -> Tensor:
         """The factors of a pass's examples, (batch,); 1 where an example is in no mean.
@@ -100,6 +110,14 @@ class Means:
         self._found.clear()
 
 
+def _reduction(kwargs: Any) -> str:
+    """A loss's reduction, which its old arguments say too."""
+    average, reduce = kwargs.get("size_average"), kwargs.get("reduce")
+    if average is None and reduce is None:
+        return str(kwargs.get("reduction", "mean"))
+    return "none" if reduce is False else "sum" if average is False else "mean"
+
+
 def _classes(input: Tensor, target: Tensor, kwargs: Any) -> tuple[Any, Tensor | None, int]:
     """Denominator, counted positions and classes of a mean over positions of one class each."""
     classes = 0 if input.dim() == 1 else 1
@@ -114,18 +132,30 @@ def _classes(input: Tensor, target: Tensor, kwargs: Any) -> tuple[Any, Tensor | 
 
 def _factors(
     mean: Mean, tapes: Sequence[Tape], uses: Sequence[Located]
-) -> list[tuple[int, Tensor]]:
-    """The factors of the examples in a mean, by the number of their pass."""
+) -> list[tuple[int, Tensor]] | None:
+    """The factors of the examples in a mean, by the number of their pass.
+
+    None for a mean of what all examples share, be it of means: its denominator is none of theirs.
+
+    Raises:
+        RuntimeError: some of it is an example's own, and some is not.
+    """
     reached = [n for n, tape in enumerate(tapes) if any(use.tape is tape for use in uses)]
     sizes = [tapes[number].batch for number in reached]
     counted, like = mean.counted, mean.like
-    if counted is None and len(reached) == 1 and like.shape[:1] == (sizes[0],):
+    rows = len(reached) == 1 and like.shape[:1] == (sizes[0],)
+    if counted is None and rows and _by_row(mean.edge, uses):
         return [(reached[0], like.new_full((sizes[0],), sizes[0], dtype=torch.float64))]
     owners = _owners(mean, [tapes[number] for number in reached], uses)
+    several = owners == _SEVERAL
+    if several.any():
+        if (several | (owners == _NOBODY)).all():
+            return None
+        raise RuntimeError(_NO_MEAN)
     if mean.classes is not None:
         owners = owners.amax(mean.classes)
     if counted is not None:
-        owners = torch.where(counted.to(owners.device), owners, -1)
+        owners = torch.where(counted.to(owners.device), owners, _NOBODY)
     n = torch.bincount(owners[owners >= 0].flatten(), minlength=sum(sizes)).double()
     whole = mean.denominator if counted is not None else owners.numel()
     factors = torch.where(n > 0, whole / n.clamp(min=1), 0.0)
@@ -133,7 +163,10 @@ def _factors(
 
 
 def _owners(mean: Mean, tapes: Sequence[Tape], uses: Sequence[Located]) -> Tensor:
-    """For each entry, the example that it depends on, numbered through the passes; -1: none."""
+    """For each entry, the example that it depends on, numbered through the passes.
+
+    Or `_NOBODY`, or `_SEVERAL`.
+    """
     probe = torch.zeros_like(mean.like).requires_grad_()
     ends = torch.tensor([0, *(tape.batch for tape in tapes)], device="cpu").cumsum(0).tolist()
     first = {id(tape): end for tape, end in zip(tapes, ends, strict=False)}
@@ -152,19 +185,42 @@ def _owners(mean: Mean, tapes: Sequence[Tape], uses: Sequence[Located]) -> Tenso
             return torch.autograd.grad(along, probe, retain_graph=True)[0] != 0
 
         numbers = torch.arange(ends[-1], device="cpu")
-        owners = reached(numbers >= 0).long() - 1
+        owners = reached(numbers >= 0).long() + _NOBODY
+        several = torch.zeros_like(owners, dtype=torch.bool)
         for bit in range(max(ends[-1] - 1, 0).bit_length()):
-            owners += reached((numbers >> bit & 1).bool()).long() << bit
+            ones = (numbers >> bit & 1).bool()
+            of_ones = reached(ones)
+            owners += of_ones.long() << bit
+            several |= of_ones & reached(~ones)
     except RuntimeError as error:
         raise RuntimeError(f"{_NO_MEAN} ({error})") from error
-    return owners
+    return torch.where(several, _SEVERAL, owners)
+
+
+def _by_row(edge: GradientEdge, uses: Sequence[Located]) -> bool:
+    """Whether what a mean was taken of is plainly computed row by row from uses of parameters."""
+    ends = {(use.edge.node, use.edge.output_nr) for use in uses}
+    node: Node | None
+    node, number = edge.node, edge.output_nr
+    while node is not None and (node, number) not in ends:
+        if node.name() not in _ROW_BY_ROW:
+            return False
+        node, number = node.next_functions[0]
+    return node is not None
 
 
 def _below(
-    root: Node | None, means: Mapping[Node, Mean | None], located: Mapping[Any, Located]
-) -> tuple[list[Mean | None], list[Located]]:
-    """The means nearest to a loss, and the last uses of parameters below them."""
-    found: list[Mean | None] = []
+    root: Node | None,
+    means: Mapping[Node, Mean | None],
+    located: Mapping[Any, Located],
+    shared: Collection[Node],
+) -> tuple[dict[Node, Mean | None], list[Located], bool]:
+    """The means nearest to a loss, and the last uses of parameters below them.
+
+    And whether there are uses beside the means. Means of what all examples share are passed by.
+    """
+    found: dict[Node, Mean | None] = {}
+    beside = False
     uses: list[Located] = []
     pending: list[tuple[Node, int, bool]] = [] if root is None else [(root, 0, True)]
     seen = set()
@@ -177,14 +233,23 @@ def _below(
         use = located.get((node, number))
         if use is not None:
             uses += [] if above else [use]
+            beside = beside or above
             continue
-        if above and node in means:
-            found.append(means[node])
+        if above and node in means and node not in shared:
+            found[node] = means[node]
             above = False
         pending += [(n, i, above) for n, i in node.next_functions if n is not None]
-    return found, uses
+    return found, uses, beside
 
 
+#: Instead of the number of an example.
+_NOBODY, _SEVERAL = -1, -2
+#: Calls whose first argument is what is differentiated, and whose rows are its rows.
+_ROW_BY_ROW = {
+    "NllLossBackward0", "LogSoftmaxBackward0", "MseLossBackward0", "L1LossBackward0",
+    "SmoothL1LossBackward0", "HuberLossBackward0", "BinaryCrossEntropyWithLogitsBackward0",
+    "BinaryCrossEntropyBackward0", "ToCopyBackward0",
+}  # fmt: skip
 _OF_CLASSES = {F.cross_entropy, F.nll_loss}
 LOSSES = {
     getattr(F, name)
@@ -205,5 +270,5 @@ _NO_MEAN = (
 )
 _DIFFERENT = (
     'reduction="mean" was declared, but the loss inside capture() is made of means that divide by '
-    'different numbers of rows: declare reduction="sum"'
+    'different numbers of rows, or of such a mean and a sum: declare reduction="sum"'
 )

@@ -17,58 +17,69 @@ from ola_augment.alignment.method.rules.rule import broadcast, everywhere, keep
 from ola_augment.alignment.method.terms import Term
 
 
-def _shape(value: Any) -> torch.Size:
-    return value.shape if isinstance(value, Tensor) else torch.Size()
+def _met(argument: Any, factor: Callable[[Tensor], Tensor]) -> Use:
+    """The use of a factor or term; a real one's gradient is real, whatever it meets."""
+    if not isinstance(argument, Tensor):
+        return argument, broadcast(torch.Size(), factor)
+    if argument.is_complex():
+        return argument, broadcast(argument.shape, factor)
+    return argument, broadcast(argument.shape, lambda delta: _real(factor(delta)))
 
 
-def add(input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
+def _real(gradient: Tensor) -> Tensor:
+    return gradient.real if gradient.is_complex() else gradient
+
+
+def add(input: Any, other: Any, *, alpha: complex = 1) -> Iterator[Use]:
     """For y = a + alpha b."""
-    yield input, broadcast(_shape(input), lambda delta: delta)
-    yield other, broadcast(_shape(other), lambda delta: alpha * delta)
+    yield _met(input, lambda delta: delta)
+    yield _met(other, lambda delta: alpha.conjugate() * delta)
 
 
-def subtract(input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
+def subtract(input: Any, other: Any, *, alpha: complex = 1) -> Iterator[Use]:
     """For y = a - alpha b."""
     return add(input, other, alpha=-alpha)
 
 
-def subtract_from(input: Any, other: Any) -> Iterator[Use]:
-    """For y = b - a."""
-    return add(other, input, alpha=-1)
+def subtract_from(input: Any, other: Any, *, alpha: complex = 1) -> Iterator[Use]:
+    """For y = b - alpha a."""
+    return add(other, input, alpha=-alpha)
 
 
 def multiply(input: Any, other: Any) -> Iterator[Use]:
     """For y = a b; the gradient of a complex factor is delta times the other's conjugate."""
     for argument, factor in ((input, other), (other, input)):
         if isinstance(argument, Tensor) and argument.requires_grad:
-            yield argument, broadcast(argument.shape, _times(factor))
+            yield _met(argument, _times(factor))
 
 
 def _times(factor: Any) -> Any:
     if not isinstance(factor, Tensor):
-        return lambda delta: delta * factor
+        return lambda delta: delta * factor.conjugate()
     kept = keep(factor)
     return lambda delta: delta * kept.conj()
 
 
-def cat(tensors: Sequence[Tensor], dim: int = 0) -> Iterator[Use]:
+def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> Iterator[Use]:
     """Each tensor receives its own segment of delta."""
-    start = 0
+    start, dim = 0, dim if axis is None else axis
     for tensor in tensors:
-        shape, size = tensor.shape, tensor.shape[dim]
-        yield tensor, _segment(shape, dim, start, size)
+        size = tensor.shape[dim]
+        yield tensor, _segment(tensor, dim, start, size)
         start += size
 
 
-def _segment(shape: torch.Size, dim: int, start: int, size: int) -> MakeTerm:
+def _segment(tensor: Tensor, dim: int, start: int, size: int) -> MakeTerm:
+    _, of_segment = _met(tensor, torch.clone)  # a view would keep the whole of delta alive
+    dims = tensor.dim()
+
     def term(delta: Tensor, layout: Layout) -> Term:
-        if layout.batch > 1 and layout.dim == dim % len(shape):
+        if layout.batch > 1 and layout.dim == dim % dims:
             raise RuntimeError(
                 "a parameter is concatenated along the dimension that holds the examples; such "
                 "rows belong to no example"
             )
-        # A copy: a view would keep the whole of delta alive.
-        found: Term = broadcast(shape, torch.clone)(delta.narrow(dim, start, size), layout)
+        found: Term = of_segment(delta.narrow(dim, start, size), layout)
         return found
 
     return term
