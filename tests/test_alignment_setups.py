@@ -357,11 +357,56 @@ class Timed(nn.Module):
         return self.last(x * self.time(t.unsqueeze(-1)))
 
 
+class Listed(nn.Module):
+    """Takes a list: of examples, or of inputs of one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, images: Any) -> Tensor:
+        return self.last(torch.stack(list(images))).sum(-2)
+
+
+class Masked(nn.Module):
+    def __init__(self, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.mix, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        mask = self.mask if mask is None else mask
+        return self.last(torch.einsum("st,btd->bsd", mask, self.mix(x))).mean(1)
+
+
+def test_a_mask_with_as_many_rows_as_examples_is_to_be_a_buffer() -> None:
+    x, y, mask = torch.randn(4, 4, 6), torch.randint(3, (4,)), torch.ones(4, 4).tril()
+    model = Masked()
+    engine = GradientAlignment(model)
+    with pytest.raises(RuntimeError, match="happens to have as many a buffer"), engine.capture():
+        F.cross_entropy(model(x, mask), y, reduction="sum").backward()
+    advised = Masked(mask).double()
+    g = random_direction(advised)
+    with GradientAlignment(advised).capture() as captured:
+        F.cross_entropy(advised(x.double()), y, reduction="sum").backward()
+    torch.testing.assert_close(captured.align(g), per_example(advised, x.double(), y, g))
+
+
 def test_what_is_no_batch_is_refused_by_name() -> None:
     model = Timed()
     engine = GradientAlignment(model)
     with pytest.raises(ValueError, match="5 came out: give the batch first"), engine.capture():
         model(t=torch.tensor([2.0]), x=torch.randn(5, 4)).sum().backward()
+    listed = Listed()
+    engine = GradientAlignment(listed)
+    for images in ([torch.randn(1, 6)] * 4, tuple(torch.randn(4, 1, 6))):
+        with pytest.raises(ValueError, match=r"a list of 4 .* torch.stack\(images\)"):  # noqa: SIM117
+            with engine.capture():
+                listed(images).sum().backward()
+    x, g = torch.randn(4, 1, 6), random_direction(listed)
+    with engine.capture() as captured:
+        listed([x, x]).sum().backward()
+    assert captured.align(g).shape == (4,)
     linear = nn.Linear(4, 3)
     engine = GradientAlignment(linear)
     nested = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)

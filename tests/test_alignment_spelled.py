@@ -110,6 +110,30 @@ def test_any_spelling(call) -> None:  # type: ignore[no-untyped-def]
     torch.testing.assert_close(alignments, per_example(model, x, y, g), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda w: torch.sign(w) * F.relu(w.abs() - torch.sigmoid(w[:1])),
+        lambda w: sum(w**k for k in range(3)),
+        lambda w: torch.round(w / w[0, 0]) * w[0, 0],
+        lambda w: w - torch.floor(w),
+        lambda w: torch.floor(w) + w.detach(),
+        lambda w: (w > 0).to(w.dtype) * w,
+        lambda w: torch.trunc(w) * 2 + w.clamp(3, 4) + w**2,
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_weights_whose_derivative_is_zero_somewhere(weight, first: bool) -> None:  # type: ignore[no-untyped-def]
+    model = Spelled(lambda h, w: F.linear(h, weight(w))).double()
+    x, y = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    g, engine = random_direction(model), GradientAlignment(model)
+    with engine.capture(norms=True, gradients=g if first else None) as captured:
+        F.cross_entropy(model(x), y, reduction="sum").backward()
+    found = captured.align() if first else captured.align(g)
+    model.zero_grad()
+    torch.testing.assert_close(found, per_example(model, x, y, g))
+
+
 class OpensLate(nn.Module):
     """From the fourth pass on the examples are permuted, by calls that were made before."""
 

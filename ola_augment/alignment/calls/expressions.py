@@ -114,12 +114,19 @@ def jvp(
     with torch.enable_grad():
         inputs = [primal.detach().requires_grad_() for primal in primals]
         output = function(*inputs)
+        if not output.requires_grad:
+            return torch.zeros_like(output)
         cotangent = torch.zeros_like(output, requires_grad=True)
         pulled = torch.autograd.grad(
             output, inputs, cotangent, create_graph=True, materialize_grads=True
         )
+        moved = [t.to(p.dtype) for t, p in zip(tangents, inputs, strict=True)]
+        # Rounding and signs have a derivative of zero, which depends on nothing.
+        depends = [(p, t) for p, t in zip(pulled, moved, strict=True) if p.requires_grad]
+        if not depends:
+            return torch.zeros_like(output).detach() + 0 * sum(tangent.sum() for tangent in moved)
         result = torch.autograd.grad(
-            pulled, cotangent, [t.to(p.dtype) for t, p in zip(tangents, inputs, strict=True)],
+            [p for p, _ in depends], cotangent, [t for _, t in depends],
             allow_unused=True, create_graph=linear,
         )[0]  # fmt: skip
     if result is None:

@@ -125,7 +125,9 @@ def verify(
             raise RuntimeError(
                 f"output {step[1]} of the model, of shape {tuple(shape)}, mixes the {batch} "
                 "examples of the batch: changing one of them changes others' rows. Examples that "
-                "influence each other cannot be aligned (but through BatchNorm's statistics)"
+                "influence each other cannot be aligned (but through BatchNorm's statistics). "
+                "An argument with as many rows is taken for theirs: make a table that only happens "
+                "to have as many a buffer"
             )
     known.decisions.update({s: d for s, d in decisions.items() if s[0] != _OUTPUT})
     path = plain.walked(known.decisions)

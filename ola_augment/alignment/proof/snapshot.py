@@ -8,7 +8,13 @@ import operator
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
@@ -85,9 +91,9 @@ class Undisturbed:
 
     Covered: random states; values, versions and gradients of parameters and buffers; attributes of
     its modules and of the objects in them, lists, dicts, sets, arrays and random generators
-    included; what its hooks and forward methods reach through closures and global names; caches of
-    ``parametrize.cached()``. Files, sockets, class
-    attributes and Python modules are not.
+    included; what its hooks and forward methods reach through closures, partials and global
+    names; caches of ``parametrize.cached()``. Files, sockets, class attributes and Python modules
+    are not.
 
     Args:
         model: with all that hangs on it.
@@ -168,6 +174,10 @@ class Undisturbed:
                 return []
         if issubclass(own, MethodType):
             return [value.__self__, value.__func__]
+        if issubclass(own, BuiltinMethodType):
+            return [value.__self__]
+        if issubclass(own, functools.partial):
+            return [value.func, value.args, value.keywords]
         if issubclass(own, FunctionType):
             return self._reached_by(value)
         held = self._in_slots(value)
