@@ -357,6 +357,45 @@ class Timed(nn.Module):
         return self.last(x * self.time(t.unsqueeze(-1)))
 
 
+class Weighted(nn.Module):
+    """A learned weight of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.s = nn.Linear(6, 3), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x)
+
+
+def test_numbers_that_are_no_example_s_and_the_ways_out() -> None:
+    model = Weighted().double()
+    x, y, g = torch.randn(5, 6).double(), torch.randint(3, (5,)), random_direction(model)
+    engine = GradientAlignment(model, reduction="mean")
+
+    def penalty() -> Tensor:
+        return 0.1 * sum(p.square().sum() for p in model.parameters())  # type: ignore[return-value]
+
+    def own() -> Tensor:
+        return torch.exp(-model.s) * F.cross_entropy(model(x), y, reduction="none") + model.s
+
+    for loss in (
+        lambda: F.cross_entropy(model(x), y) + penalty(),
+        lambda: torch.exp(-model.s) * F.cross_entropy(model(x), y) + model.s,
+    ):
+        with pytest.raises(RuntimeError, match="belongs to no example"), engine.capture():
+            loss().backward()
+    model.zero_grad()
+    with engine.capture() as captured:
+        own().mean().backward()
+    penalty().backward()
+    found = captured.align(g)
+    for row, alone in zip(own(), found, strict=True):
+        grads = torch.autograd.grad(row, list(model.parameters()), retain_graph=True)
+        named = zip(model.named_parameters(), grads, strict=True)
+        torch.testing.assert_close(alone, sum((d * g[n]).sum() for (n, _), d in named))
+
+
 class Listed(nn.Module):
     """Takes a list: of examples, or of inputs of one batch."""
 

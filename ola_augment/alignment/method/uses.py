@@ -81,6 +81,13 @@ class LocatedUse(Located):
 
     def settle(self, decision: Decision, batch: int) -> None:
         """Where the examples lie was found out; refused where it was not."""
+        if not isinstance(decision, Layout) and not self.shape:
+            raise RuntimeError(
+                f"{self.name} of parameter {listed(self.names)} gives one number, which belongs to "
+                "no example: take a penalty outside of capture(), in a backward() of its own or as "
+                "the optimizer's weight_decay, and multiply a learned weight with the examples' "
+                'own losses (reduction="none") before their mean or sum'
+            )
         if not isinstance(decision, Layout):
             raise RuntimeError(
                 f"{self.name} reads parameter {listed(self.names)} and gives a "
