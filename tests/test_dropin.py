@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import sys
 from collections import defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -381,7 +382,7 @@ def test_an_array_in_a_sample_is_its_image():
     assert array is image
     for mask in (image[..., 0], image.copy(), (image[..., 0] > 3)[..., None]):
         with pytest.raises(ValueError, match=r"two arrays of size \(16, 20\).*tv_tensors.Mask"):
-            transform({"image": image, "mask": mask})
+            transform({"image": image, "labels": mask})
 
 
 def test_dictionaries_of_albumentations_move_all_or_are_refused():
@@ -411,7 +412,50 @@ def test_dictionaries_of_albumentations_move_all_or_are_refused():
     assert out["keypoints"].tolist() == [[18.5, 2.0]]
     assert torch.equal(out["masks"][0].as_subclass(torch.Tensor), RGB[0, 0].flip(-1))
     assert out["labels"] == ["dog"]
-    transform({"image": image, "bboxes": [], "keypoints": None})
+    transform({"image": image, "bboxes": [], "keypoints": None, "masks": np.zeros((0, 16, 20))})
+
+
+IDS = np.arange(320).reshape(16, 20)
+
+
+@pytest.mark.parametrize("kind", ["array", "PIL", "tensor", "Image"])
+@pytest.mark.parametrize(
+    ("key", "mask"),
+    [
+        ("mask", IDS),
+        ("mask", IDS[None]),
+        ("mask", IDS[..., None]),
+        ("mask", IDS.tolist()),
+        ("mask", IDS[::2, ::2]),
+        ("masks", np.stack([IDS, IDS])),
+        ("masks", [torch.from_numpy(IDS)]),
+        ("masks", (IDS, IDS)),
+    ],
+)
+def test_masks_that_are_not_wrapped_are_refused_and_the_advice_works(key, mask, kind):
+    image = PICTURES[kind](RGB[0])
+    transform = augment()
+    state = transform.generator.get_state()
+    sample = {"image": image, key: mask}
+    calls = {
+        "alone": lambda: transform(sample),
+        "in a tuple": lambda: transform((sample, 3)),
+        "as an argument": lambda: transform(sample, 3),
+        "nested": lambda: transform({"sample": [sample]}),
+        "apart": lambda: transform(image, {"target": {key: mask}}),
+        "collated": lambda: transform.collate([sample, sample]),
+    }
+    for call in calls.values():
+        with pytest.raises(TypeError, match=f"'{key}' of the dictionary would stay") as caught:
+            call()
+    assert torch.equal(transform.generator.get_state(), state)
+    (code,) = re.findall(r"pass (.*), or rename", str(caught.value))
+    names = {"tv_tensors": tv_tensors, "mask": mask, "masks": mask}
+    if np.shape(mask)[-2:] == (16, 20):
+        sample[key] = eval(code, names)
+        moved = always(Operation("flip_lr"))(sample)[key]
+        for part, before in zip(moved, mask, strict=True):
+            assert np.array_equal(part, np.asarray(before)[..., ::-1])
 
 
 @pytest.mark.parametrize(

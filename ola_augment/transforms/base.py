@@ -52,7 +52,8 @@ class PolicyTransform(Batches):
             filled with 0 unless the dictionary has an entry for ``tv_tensors.Mask``. Like
             ``interpolation`` it cannot be changed afterwards.
         generator: a CPU generator to draw with; None uses torch's global one. In a DataLoader
-            worker it is replaced by one seeded with it and the worker's own seed.
+            worker it is replaced by one seeded with it and the worker's own seed; transforms that
+            were given one generator share it there, too.
         value_range: (low, high), what is black and white, such as (0, 4095) for 12 bits; None is
             0 .. 255 for uint8, 0 .. 65535 for uint16 and 0 .. 1 for floats.
         grey_weights: one weight per channel of the grey image that color and contrast blend with;
@@ -109,7 +110,7 @@ class PolicyTransform(Batches):
                 return self._run_one(sample, self._sample_one().slots, seen)
             return self.transform(sample, self.make_params([sample]))
         if not is_list_of_images(sample):
-            refuse_unwrapped_annotations(inputs)
+            refuse_unwrapped_annotations(sample)
             return super().forward(*inputs)
         for picture in sample:
             self._check(picture)

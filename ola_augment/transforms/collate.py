@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from ola_augment.actions import Actions
 from ola_augment.transforms.advice import to_bytes
 from ola_augment.transforms.inputs import Clips, WithAlpha, check_picture, layout, to_tensor
+from ola_augment.transforms.samples import refuse_unwrapped_annotations
 
 
 def stack_samples(
@@ -32,7 +33,8 @@ def stack_samples(
 
     Raises:
         TypeError, ValueError: no samples, another structure or image size than the first one's,
-            images that cannot be augmented, boxes or key points, an entry ``"actions"``.
+            images that cannot be augmented, boxes or key points, masks that are not wrapped, an
+            entry ``"actions"``.
     """
     if not samples:
         raise ValueError("samples must hold at least one, got none")
@@ -44,6 +46,7 @@ def stack_samples(
             )
     if isinstance(samples[0], dict) and "actions" in samples[0]:
         raise ValueError("samples must have no entry 'actions', which is where the actions go")
+    refuse_unwrapped_annotations(samples)
     chosen = needs_transform(flat[0])
     columns = [list(column) for column in zip(*flat, strict=True)]
     batches = [

@@ -57,29 +57,37 @@ def refuse_label_maps(pictures: Sequence[Any]) -> None:
         )
 
 
-def refuse_unwrapped_annotations(inputs: Sequence[Any]) -> None:
+def refuse_unwrapped_annotations(sample: Any) -> None:
     """Refuse what albumentations' dictionaries call boxes, key points and masks, unless wrapped.
 
     Lists and arrays are what nothing is known of: they would stay where they are.
 
+    Args:
+        sample: in which dictionaries may lie at any depth.
+
     Raises:
         TypeError: with what to pass instead.
     """
-    for sample in inputs:
-        if not isinstance(sample, Mapping):
-            continue
-        # Beside an array as the image, one of its size is refused as a second image.
-        pictures = isinstance(sample.get("image"), np.ndarray)
+    if isinstance(sample, Mapping):
         for key, wrapper in _UNWRAPPED.items():
-            entry = sample.get(key)
-            if not isinstance(entry, (np.ndarray, list, tuple)) or not len(entry):
-                continue
-            wrapped = all(isinstance(part, ANNOTATIONS) for part in entry)
-            if not wrapped and not (pictures and key.startswith("mask")):
+            if _is_unwrapped(sample.get(key)):
                 raise TypeError(
                     f"{key!r} of the dictionary would stay where it is while the image moves: pass "
                     f"{wrapper}, or rename it if it shall stay"
                 )
+    elif not isinstance(sample, (list, tuple)):
+        return
+    for entry in sample.values() if isinstance(sample, Mapping) else sample:
+        refuse_unwrapped_annotations(entry)
+
+
+def _is_unwrapped(entry: Any) -> bool:
+    """Whether an entry that has the name of an annotation is a list or array that holds some."""
+    if isinstance(entry, np.ndarray):
+        return entry.size > 0
+    if not isinstance(entry, (list, tuple)):
+        return False
+    return not all(isinstance(part, ANNOTATIONS) for part in entry)
 
 
 def refuse_unseen_image(flat_sample: list[Any], chosen: list[bool]) -> None:
