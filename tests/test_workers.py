@@ -1,6 +1,9 @@
 """Augmentation inside DataLoader workers."""
 
 import copy
+import gc
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from ola_augment import (
     Operation,
     PolicyTransform,
     SearchSpace,
+    UniformPolicy,
 )
+from ola_augment.streams import _SHARED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -164,6 +169,65 @@ def test_workers_that_draw_from_a_copy_repeat_from_a_seed(persistent):
         return nn.utils.parameters_to_vector(augment.policy.named_logits().values())
 
     assert torch.equal(learn(), learn())
+
+
+class TwoViews(Dataset):
+    """Two transforms of one generator, or of two that were seeded alike."""
+
+    def __init__(self, seeds=(7,), of=lambda views: views):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        cutout = UniformPolicy(SearchSpace((Operation("cutout", 2, 2),)), 1, 1.0)
+        self.views = of([PolicyTransform(cutout, generator=g) for g in (generators * 2)[:2]])
+        self.images = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return [view.augment(self.images)[1].centers for view in self.views]
+
+
+def drawn_twice(data, workers, context, persistent=False):
+    """Centres of both views over two epochs, (2 N, 1, 2) each."""
+    batches = loader(data, workers, context, persistent)
+    return [torch.cat(views) for views in zip(*batches, *batches, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("workers", "context", "persistent"),
+    [(0, None, False), (2, "fork", False), (2, "fork", True), (2, "spawn", True)],
+)
+def test_transforms_of_one_generator_draw_from_one_stream(workers, context, persistent):
+    kinds = [TwoViews]
+    if context != "spawn":
+        kinds += [
+            lambda: TwoViews(of=copy.deepcopy),
+            lambda: TwoViews(of=lambda views: pickle.loads(pickle.dumps(views))),
+            lambda: TwoViews(of=lambda views: [views[0], copy.copy(views[0])]),
+        ]
+    results = [drawn_twice(make(), workers, context, persistent) for make in kinds]
+    for drawn in results:
+        assert len(torch.cat(drawn).unique(dim=0)) == 4 * N  # no draw comes twice
+        assert all(map(torch.equal, drawn, results[0]))
+
+
+def test_generators_that_were_seeded_alike_stay_two():
+    first, second = drawn_twice(TwoViews((7, 7)), 2, "fork")
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == 2 * N
+
+
+def test_a_generator_that_is_exchanged_or_gone_is_forgotten(monkeypatch):
+    worker = SimpleNamespace(seed=11)
+    monkeypatch.setattr("ola_augment.transforms.drawing.get_worker_info", lambda: worker)
+    data, held = TwoViews(), len(_SHARED)
+    before = data[0]
+    data.views[0].generator = torch.Generator().manual_seed(7)
+    assert torch.equal(data[0][0], before[0])
+    assert len(_SHARED) == held + 2
+    del data
+    gc.collect()
+    assert len(_SHARED) == held
 
 
 def test_policies_share_their_logits_and_copies_do_not():

@@ -15,7 +15,7 @@ from ola_augment.draw import Draw
 from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
-from ola_augment.streams import rank_here, stream_of
+from ola_augment.streams import SharedGenerator, rank_here, shared, stream_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,26 +35,24 @@ class Drawing(FixedAttributes, v2.Transform):  # type: ignore[misc]
         self.rank: int | None = None
         self._started_by = 0  # the rank that started this process, where it is a worker
         self._drawn = threading.local()
-        self._worker_generator: torch.Generator | None = None
+        self._shared: SharedGenerator | None = None  # the generator, where a worker draws
         self._checked_in_worker = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A generator as bytes: as a tensor it would travel to a spawned worker in shared memory
-        # that its sender frees too early.
         state = self.__dict__.copy()
         del state["_drawn"]
+        state["_shared"] = None
         if get_spawning_popen() is not None:
             state["_started_by"] = self._rank_here()
         if self.generator is not None:
-            state["generator"] = self.generator.get_state().numpy().tobytes()
+            state["generator"] = shared(self.generator)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._drawn = threading.local()
-        if isinstance(self.generator, bytes):
-            saved = torch.frombuffer(bytearray(self.generator), dtype=torch.uint8)
-            self.generator = torch.Generator().set_state(saved)
+        if isinstance(self.generator, SharedGenerator):  # of a shallow copy
+            self.generator = self.generator.generator
 
     @property
     def space(self) -> SearchSpace:
@@ -112,10 +110,9 @@ class Drawing(FixedAttributes, v2.Transform):  # type: ignore[misc]
         worker = get_worker_info()
         if self.generator is None or worker is None:
             return self.generator
-        if self._worker_generator is None:
-            seed = (self.generator.initial_seed() ^ worker.seed) % 2**63
-            self._worker_generator = torch.Generator().manual_seed(seed)
-        return self._worker_generator
+        if self._shared is None or self._shared.generator is not self.generator:
+            self._shared = shared(self.generator)
+        return self._shared.in_worker(worker.seed)
 
     def _rank_here(self) -> int:
         return self.rank if self.rank is not None else rank_here() or self._started_by
