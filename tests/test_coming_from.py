@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ola_augment
-from ola_augment import Operation
+from ola_augment import Operation, SearchSpace
 
 ROOT = Path(__file__).parents[1]
 TABLE = (ROOT / "docs" / "_coming_from_table.md").read_text(encoding="utf-8")
@@ -50,13 +50,24 @@ def test_a_difference_is_seen():
 
 
 @pytest.mark.parametrize("page", ["coming_from", "guides/albumentations"])
-def test_the_operations_of_the_pages_can_be_made(page):
+def test_what_the_pages_say_to_write_can_be_made(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    found = re.findall(r"`(Operation\([^`]*\))`", text)
-    assert len(found) >= 1
-    for code in found:
-        assert isinstance(eval(code, {"Operation": Operation}), Operation)
-    for name in set(
-        re.findall(r"\b(TrivialAugment|RandAugment|OLAAugment|PolicyTransform)\(", text)
-    ):
-        assert hasattr(ola_augment, name)
+    operations = (Operation(name) for name in ("identity", "invert", "flip_lr"))
+    names = {**vars(ola_augment), "space": SearchSpace(operations)}
+    if "search_space()" in text:
+        pytest.importorskip("kornia")
+        names["search_space"] = importlib.import_module("ola_augment.kornia").search_space
+    if "TimmRandAugmentPolicy" in text:
+        pytest.importorskip("timm")
+        timm = importlib.import_module("ola_augment.integrations.timm")
+        names["TimmRandAugmentPolicy"] = timm.TimmRandAugmentPolicy
+    kinds = {"Operation": Operation, **{name: names[name] for name in POLICIES}}
+    found = re.findall(rf"`(({'|'.join(kinds)})\([^`]*\))`", text)
+    assert found
+    for code, kind in found:
+        if "(...)" not in code:
+            assert isinstance(eval(code, dict(names)), kinds[kind]), code
+
+
+#: What a page names of ours, beside operations.
+POLICIES = ("TrivialAugment", "RandAugment", "OLAAugment", "UniformPolicy", "PolicyTransform")

@@ -180,10 +180,17 @@ def test_albumentations(monkeypatch):
 
         return run
 
-    names = ("Compose", "RandomResizedCrop", "HorizontalFlip", "MotionBlur")
-    monkeypatch.setitem(
-        sys.modules, "albumentations", SimpleNamespace(**dict.fromkeys(names, made))
-    )
+    def blur(limit, **settings):
+        random = {"angle_range", "direction_range", "allow_shifted"} - set(settings)
+        assert not random, f"draws its {random}, which is not replayed"
+        ends = (limit, settings["angle_range"], settings["direction_range"])
+        assert all(low == high for low, high in ends)
+        assert not settings["allow_shifted"]
+        return made()
+
+    names = ("Compose", "RandomResizedCrop", "HorizontalFlip")
+    stand_in = SimpleNamespace(**dict.fromkeys(names, made), MotionBlur=blur)
+    monkeypatch.setitem(sys.modules, "albumentations", stand_in)
     names = run("guides/albumentations", reader())
     images = names["images"]
     assert (
@@ -192,6 +199,16 @@ def test_albumentations(monkeypatch):
     result, actions = names["OLAAugment"](names["space"], max_ops=2).augment(images)
     assert (result == images).all()
     assert actions.batch_size == len(images)
+
+
+def test_what_albumentations_blurs_is_replayed():
+    pytest.importorskip("albumentations")
+    space = run("guides/albumentations", reader())["space"]
+    augment = OLAAugment(space, max_ops=1)
+    images = torch.randint(0, 256, (16, 3, 24, 24), dtype=torch.uint8)
+    result, actions = augment.augment(images)
+    assert not torch.equal(result, images)
+    assert torch.equal(augment.replay(images, actions), result)
 
 
 def test_operations():
