@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ola_augment.kernels.functional import beside, unwrapped
 from ola_augment.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -133,6 +134,13 @@ def as_actions(value: Any) -> Any:
     return actions if fits and actions.ops.ndim in (1, 2) else value
 
 
+def unwrapped_actions(actions: Actions) -> Actions:
+    """Actions that went through a transform of ``torch.func``, as they were; any other as it is."""
+    if not isinstance(actions, Actions) or not all(isinstance(field, Tensor) for field in actions):
+        return actions
+    return Actions(*map(unwrapped, actions))
+
+
 def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None = None) -> None:
     """Refuse actions that break an invariant of :class:`Actions`, or belong to another space.
 
@@ -156,7 +164,8 @@ def check_actions(actions: Actions, space: SearchSpace, batch_size: int | None =
     if batch_size is not None and batch != batch_size:
         raise ValueError(f"actions hold {batch} examples, the batch has {batch_size}")
     if batch:
-        _check_values(actions, space)
+        with beside():
+            _check_values(actions, space)
 
 
 def _check_fields(actions: Actions) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ola_augment.actions import Actions, check_actions
+from ola_augment.actions import Actions, check_actions, unwrapped_actions
 from ola_augment.kernels.compiled import KERNELS
+from ola_augment.kernels.functional import beside
 from ola_augment.kernels.pixel_format import (
     ValueRange,
     as_grey_weights,
@@ -110,6 +111,7 @@ def _check_and_run(
     grey_weights: Sequence[float] | None,
 ) -> Tensor:
     check_images(images)
+    actions = unwrapped_actions(actions)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     ends, grey = as_value_range(value_range), as_grey_weights(grey_weights)
@@ -140,10 +142,11 @@ def run_actions(
         A new tensor of the shape, dtype and device of ``images``.
     """
     size = tuple(images.shape[2:])
-    if len(images) == 1:
-        steps = program_of_one(steps_of_one(space, slots_of(actions), *size), *size)
-    else:
-        steps = program(space, *size).steps(actions)
+    with beside():
+        if len(images) == 1:
+            steps = program_of_one(steps_of_one(space, slots_of(actions), *size), *size)
+        else:
+            steps = program(space, *size).steps(actions)
     return run_steps(images, steps, rendering)
 
 

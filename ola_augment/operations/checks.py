@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ola_augment.kernels.functional import unwrapped
 from ola_augment.kernels.pixel_format import DTYPES, PixelFormat, ValueRange
 from ola_augment.space import SearchSpace
 
@@ -41,11 +42,12 @@ def check_images(images: Tensor) -> None:
         images: (..., C, H, W).
 
     Raises:
-        TypeError: no tensor, or of a dtype that there are no kernels for.
+        TypeError: no tensor, of a dtype that there are no kernels for, or inside of ``vmap``.
         ValueError: another shape than (..., C, H, W) with at least one channel and pixel.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    unwrapped(images)
     if images.is_nested or images.layout != torch.strided or images.device.type == "meta":
         raise TypeError(_no_dense_values(images))
     if images.dtype not in DTYPES:

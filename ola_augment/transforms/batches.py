@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 from torchvision import tv_tensors
 
-from ola_augment.actions import Actions, check_actions
+from ola_augment.actions import Actions, check_actions, unwrapped_actions
 from ola_augment.transforms.collate import stack_samples, with_actions
 from ola_augment.transforms.hooks import Hooks
 from ola_augment.transforms.inputs import Clips, layout, restore
@@ -59,6 +59,7 @@ class Batches(Hooks):
         """
         picture = _with_clips(images, clips)
         self._check(picture)
+        actions = unwrapped_actions(actions)
         batch = layout(picture).batch
         batched = actions if batch else _batched(actions)
         check_actions(batched, self.space, math.prod(batch))

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from ola_augment.actions import Actions, check_actions
 from ola_augment.draw import Draw
+from ola_augment.kernels.functional import beside
 from ola_augment.logits import started_by_another, warn_if_unshared
 from ola_augment.policy import FixedAttributes, Policy
 from ola_augment.space import SearchSpace
@@ -90,7 +91,8 @@ class Drawing(FixedAttributes, v2.Transform):  # type: ignore[misc]
 
     def _sample(self, n: int) -> Actions:
         self._look_around_in_worker()
-        actions = self.policy.sample(n, self._generator_here())
+        with beside():
+            actions = self.policy.sample(n, self._generator_here())
         # What our own sampler draws is right; anything may come from a user's.
         if getattr(self.policy.sample, "__func__", None) is not Policy.sample:
             check_actions(actions, self.space, n)

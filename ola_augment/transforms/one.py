@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ola_augment.kernels import pillow
+from ola_augment.operations.executors import has_memory
 from ola_augment.transforms.inputs import restore, to_tensor
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def is_one_for_pillow(sample: Any) -> bool:
         and sample.shape[0] in (1, 3)
         and sample.dtype == torch.uint8
         and sample.device.type == "cpu"
+        and has_memory(sample)
     )
 
 

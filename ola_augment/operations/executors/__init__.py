@@ -39,12 +39,12 @@ class Executor(NamedTuple):
 
 
 def _in_a_loop(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
-    if images.device.type != "cpu":
+    if images.device.type != "cpu" or not has_memory(images):
         return False
     if rendering.pixels.of_bytes:
         return KERNELS["uint8"].ready() is not None
     tracked = images.requires_grad and torch.is_grad_enabled()
-    if images.dtype == torch.float64 or tracked or not _has_memory(images):
+    if images.dtype == torch.float64 or tracked or _is_dual(images):
         return False
     # A kernel of the user's may be differentiated.
     own = images.is_floating_point() and steps.program.has_batched
@@ -57,20 +57,24 @@ def _few_or_large(images: Tensor, steps: Steps, rendering: Rendering) -> bool:
 
 
 def _for_pillow(images: Tensor, rendering: Rendering) -> bool:
-    return rendering.pixels.of_pillow and images.device.type == "cpu"
+    return rendering.pixels.of_pillow and images.device.type == "cpu" and has_memory(images)
 
 
 def _pixels(images: Tensor) -> int:
     return images.shape[2] * images.shape[3]
 
 
-def _has_memory(images: Tensor) -> bool:
+def has_memory(images: Tensor) -> bool:
     """Whether a tensor is one of plain numbers: not inside of ``torch.func``, not fake."""
     try:
         images.data_ptr()
     except RuntimeError:
         return False
-    return unpack_dual(images).tangent is None  # type: ignore[no-untyped-call]
+    return True
+
+
+def _is_dual(images: Tensor) -> bool:
+    return unpack_dual(images).tangent is not None  # type: ignore[no-untyped-call]
 
 
 #: From the top, the first that takes the images runs them.
