@@ -88,6 +88,33 @@ def test_other_levels_keep_what_they_mean(array, dtype):
     torch.testing.assert_close(torch.as_tensor(out).flatten(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("array", [False, True])
+def test_other_levels_of_16_bits_keep_their_range(array, dtype):
+    given = torch.tensor([-100, -50, 50, 120], dtype=dtype).view(1, 2, 2)
+    name, pattern = "images", r"images\.to\(torch\.int16\)"
+    if array:
+        given, name = given.movedim(0, -1).numpy(), "image"
+        pattern = r"image\.astype\(np\.int16\)"
+    for transform in (IDENTITY, PolicyTransform(INVERT.policy, value_range=(-100, 120))):
+        with pytest.raises(TypeError, match="or uint16 with value_range") as caught:
+            transform(given)
+    out = transform(advice(str(caught.value), pattern, **{name: given}))
+    assert torch.as_tensor(out).flatten().tolist() == [120, 70, -30, -100]
+
+
+def test_label_maps_of_the_other_byte_order_become_masks():
+    labels = np.array([[1, 2, 700], [0, 5, 40000]], ">u2")
+    image = Image.fromarray(labels)
+    assert image.mode == "I;16B"
+    picture = Image.new("RGB", image.size)
+    with pytest.raises(ValueError, match="got I;16B") as alone:
+        IDENTITY(image)
+    for message in (str(alone.value), refusal((picture, image)), refusal((image, picture))):
+        mask = advice(message, r"tv_tensors\.Mask\((?:image|np.*?\))\)", image=image)
+        assert np.array_equal(IDENTITY(picture, mask)[1], labels)
+
+
 @pytest.mark.parametrize("array", [False, True])
 def test_black_and_white_becomes_black_and_white(array):
     given = RGB[:, :1] > 100

@@ -93,10 +93,11 @@ def other_dtype(dtype: torch.dtype, *, array: bool = False) -> str:
     elif dtype.is_floating_point:
         way = in_floats
     else:
+        in_shorts = in_bytes.replace("uint8", "int16")
         way = (
             f"levels of 0 .. 255, as Hugging Face's array columns hold them in int64, become "
-            f"{in_bytes}; others are scaled to [0, 1], ({in_floats} - low) / (high - low), or said "
-            "by value_range=(low, high), which int16 needs"
+            f"{in_bytes}; others are scaled to [0, 1], ({in_floats} - low) / (high - low), or, if "
+            f"16 bits hold them, become {in_shorts} or uint16 with value_range=(low, high)"
         )
     return (
         f"{name} must be uint8, uint16, int16 with a value_range, or floating, got {dtype}; {way}"

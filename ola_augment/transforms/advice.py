@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ _WITH_ALPHA = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 
 def way_out(mode: str) -> str:
     """What to do with a PIL image of a mode that is refused."""
-    label_map = "a label map beside its image is wrapped in tv_tensors.Mask(image)"
+    label_map = f"a label map beside its image is wrapped in {as_mask([mode])}"
     if mode[0] in "IF":  # Pillow would cut levels beyond 255 off
         return (
             "scale its levels, whose range nobody knows: np.asarray(image, 'float32')[..., None] / "
@@ -33,6 +34,13 @@ def way_out(mode: str) -> str:
         )
     made = f"image.convert({_WITH_ALPHA.get(mode, 'RGB')!r}) makes one"
     return f"{made} of a picture; {label_map}" if mode in ("1", "P", "PA") else made
+
+
+def as_mask(modes: Iterable[str]) -> str:
+    """Code that makes a mask of a label map, which is one of some PIL images."""
+    # torch has no numbers of the other byte order.
+    native_order = "np.asarray(image, 'int32')"
+    return f"tv_tensors.Mask({native_order if 'I;16B' in modes else 'image'})"
 
 
 def to_bytes(mode: str) -> str:

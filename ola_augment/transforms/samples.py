@@ -9,7 +9,14 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from ola_augment.transforms.advice import channels_first, check_array, native, to_bytes, torch_has
+from ola_augment.transforms.advice import (
+    as_mask,
+    channels_first,
+    check_array,
+    native,
+    to_bytes,
+    torch_has,
+)
 from ola_augment.transforms.annotations import ANNOTATIONS
 from ola_augment.transforms.inputs import layout
 
@@ -28,10 +35,11 @@ def refuse_second_picture(flat_sample: list[Any]) -> None:
     Raises:
         ValueError: with both ways out.
     """
-    if sum(isinstance(entry, PIL.Image.Image) for entry in flat_sample) > 1:
+    modes = [entry.mode for entry in flat_sample if isinstance(entry, PIL.Image.Image)]
+    if len(modes) > 1:
         raise ValueError(
             "the input holds two PIL images, and only one can be the image: wrap a label map in "
-            "tv_tensors.Mask(image), which moves along with its values as they are, and another "
+            f"{as_mask(modes)}, which moves along with its values as they are, and another "
             "image, which is to be augmented as the first, in tv_tensors.Image(image)"
         )
 
