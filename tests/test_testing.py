@@ -121,6 +121,29 @@ def test_what_differs_now_and_then_is_one_failure_of_several():
     assert "tensor(" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.float32])
+def test_the_tolerance_is_in_grey_levels_of_255(dtype):
+    top = {torch.uint8: 255, torch.uint16: 65535, torch.int16: 32767}.get(dtype, 1)
+
+    def brighter(x, by):
+        levels = x.double().clamp(max=top * 0.9) + by * top / 255
+        return (levels if dtype.is_floating_point else levels.floor()).to(dtype)
+
+    for tolerance, passes in ((3.1, True), (2.9, False)):
+        arguments = {
+            "reference": lambda x: brighter(x, 3),
+            "checks": ["reference"],
+            "tolerance": tolerance,
+            "images": images(dtypes=[dtype]),
+            "max_examples": 10,
+        }
+        if passes:
+            check_transform(lambda x: brighter(x, 0), **arguments)
+        else:
+            with pytest.raises(AssertionError, match="differs by 3 grey levels"):
+                check_transform(lambda x: brighter(x, 0), **arguments)
+
+
 def test_an_error_on_the_empty_batch_hides_no_wrong_numbers():
     def breaks(x):
         return x.reshape(len(x), -1).argmax(-1) if not x.numel() else x + 1

@@ -64,7 +64,8 @@ def check_transform(
         seed: makes the next call deterministic; by default it seeds torch, NumPy and ``random``.
         images: what to try; :func:`images` by default.
         checks: which; by default all of :data:`CHECKS` that can be made.
-        tolerance: in grey levels of 255, for floating images too; 0 or more.
+        tolerance: in grey levels of 255, for floating images and those of 16 bits too, whose white
+            is that of :func:`images`; 0 or more.
         max_examples: images for each check, at least 1.
 
     Raises:

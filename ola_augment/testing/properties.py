@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ola_augment.testing.strategies import TOPS
+
 Images = Callable[[Tensor], Any]
 Replay = Callable[[Tensor, "int | None"], Any]
 
@@ -170,16 +172,20 @@ def _assert_same(subject: Subject, other: Any, result: Any, what: str) -> None:
     assert other.shape == result.shape, f"{what} gives {tuple(other.shape)}"
     if not other.numel():
         return
-    scale = 255 if result.is_floating_point() else 1
-    difference = float((other.double() - result.double()).abs().max()) * scale
+    difference = float((other.double() - result.double()).abs().max()) * 255 / _top(result)
     assert difference <= subject.tolerance, f"{what} differs by {difference:.3g} grey levels"
 
 
 def _levels(images: Tensor) -> Tensor:
-    return images.double() * (255 if images.is_floating_point() else 1)
+    """In grey levels of 255."""
+    return images.double() * (255 / _top(images))
 
 
 def _like(images: Tensor, values: Tensor) -> Tensor:
     """An image (C, H, W) of the dtype of others, of values in [0, 1]."""
-    top = 1 if images.is_floating_point() else torch.iinfo(images.dtype).max
-    return (values.double() * top).to(images.dtype).contiguous()
+    return (values.double() * _top(images)).to(images.dtype).contiguous()
+
+
+def _top(images: Tensor) -> int:
+    """What is white; integers of 32 and 64 bits hold levels of 0 .. 255."""
+    return 1 if images.is_floating_point() else TOPS.get(images.dtype, 255)

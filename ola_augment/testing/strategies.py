@@ -37,7 +37,7 @@ def _framed(x: Tensor) -> Tensor:
 #: How far magnitudes are tried, by their unit, where a domain reaches further.
 _REACH = {"degrees": 400.0, "px": 60.0, "": 4.0, "bits": 8.0}
 #: Levels of integers reach from 0 to these, those of floats to 1.
-_TOPS = {torch.uint8: 255, torch.uint16: 65535, torch.int16: 32767}
+TOPS = {torch.uint8: 255, torch.uint16: 65535, torch.int16: 32767}
 _SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -78,7 +78,7 @@ def images(
     dtype, layout = draw(st.sampled_from(dtypes)), draw(st.sampled_from(layouts))
     kind, seed = draw(st.sampled_from(tuple(_CONTENTS))), draw(_SEEDS)
     levels = _CONTENTS[kind](shape, np.random.default_rng(seed)).clip(0, 255)
-    scaled = levels * (_TOPS[dtype] / 255) if dtype in _TOPS else levels / 255
+    scaled = levels * (TOPS[dtype] / 255) if dtype in TOPS else levels / 255
     values = torch.from_numpy(scaled).to(dtype)
     if layout == "expanded":
         return values[..., :1, :, :].expand(shape)
