@@ -5,7 +5,7 @@ import math
 import pickle
 import re
 import sys
-from collections import defaultdict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -532,6 +532,44 @@ def test_masks_of_collated_samples_follow():
     out, masks, _ = move.collate(samples)
     assert torch.equal(masks, out[:, 0] > 0)
     assert not torch.equal(out, images)
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, lambda x: defaultdict(int, x)])
+def test_keys_of_collated_samples_come_in_any_order(kind):
+    orders = (("image", "target", "id"), ("id", "image", "target"), ("target", "id", "image"))
+    samples = []
+    for i, order in enumerate(orders):
+        inner = {"label": i, "more": (Sample(i, {"a": 1, "b": 2}), [3])}
+        if i:
+            inner = {"more": (Sample(i, {"b": 2, "a": 1}), [3]), "label": i}
+        entries = {"image": RGB[i], "target": inner, "id": f"{i}"}
+        samples.append(kind({key: entries[key] for key in order}))
+    batch = augment().collate(samples)
+    assert [*batch] == [*orders[0], "actions"]
+    assert batch["target"]["label"].tolist() == [0, 1, 2]
+    assert batch["target"]["more"][0].picture.tolist() == [0, 1, 2]
+    assert batch["target"]["more"][0].label["b"].tolist() == [2, 2, 2]
+    assert batch["id"] == ["0", "1", "2"]
+    plain = augment().collate_plain(samples)
+    assert type(plain) is type(samples[0])
+    assert torch.equal(plain["image"], RGB[:3])
+    assert [*samples[1]] == [*orders[1]]
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "message"),
+    [
+        ({"a": 1}, {"b": 1}, r"sample\[1\] the keys \['a'\] and \['b'\]"),
+        ({"a": 1}, {"a": 1, "b": 1}, r"sample\[1\] the keys \['a'\] and \['a', 'b'\]"),
+        ({"a": [1]}, {"a": [1, 2]}, r"sample\[1\]\['a'\] 1 and 2 entries"),
+        (3, [3], r"sample\[1\] int and list"),
+        ((3,), [3], r"sample\[1\] tuple and list"),
+    ],
+)
+def test_samples_of_several_structures_are_told_apart(first, other, message):
+    for collate in (augment().collate, augment().collate_plain):
+        with pytest.raises(ValueError, match=f"one structure, got for {message}$"):
+            collate([(RGB[0], first), (RGB[1], other)])
 
 
 def test_collated_samples_that_make_no_batch_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_structure
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
@@ -25,7 +26,7 @@ def stack_samples(
     """Stack the entries of samples, one batch for each entry.
 
     Args:
-        samples: of one structure.
+        samples: of one structure; the keys of dictionaries may come in any order.
         needs_transform: which entries of a flattened sample are images and annotations.
 
     Returns:
@@ -38,12 +39,8 @@ def stack_samples(
     """
     if not samples:
         raise ValueError("samples must hold at least one, got none")
-    flat, specs = zip(*(tree_flatten(sample) for sample in samples), strict=True)
-    for spec in specs:
-        if spec != specs[0]:
-            raise ValueError(
-                f"samples of a batch must have one structure, got {specs[0]} and {spec}"
-            )
+    spec = tree_structure(samples[0])
+    flat = [_flat_as(samples[0], spec, sample) for sample in samples]
     if isinstance(samples[0], dict) and "actions" in samples[0]:
         raise ValueError("samples must have no entry 'actions', which is where the actions go")
     refuse_unwrapped_annotations(samples)
@@ -53,7 +50,42 @@ def stack_samples(
         _stack(column) if picture else default_collate(column)
         for column, picture in zip(columns, chosen, strict=True)
     ]
-    return batches, chosen, specs[0]
+    return batches, chosen, spec
+
+
+def _flat_as(first: Any, spec: TreeSpec, sample: Any) -> list[Any]:
+    """The entries of a sample in the order of the first one's, whose structure it must have.
+
+    Raises:
+        ValueError: it has another, with what differs.
+    """
+    flat, own = tree_flatten(sample)
+    if own != spec:
+        flat, own = tree_flatten(_ordered_as(first, sample, "sample"))
+    if own != spec:
+        raise ValueError("samples of a batch must have one structure, got several")
+    return flat
+
+
+def _ordered_as(first: Any, other: Any, name: str) -> Any:
+    """The same with the keys of its dictionaries in the order of the first one's."""
+    if not isinstance(first, (dict, list, tuple)) and not isinstance(other, (dict, list, tuple)):
+        return other
+    got = " and ".join(type(x).__name__ for x in (first, other))
+    if type(first) is type(other) and isinstance(first, dict):
+        if set(first) == set(other):
+            ordered = copy.copy(other)
+            ordered.clear()
+            ordered.update({k: _ordered_as(first[k], other[k], f"{name}[{k!r}]") for k in first})
+            return ordered
+        got = f"the keys {[*first]} and {[*other]}"
+    elif type(first) is type(other):
+        if len(first) == len(other):
+            pairs = enumerate(zip(first, other, strict=True))
+            parts = [_ordered_as(one, two, f"{name}[{i}]") for i, (one, two) in pairs]
+            return type(other)(*parts) if hasattr(other, "_fields") else type(other)(parts)
+        got = f"{len(first)} and {len(other)} entries"
+    raise ValueError(f"samples of a batch must have one structure, got for {name} {got}")
 
 
 def with_actions(batch: Any, actions: Actions) -> Any:
