@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import nn
 
+from ola_augment import OLAAugment
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.held_out import HeldOut
+from ola_augment.training.held_out_batches import halves_of
+from ola_augment.training.held_out_sample import sample_of
 from ola_augment.training.rejoin import Rejoin
 
 
@@ -201,3 +204,107 @@ def test_held_out_images_take_the_precision_of_the_model(dtype, inputs):
     for name, gradient in expected.items():
         assert found[name].dtype == dtype
         torch.testing.assert_close(found[name].float(), gradient, rtol=0.05, atol=0.02)
+
+
+def sorted_by_class(count=600, classes=10, size=64):
+    """Loader of images that lie class by class, as ImageFolder gives them."""
+    images = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 0, 0] = torch.arange(count)
+    dataset = torch.utils.data.TensorDataset(images, torch.arange(count) * classes // count)
+    return torch.utils.data.DataLoader(dataset, size)
+
+
+def told_apart(batches):
+    """Which images are in each half, and how many are in each of its batches."""
+    halves = HeldOut(batches, 0.5).halves
+    which = [[int(one) for images, _ in half for one in images[:, 0, 0, 0]] for half in halves]
+    return which, [[len(labels) for _, labels in half] for half in halves]
+
+
+def test_of_many_images_some_of_every_class_decide():
+    (train, tell), sizes = told_apart(sorted_by_class())
+    assert len(train) + len(tell) == 256 == len({*train, *tell})
+    for half in (train, tell):
+        counts = collections.Counter(image // 60 for image in half)
+        assert sorted(counts) == list(range(10))
+        assert max(counts.values()) < 25
+    assert min(map(min, sizes)) > 20  # a BatchNorm wants more than a few
+    again = HeldOut(sorted_by_class(), 0.5)
+    before = torch.get_rng_state()
+    halves = again.halves
+    assert torch.get_rng_state().equal(before)
+    assert all(len(labels.unique()) > 5 for half in halves for _, labels in half)
+
+
+def test_which_of_many_images_decide_does_not_hang_on_the_order():
+    loader = sorted_by_class(400)
+    shuffled = torch.utils.data.DataLoader(loader.dataset, 50, shuffle=True)
+    found = [told_apart(batches)[0] for batches in (loader, shuffled, list(shuffled))]
+    assert [[sorted(half) for half in halves] for halves in found] == [
+        [sorted(half) for half in found[0]]
+    ] * 3
+
+
+def test_as_many_images_as_decide_stay_in_their_batches():
+    for loader in (sorted_by_class(256), sorted_by_class(300, size=300)):
+        sample = sample_of(loader, 256)
+        assert len(sample) == len(loader)
+        for batch, own in zip(loader, sample, strict=True):
+            assert all(map(torch.equal, batch, own))
+
+
+def test_one_batch_of_many_that_are_more_than_decide():
+    assert sum(map(len, told_apart(sorted_by_class(700, size=300))[0])) == 300
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, last=None):
+        self.last = last
+        self.read = 0
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        while self.read != self.last:
+            self.read += 1
+            yield torch.rand(1, 2, 2, generator=generator), self.read // 1000
+
+
+@pytest.mark.parametrize(("last", "read"), [(900, 900), (None, 64 * 256)])
+def test_of_a_stream_not_more_is_read_than_a_bound(last, read):
+    stream = Stream(last)
+    sample = sample_of(torch.utils.data.DataLoader(stream, 32), 256)
+    assert sum(len(labels) for _, labels in sample) == 256
+    assert stream.read == read
+    assert last or max(int(labels.max()) for _, labels in sample) == 16
+
+
+def test_a_sample_of_batches_of_any_structure():
+    """Dictionaries, actions, names, a number for a batch, and images of two sizes."""
+    policy = OLAAugment(strength=1.0).policy
+    batches = [
+        {
+            "label": torch.full((30,), k % 3),
+            "image": torch.rand(30, 1, 4, 4 + k % 2),
+            "actions": policy.sample(30),
+            "file": [f"{k}-{i}" for i in range(30)],
+            "weight": torch.tensor(0.5),
+        }
+        for k in range(20)
+    ]
+    for batch in batches:
+        batch["image"][:, 0, 0, 0] = batch["label"]
+        batch["image"][:, 0, 0, 1] = torch.arange(30)
+    sample = sample_of(batches, 256)
+    assert sum(len(batch["label"]) for (batch,) in sample) == 256
+    for half in halves_of(sample):
+        for (batch,) in half:
+            size = len(batch["label"])
+            assert len(batch["image"]) == len(batch["actions"].keep) == len(batch["file"]) == size
+            assert torch.equal(batch["image"][:, 0, 0, 0].long(), batch["label"])
+            numbers = [int(file.split("-")[1]) for file in batch["file"]]
+            assert batch["image"][:, 0, 0, 1].tolist() == numbers
+            assert batch["weight"] == 0.5
+
+
+def test_batches_without_tensors_are_kept_from_the_start():
+    assert sample_of([(str(k),) for k in range(300)], 256) == [(str(k),) for k in range(256)]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ola_augment import OLAAugment, OLALearner, ValueUpdater
 from ola_augment.alignment import DirectionalAlignment
+from ola_augment.training.checks import HeldOutClasses
 
 B = 8
 
@@ -373,6 +374,32 @@ def test_held_out_batches_sorted_by_class_are_said():
     held_out = [(images, torch.full((B,), label)) for label in range(3)]
     with pytest.warns(UserWarning, match="of a single class: shuffle"):
         run_recommended(network(), lambda images: images / 255, pairs=20, held_out=held_out)
+
+
+@pytest.mark.parametrize(("order", "said"), [("sorted", True), ("shuffled", False)])
+def test_held_out_batches_of_few_classes_each_are_said(order, said):
+    labels = torch.arange(240) // 24  # ten classes; two of them, or one, in a batch that is sorted
+    if order == "shuffled":
+        labels = labels[torch.randperm(240, generator=torch.Generator().manual_seed(0))]
+    classes = HeldOutClasses()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            for k, part in enumerate(labels.split(32)):
+                classes.see((torch.zeros(len(part), 3, 8, 8), part), first=k == 0)
+    found = [str(warning.message) for warning in caught]
+    assert found == [text for text in found if "hold 1.9 of 10 classes on average: shuffle" in text]
+    assert len(found) == said
+
+
+def test_where_few_batches_were_seen_the_others_have_a_word():
+    """Of images in the order of their classes some of the first are of one class."""
+    images = torch.zeros(8, 3, 8, 8)
+    batches = [(images, torch.full((8,), label)) for label in (0, 0, 0, 1, 2)]
+    classes = HeldOutClasses()
+    classes.see(batches[0], first=True)
+    with pytest.warns(UserWarning, match="of a single class: shuffle"):
+        classes.whole(batches)
 
 
 def test_labels_that_are_none_say_nothing():

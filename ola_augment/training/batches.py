@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -94,9 +95,9 @@ def entries_of(batch: Any) -> tuple[list[Any], TreeSpec]:
     """The entries of a batch of any nesting, and what ``tree_unflatten`` puts together again.
 
     Those of a mapping lie as those of a tuple would: images, targets, others by their names.
-    :class:`Actions` are one entry.
+    :class:`Actions` are one entry, and so is a list of names.
     """
-    return tree_flatten(_in_order(batch), is_leaf=are_actions)
+    return tree_flatten(_in_order(batch), is_leaf=lambda part: are_actions(part) or are_names(part))
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -129,6 +130,12 @@ def class_labels(batch: Any) -> list[int] | None:
 def are_actions(part: Any) -> bool:
     """Whether an entry of a batch is what workers drew for it."""
     return isinstance(as_actions(part), Actions)
+
+
+def are_names(part: Any) -> bool:
+    """Whether an entry of a batch is a list of texts or paths, as of the examples' files."""
+    listed = type(part) in (tuple, list) and len(part) > 0
+    return listed and all(isinstance(entry, (str, bytes, os.PathLike)) for entry in part)
 
 
 def _in_order(batch: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from ola_augment.training.batches import class_labels, tensors_of
 _LEVELS = 10.0
 #: Halves in which forgotten gradients are looked for; each look waits for the device.
 _LOOKS = 8
+#: Share of the classes that a shuffled batch would hold, below which batches are sorted by class.
+_FEW = 2 / 3
+_SHUFFLE = "shuffle them, DataLoader(held_out, batch_size=64, shuffle=True), or make batches larger"
 
 
 class InputRanges:
@@ -151,10 +156,10 @@ class Leftovers:
 
 
 class HeldOutClasses:
-    """Notices held-out images that are all of one class, or each batch of one."""
+    """Notices held-out images that are all of one class, or batches that lack most classes."""
 
     def __init__(self) -> None:
-        self._batches: list[set[int]] = []
+        self._batches: list[Counter[int]] = []
         self._done = False
 
     def see(self, batch: Any, first: bool) -> None:
@@ -167,31 +172,46 @@ class HeldOutClasses:
         if self._done:
             return
         if first and self._batches:
-            self._conclude()
+            self._conclude(self._batches)
             return
         labels = class_labels(batch)
         if labels is None:
             self._done = True
         else:
-            self._batches.append(set(labels))
+            self._batches.append(Counter(labels))
 
     def whole(self, batches: Iterable[Any]) -> None:
-        """Take in a pass over all at once."""
-        if not self._done and not self._batches:
+        """Take in examples of a whole pass, in batches that may be others than those seen so far.
+
+        Of these it was perhaps no whole pass.
+        """
+        seen = self._batches
+        if not self._done:
+            self._batches = []
             for batch in batches:
                 self.see(batch, first=False)
         if not self._done:
-            self._conclude()
+            self._conclude(seen or self._batches)
 
-    def _conclude(self) -> None:
+    def _conclude(self, batches: list[Counter[int]]) -> None:
+        """Of the classes in all batches, how many are in each of some of them?"""
         self._done = True
-        classes = set().union(*self._batches)
-        if len(classes) == 1:
-            text = f"all held-out images are of one class ({classes.pop()}): what helps these may "
-            text += "harm the others; hold out some images of every class"
-        elif all(len(labels) == 1 for labels in self._batches):
-            text = "each batch of held-out images is of a single class: shuffle them, "
-            text += "DataLoader(held_out, batch_size=64, shuffle=True), or make batches larger"
+        counts = sum(self._batches, Counter[int]())
+        if len(counts) == 1:
+            text = f"all held-out images are of one class ({next(iter(counts))}): what helps these "
+            text += "may harm the others; hold out some images of every class"
+        elif all(len(labels) == 1 for labels in batches):
+            text = f"each batch of held-out images is of a single class: {_SHUFFLE}"
+        elif (found := fmean(map(len, batches))) < _FEW * _expected(batches, counts):
+            text = f"batches of held-out images hold {found:.2g} of {len(counts)} classes on "
+            text += f"average: {_SHUFFLE}"
         else:
             return
         warnings.warn(text, stacklevel=2)
+
+
+def _expected(batches: list[Counter[int]], counts: Counter[int]) -> float:
+    """How many classes a batch would hold on average, were all images shuffled."""
+    whole = counts.total()
+    sizes = [labels.total() for labels in batches]
+    return fmean(sum(1 - (1 - n / whole) ** size for n in counts.values()) for size in sizes)

@@ -23,6 +23,7 @@ from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.given import are_counts, check_named
 from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
+from ola_augment.training.held_out_sample import sample_of
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import (
     all_ranks,
@@ -106,11 +107,12 @@ class HeldOut:
     def halves(self) -> tuple[list[Any], list[Any]]:
         """Batches of the images that may train during a trial, and of those that tell.
 
-        At most 256 images, or one batch, are read once and kept (:func:`halves_of`).
+        At most 256 images, or as many as a batch has, are kept: all, or a sample of all
+        (:func:`sample_of`), of each class a half (:func:`halves_of`).
         """
         if not self._halves[1]:
             with drawing_nothing():
-                sample = self._batches.first(_MOST_EXAMPLES)
+                sample = sample_of(self._batches, _MOST_EXAMPLES)
             self._classes.whole(sample)
             self._halves = halves_of(sample)
         return self._halves

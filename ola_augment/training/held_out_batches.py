@@ -18,6 +18,7 @@ from ola_augment.streams import rank_here, world_size
 from ola_augment.training.batches import (
     TARGETS,
     are_actions,
+    are_names,
     class_labels,
     drawing_nothing,
     entries_of,
@@ -32,8 +33,8 @@ NO_BATCH = (
     "reference holds no batch: there must be held-out images, and with drop_last=True as many as a "
     "batch"
 )
-#: Odd and large: sums of labels times this tell labels apart.
-_SPREAD = 2654435761
+#: Odd and large: numbers times this tell apart what lies side by side.
+SPREAD = 2654435761
 
 
 class Cycle:
@@ -61,18 +62,8 @@ class Cycle:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
-    def first(self, examples: int) -> list[tuple[Any, ...]]:
-        """As many batches from the start as hold so many examples, but one at least."""
-        found: list[tuple[Any, ...]] = []
-        count = 0
-        for batch in self._batches:
-            count += examples_of(batch)
-            if found and count > examples:
-                break
-            found.append(_as_tuple(batch))
-        if not found:
-            raise ValueError(NO_BATCH)
-        return found
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
 
     def next(self) -> tuple[Any, ...]:
         """The next batch; after the last one, the first."""
@@ -89,7 +80,7 @@ class Cycle:
                 raise ValueError(NO_BATCH)
         self.position += 1
         self._read = self.position
-        return _as_tuple(batch)
+        return as_tuple(batch)
 
     def __getstate__(self) -> dict[str, Any]:
         # An iterator stays with its process; the copy goes on at the same position.
@@ -114,8 +105,8 @@ def examples_of_ranks(batches: Iterable[Any], count: int) -> tuple[float, float]
     told = [count, 0, 0]
     with drawing_nothing():
         for batch in batches:
-            labels = [label * _SPREAD % 2**32 for label in _classes(batch)]
-            more = 0, sum(_keys(batch)), sum(labels)
+            labels = [label * SPREAD % 2**32 for label in _classes(batch)]
+            more = 0, sum(keys_of(batch)), sum(labels)
             told = [(one + other) % 2**50 for one, other in zip(told, more, strict=True)]
     own = torch.tensor(told, dtype=torch.float64, device="cpu")
     found = torch.stack(gather_over_ranks(own, own.device))
@@ -139,7 +130,7 @@ def refuse_example(batch: Any) -> None:
     if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
         raise ValueError(
             "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
-            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
+            "example: DataLoader(held_out, batch_size=64, shuffle=True) makes batches of a data set"
         )
 
 
@@ -149,7 +140,7 @@ def halves_of(batches: list[Any]) -> tuple[list[Any], list[Any]]:
     What an example holds decides where it goes, so that ranks and resumed runs agree, whatever the
     order. The second half is not empty.
     """
-    keys = [list(zip(_classes(batch), _keys(batch), strict=True)) for batch in batches]
+    keys = [list(zip(_classes(batch), keys_of(batch), strict=True)) for batch in batches]
     known: dict[int, list[int]] = {}
     for label, key in sorted(itertools.chain(*keys)):
         known.setdefault(label, []).append(key)
@@ -164,7 +155,7 @@ def halves_of(batches: list[Any]) -> tuple[list[Any], list[Any]]:
     for half, wanted in zip(halves, (not swapped, swapped), strict=True):
         for batch, some in zip(batches, chosen, strict=True):
             where = torch.tensor([is_first == wanted for is_first in some], device="cpu")
-            half += [_part(batch, where)] if where.any() else []
+            half += [part_of(batch, where)] if where.any() else []
     return halves
 
 
@@ -174,7 +165,7 @@ def _classes(batch: Any) -> list[int]:
     return [0] * examples_of(batch) if labels is None else labels
 
 
-def _keys(batch: Any) -> list[int]:
+def keys_of(batch: Any) -> list[int]:
     """A number for each example of a batch, by the bytes of its images."""
     tensors = tensors_of(batch)
     if not tensors:
@@ -183,12 +174,14 @@ def _keys(batch: Any) -> list[int]:
     return [zlib.crc32(row.view(torch.uint8).numpy().tobytes()) for row in rows]
 
 
-def _part(batch: Any, where: Tensor) -> Any:
+def part_of(batch: Any, where: Tensor) -> Any:
     """Some examples of a batch."""
 
     def chosen(entry: Any) -> Any:
         if are_actions(entry):
             return as_actions(entry).select(where)
+        if are_names(entry) and len(entry) == len(where):
+            return type(entry)(itertools.compress(entry, where.tolist()))
         if not (isinstance(entry, Tensor) and entry.dim()):
             return entry
         if len(entry) != len(where):
@@ -202,5 +195,6 @@ def _part(batch: Any, where: Tensor) -> Any:
     return tree_unflatten(map(chosen, entries), spec)
 
 
-def _as_tuple(batch: Any) -> tuple[Any, ...]:
+def as_tuple(batch: Any) -> tuple[Any, ...]:
+    """A batch as the arguments of a loss, after the model."""
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
