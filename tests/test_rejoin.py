@@ -7,8 +7,14 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-from ola_augment import OLAAugment, OLALearner
+from ola_augment import OLAAugment, OLALearner, SplitBatchSampler, SplitPolicy
 from ola_augment.training import Trial
 from ola_augment.training.epoch import known_size
 from ola_augment.training.rejoin import Rejoin, Rejoined
@@ -241,6 +247,67 @@ def test_number_of_images_in_an_epoch():
 
     stream = torch.utils.data.DataLoader(Stream(), batch_size=4)
     assert known_size(stream) is None
+
+
+class Sharing(torch.utils.data.BatchSampler):
+    """As accelerate's: each of two processes has every other batch of another one."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+        self.batch_size = batch_sampler.batch_size
+
+    def __iter__(self):
+        return itertools.islice(self.batch_sampler, 0, None, 2)
+
+    def __len__(self):
+        return len(self.batch_sampler) // 2
+
+
+class Passing:
+    """A loader around another one, as timm's."""
+
+    def __init__(self, loader):
+        self.dataset, self.sampler = loader.dataset, loader.sampler
+
+
+class Unknown(torch.utils.data.Sampler):
+    def __iter__(self):
+        return iter([[0, 1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"sampler": SubsetRandomSampler(range(5))}, 5),
+        ({"sampler": WeightedRandomSampler([1.0] * 9, 20)}, 20),
+        ({"sampler": DistributedSampler(range(9), 4, 0)}, 9),  # padded to 12
+        ({"sampler": DistributedSampler(range(9), 4, 0, drop_last=True)}, 9),
+        ({"sampler": DistributedSampler(range(5), 2, 0)}, 5),  # of some of them
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(5)), 2, True)}, 5),
+        ({"batch_sampler": Sharing(BatchSampler(range(9), 2, False))}, 9),
+        ({"batch_sampler": SplitBatchSampler(SplitPolicy(2), [[0, 1], [2, 3]], 3, 4)}, 12),
+        ({"batch_sampler": [[0, 1], [2], [3, 4, 5]]}, 6),
+        ({"batch_sampler": Unknown()}, None),
+    ],
+)
+def test_number_of_images_in_an_epoch_is_that_of_its_sampler(options, size):
+    dataset = torch.utils.data.TensorDataset(*examples(0, 9))
+    before = torch.get_rng_state()
+    loader = torch.utils.data.DataLoader(dataset, **options)
+    assert known_size(loader) == size
+    assert "batch_sampler" in options or known_size(Passing(loader)) == size
+    assert torch.get_rng_state().equal(before)
+
+
+def test_number_of_images_in_an_epoch_of_a_stream_that_has_a_length():
+    class Known(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(*examples(0, 9), strict=True))
+
+        def __len__(self):
+            return 9
+
+    assert known_size(torch.utils.data.DataLoader(Known(), batch_size=4)) == 9
 
 
 def test_batches_of_any_structure_are_joined():

@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from ola_augment.streams import world_size
 from ola_augment.training.batches import drawing_nothing, examples_of
+
+#: What those raise that have no length.
+_NO_LENGTH = AttributeError, NotImplementedError, TypeError
 
 
 class EpochImages:
@@ -47,15 +52,37 @@ def known_size(loader: Any) -> int | None:
     """Number of images in an epoch of a loader; None of a stream, which only its end would tell.
 
     Args:
-        loader: with a dataset, which is that of all ranks, or a length, which is that of this one;
-            or with neither.
+        loader: with samplers, which say what a pass gives; with a dataset alone, which is that of
+            all ranks, or a length, which is that of this one; or with none of these.
     """
-    whole_batches = getattr(loader, "batch_sampler", loader) is None  # the dataset's entries
-    with contextlib.suppress(AttributeError, NotImplementedError, TypeError):
-        if not whole_batches:
+    batches = getattr(loader, "batch_sampler", loader)  # None where the dataset has whole batches
+    sized = not isinstance(getattr(loader, "dataset", None), IterableDataset)
+    if sized and (batches is not loader or hasattr(loader, "sampler")) and batches is not None:
+        with contextlib.suppress(*_NO_LENGTH):
+            return _of_a_pass(batches)
+        return None  # to look at a batch would draw it
+    with contextlib.suppress(*_NO_LENGTH):
+        if batches is not None:
             return len(loader.dataset)
     with contextlib.suppress(NotImplementedError, TypeError):
-        batches = len(loader)
+        count = len(loader)
         with drawing_nothing():
-            return batches and batches * examples_of(next(iter(loader))) * world_size()
+            return count and count * examples_of(next(iter(loader))) * world_size()
     return None
+
+
+def _of_a_pass(batches: Any) -> int:
+    """Examples of all ranks that a sampler of batches, or a loader with a sampler, hands out."""
+    ranks = world_size()
+    while hasattr(batches, "batch_sampler"):  # which ranks share, as in accelerate
+        batches, ranks = batches.batch_sampler, 1
+    sampler = getattr(batches, "sampler", None)
+    if sampler is None:
+        listed = isinstance(batches, (list, tuple))
+        size = sum(map(len, batches)) if listed else len(batches) * batches.batch_size
+        return int(size * ranks)
+    parts = getattr(sampler, "num_replicas", 1)
+    handed = len(sampler) * parts
+    whole = len(getattr(sampler, "dataset", ()))
+    # Parts of one length have some images twice, or lack some.
+    return whole if abs(handed - whole) < parts else handed
