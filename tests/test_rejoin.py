@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -98,6 +99,26 @@ def test_a_stopped_run_mixes_on_as_if_it_had_not():
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for _ in range(5):
         assert torch.equal(one.mix(examples(0, 10), 24)[1], other.mix(examples(0, 10), 24)[1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("batches", [0, 3, 4, 7])
+def test_a_copy_mixes_on_as_the_original_does(copied, batches):
+    """Whatever of a pass was used: nothing, a part of it, a whole one."""
+    one = Rejoin([examples(1000, 5), examples(1005, 3)])
+    for _ in range(batches):
+        one.mix(examples(0, 8), 24)  # two of eight
+    other = copied(one)
+    restored = Rejoin([examples(1000, 5), examples(1005, 3)])
+    restored.load_state_dict(other.state_dict())
+    again = copied(other)  # of a copy that did not go on yet
+    before = torch.get_rng_state()
+    for _ in range(6):
+        expected = one.mix(examples(0, 8), 24)[1]
+        for found in (other, restored, again):
+            assert torch.equal(found.mix(examples(0, 8), 24)[1], expected)
+            assert found.state_dict() == one.state_dict()
+    assert torch.get_rng_state().equal(before)
 
 
 def test_a_learner_that_is_set_back_mixes_as_it_did():

@@ -55,10 +55,11 @@ class Rejoin:
         self._counts: tuple[float, float] | None = None  # of all ranks' batches
         self._owed = 0.0
         self._taken = 0
+        self._behind = False  # a copy, whose stream is not where its count is
 
     def __getstate__(self) -> dict[str, Any]:
-        # An iterator stays with its process; a copy begins anew.
-        return {**self.__dict__, "_stream": iter(()), "_left": []}
+        # An iterator stays with its process; the copy goes on at the same example.
+        return {**self.__dict__, "_stream": iter(()), "_left": [], "_behind": True}
 
     def _shuffled(self) -> Iterator[list[Tensor]]:
         """One pass over the held-out examples, shuffled in blocks."""
@@ -134,6 +135,8 @@ class Rejoin:
         return nothing_applied(actions, last, self._policy)
 
     def _take(self, count: int) -> list[Tensor]:
+        if self._behind:
+            self._catch_up()
         parts = []
         while count:
             if not self._left or not len(self._left[0]):
@@ -158,11 +161,15 @@ class Rejoin:
             ValueError: the state is damaged; nothing has changed.
         """
         check_state(state)
-        self._stream, self._left = iter(()), []
-        self._owed, taken = float(state["owed"]), int(state["taken"])
+        self._owed, self._taken = float(state["owed"]), int(state["taken"])
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Go through the pass that is under way, as far as its examples were taken."""
+        self._stream, self._left, self._behind = iter(()), [], False
         self._size = self._size or count_examples(self._batches)
-        within = taken % max(self._size, 1)  # the half that trains may hold no image
-        self._taken = taken - within
+        within = self._taken % max(self._size, 1)  # the half that trains may hold no image
+        self._taken -= within
         if within:
             with drawing_nothing():
                 self._take(within)
