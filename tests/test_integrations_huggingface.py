@@ -1,5 +1,8 @@
 """OLATrainer: transformers' own loop learns the policy that the plain loop learns."""
 
+import shutil
+import warnings
+
 import pytest
 import torch
 from loops import (
@@ -22,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from ola_augment import OLAAugment, OLALearner
+from ola_augment.training import Trial
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -306,6 +310,36 @@ def test_the_recommended_learner(tmp_path):
     assert learner.pairs == 6
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()
+
+
+def test_a_second_training_counts_the_pairs_of_the_first(tmp_path, monkeypatch):
+    """With another trainer, and from a checkpoint, which has them."""
+    monkeypatch.setattr(Trial, "begin_pair", lambda self, *arguments: None)  # it is not over
+    model = Model()
+
+    def loss(model, batch):
+        return loss_of(model.network, batch["pixel_values"], batch["labels"])
+
+    augment = OLAAugment("rand_augment", strength=1.0)
+    held_out = [default_collate(rows(4))]
+    learner = OLALearner.recommended(model, augment, held_out, pairs=500, loss=loss)
+    learner.pairs = 290
+
+    def train(epochs, **options):
+        run = trainer(tmp_path, epochs=epochs, model=model, learner=learner, save_strategy="epoch")
+        run.train(**options)
+
+    short = {"expected_warning": UserWarning, "match": "302 pairs of steps, .* until pair 308"}
+    with pytest.warns(**short):
+        train(2)
+    shutil.copytree(tmp_path / "checkpoint-24", tmp_path / "kept")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "this run has")
+        train(1)
+    assert learner.pairs == 308
+    with pytest.warns(**short):
+        train(2, resume_from_checkpoint=str(tmp_path / "kept"))
+    assert learner.pairs == 302
 
 
 @pytest.mark.parametrize("kind", ["sized", "workers"])

@@ -1,6 +1,7 @@
 """OLACallback: Lightning's own loop learns the policy that the plain loop learns."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ola_augment import NSLRUpdater, OLAAugment, OLALearner
 from ola_augment.alignment import DirectionalAlignment
-from ola_augment.training import Thermostat
+from ola_augment.training import Thermostat, Trial
 
 lightning = pytest.importorskip("lightning.pytorch")
 from ola_augment.integrations.lightning import OLACallback  # noqa: E402
@@ -244,6 +245,31 @@ def test_the_recommended_learner():
     assert learner.pairs == 12
     assert not learner.skipped
     assert learner.updater.state_dict()["moment"].any()
+
+
+def test_a_second_fit_counts_the_pairs_of_the_first(tmp_path, monkeypatch):
+    """In another trainer, and from a checkpoint, which has them."""
+    monkeypatch.setattr(Trial, "begin_pair", lambda self, *arguments: None)  # it is not over
+    module = Module()
+    augment = OLAAugment("rand_augment", strength=1.0)
+    learner = OLALearner.recommended(module.network, augment, list(loader(8)), pairs=500)
+    learner.pairs = 290
+
+    def fit(epochs, **options):
+        run = trainer(OLACallback(learner), epochs=epochs)
+        run.fit(module, loader(), **options)
+        return run
+
+    with pytest.warns(UserWarning, match="296 pairs of steps, .* until pair 308"):
+        first = fit(1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "this run has")
+        fit(2)
+    assert learner.pairs == 308
+    with pytest.warns(UserWarning, match="302 pairs of steps, .* until pair 308"):
+        fit(2, ckpt_path=tmp_path / "first.ckpt", weights_only=True)
+    assert learner.pairs == 302
 
 
 class Stream(IterableDataset):

@@ -218,7 +218,7 @@ class _Follow(TrainerCallback):  # type: ignore[misc]
         self._pairs = pairs
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._pairs.run(state.max_steps)
+        self._pairs.run(state.max_steps, state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pairs.epoch(kwargs.get("train_dataloader"))

@@ -146,7 +146,8 @@ class OLACallback(Callback):  # type: ignore[misc]
         """Find out whether the run is as long as the learner was told."""
         with contextlib.suppress(MisconfigurationException):  # accumulates more and more batches
             updates = trainer.estimated_stepping_batches
-            self.pairs.run(math.inf if updates < 0 else updates)  # -1 for an IterableDataset
+            known = math.inf if updates < 0 else updates  # -1 for an IterableDataset
+            self.pairs.run(known, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out how many images there are."""

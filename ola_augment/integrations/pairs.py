@@ -74,15 +74,18 @@ class Pairs:
         self._whole = False  # that update's half has ended
         self._updated = False
 
-    def run(self, updates: float) -> None:
+    def run(self, updates: float, done: int) -> None:
         """A run begins, or goes on.
 
         Args:
             updates: of the optimizer from its first step to its last; inf where nobody knows. A
-                run that is over before the learner's trial brings a warning.
+                run that is over before the learner's trial, with the pairs that the learner has
+                seen already, brings a warning.
+            done: of them, as in a run that goes on.
         """
-        pairs = updates if self.learner.plain_first else updates // 2
-        check_length(self.learner, pairs, stacklevel=4)
+        left = updates - done
+        pairs = left if self.learner.plain_first else (left + self._plain_next) // 2
+        check_length(self.learner, self.learner.pairs + pairs, stacklevel=4)
 
     def epoch(self, loader: Any) -> None:
         """An epoch begins.
