@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import nn
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ola_augment import OLAAugment
+from ola_augment import OLAAugment, OLALearner
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.held_out import HeldOut
 from ola_augment.training.held_out_batches import halves_of
@@ -308,3 +309,112 @@ def test_a_sample_of_batches_of_any_structure():
 
 def test_batches_without_tensors_are_kept_from_the_start():
     assert sample_of([(str(k),) for k in range(300)], 256) == [(str(k),) for k in range(256)]
+
+
+def learner_of(held_out, pairs=480, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    return model, OLALearner.recommended(model, OLAAugment(strength=1), held_out, pairs, **options)
+
+
+def trained_on(size=8):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.arange(size) % 4
+
+
+def train(model, learner, steps):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        for images, targets in learner.loader([trained_on()]):
+            with learner.step(images) as step:
+                F.cross_entropy(model(step.images / 255), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def with_names(size=8):
+    return [(*trained_on(size), [f"{index}.png" for index in range(size)])]
+
+
+def test_names_beside_held_out_images_are_no_hindrance_without_their_return():
+    """The advice of the refusal is good: nothing else comes after it."""
+    with pytest.raises(ValueError, match=r"of held-out images must .* got Tensor, list: .*rejoin"):
+        train(*learner_of(with_names()), 1)
+    model, learner = learner_of(with_names(), rejoin=False)
+    train(model, learner, 176)  # into the trial
+    assert learner.trial.contrast().windows == 0 <= learner.trial._losses[0]
+    assert not learner.skipped
+    for half in learner._held_out.halves:
+        assert all(len(labels) == len(names) == 4 for _, labels, names in half)
+    drops = [(images, labels) for images, labels, _ in with_names()]
+    train(*learner_of(drops), 1)  # as a collate_fn does
+
+
+@pytest.mark.parametrize("rejoin", [True, False])
+@pytest.mark.parametrize("target_domain", [True, False])
+@pytest.mark.parametrize("kind", ["PIL", "arrays", "labels"])
+def test_held_out_batches_of_no_tensors_are_refused_with_what_makes_them(
+    kind, rejoin, target_domain
+):
+    images, labels = trained_on()
+    batch, made = {
+        "PIL": lambda pictures: (
+            (pictures, labels),
+            (torch.stack([pil_to_tensor(picture) for picture in pictures]), labels),
+        ),
+        "arrays": lambda _: (
+            (images.numpy(), labels.numpy()),
+            (torch.from_numpy(images.numpy()), torch.from_numpy(labels.numpy())),
+        ),
+        "labels": lambda _: (
+            (images, labels.tolist()),
+            (images, torch.tensor(labels.tolist())),
+        ),
+    }[kind]([to_pil_image(image) for image in images])
+    options = {"rejoin": rejoin, "target_domain": target_domain}
+    with pytest.raises(ValueError, match=r"of held-out batches must be tensors .*: v2.PILToTensor"):
+        train(*learner_of([batch], **options), 176)
+    train(*learner_of([made], **options), 1)
+
+
+@pytest.mark.parametrize("rejoin", [True, False])
+@pytest.mark.parametrize("target_domain", [True, False])
+def test_single_examples_of_a_stream_are_refused_with_what_makes_batches(rejoin, target_domain):
+    class Examples(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(*trained_on(), strict=True))
+
+    options = {"rejoin": rejoin, "target_domain": target_domain}
+    with pytest.raises(ValueError, match=r"a single example: DataLoader\(held_out, batch_size=64"):
+        train(*learner_of(Examples(), **options), 176)
+    train(*learner_of(torch.utils.data.DataLoader(Examples(), 64), **options), 1)
+
+
+def test_other_held_out_batches_that_are_refused_are_called_so():
+    images, labels = trained_on()
+    with pytest.raises(ValueError, match=r"^held-out loader must give \(images, targets\)"):
+        train(*learner_of([(images, labels, labels, labels)], rejoin=False), 1)
+
+
+def test_a_held_out_batch_without_an_image_is_refused():
+    images, labels = trained_on()
+    with pytest.raises(ValueError, match="a batch of no image"):
+        HeldOut([(images[:0], labels[:0])], 0.5)
+    held = HeldOut(Batches([(images, labels), (images[:0], labels[:0])]), 0.5)
+    with pytest.raises(ValueError, match="a batch of no image"):
+        _ = held.halves
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    held.gradients(model)
+    with pytest.raises(ValueError, match="a batch of no image"):
+        held.gradients(model)
+
+
+class Batches:
+    """Batches that are no list."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)

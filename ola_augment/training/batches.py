@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     actions: Actions | None
 
 
-def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
+def read_batch(batch: Any, device: torch.device | None = None, whose: str = "loader") -> Batch:
     """Understand one batch of a loader.
 
     Args:
@@ -33,6 +33,7 @@ def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
             ``images``, ``image`` or ``pixel_values``, an entry ``targets``, ``labels``, ``label``
             or ``target``, and perhaps ``actions``.
         device: that images and targets are moved to; None leaves them.
+        whose: what an error calls the loader.
 
     Raises:
         ValueError: anything else.
@@ -48,7 +49,7 @@ def read_batch(batch: Any, device: torch.device | None = None) -> Batch:
     if not isinstance(images, Tensor) or targets is None or not known:
         what = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else _describe(batch)
         raise ValueError(
-            f"loader must give (images, targets), (images, targets, Actions) or a mapping with "
+            f"{whose} must give (images, targets), (images, targets, Actions) or a mapping with "
             f"one of {', '.join(IMAGES)} and one of {', '.join(TARGETS)}; got {what}"
         )
     if device is not None:

@@ -18,11 +18,16 @@ from ola_augment.alignment._fsdp import (
 )
 from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.streams import world_size
-from ola_augment.training.batches import drawing_nothing, examples_of, move, read_batch
+from ola_augment.training.batches import are_names, drawing_nothing, examples_of, move, read_batch
 from ola_augment.training.calibration import calibrated
 from ola_augment.training.checks import HeldOutClasses
 from ola_augment.training.given import are_counts, check_named
-from ola_augment.training.held_out_batches import Cycle, count_examples, halves_of, refuse_example
+from ola_augment.training.held_out_batches import (
+    Cycle,
+    count_examples,
+    halves_of,
+    refuse_no_tensors,
+)
 from ola_augment.training.held_out_sample import sample_of
 from ola_augment.training.metrics import scale_to_float
 from ola_augment.training.ranks import (
@@ -225,8 +230,9 @@ class _CrossEntropy:
         self.preprocess = preprocess
 
     def __call__(self, model: nn.Module, *batch: Any) -> Tensor:
-        refuse_example(batch[0] if len(batch) == 1 else batch)
-        inputs, targets, _ = read_batch(batch[0] if len(batch) == 1 else batch)
+        given = batch[0] if len(batch) == 1 else tuple(p for p in batch if not are_names(p))
+        refuse_no_tensors(given)
+        inputs, targets, _ = read_batch(given, whose="held-out loader")
         _refuse_no_classes(targets)
         outputs = model(_in_precision_of(model, self.preprocess(inputs)))
         return F.cross_entropy(getattr(outputs, "logits", outputs), targets)

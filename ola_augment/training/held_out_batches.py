@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ola_augment.actions import as_actions
 from ola_augment.streams import rank_here, world_size
 from ola_augment.training.batches import (
+    IMAGES,
     TARGETS,
     are_actions,
     are_names,
@@ -53,7 +54,7 @@ class Cycle:
             first = next(iter(batches), None)
             if first is None:
                 raise ValueError(NO_BATCH)
-            refuse_example(first)
+            checked(first)
         self._batches = batches
         self._iterator: Iterator[Any] = iter(())
         self._read = 0
@@ -80,7 +81,7 @@ class Cycle:
                 raise ValueError(NO_BATCH)
         self.position += 1
         self._read = self.position
-        return as_tuple(batch)
+        return checked(batch)
 
     def __getstate__(self) -> dict[str, Any]:
         # An iterator stays with its process; the copy goes on at the same position.
@@ -116,22 +117,45 @@ def examples_of_ranks(batches: Iterable[Any], count: int) -> tuple[float, float]
     return float(counts.sum()), float(counts[rank_here()]) * world_size()
 
 
-def refuse_example(batch: Any) -> None:
-    """Refuse a single example where a batch is wanted.
+def checked(batch: Any) -> tuple[Any, ...]:
+    """A batch as the arguments of a loss, after the model.
 
     Raises:
-        ValueError: the label is one number.
+        ValueError: it is a single example, whose label is one number, or has none.
     """
-    label: Any = None
-    if isinstance(batch, Mapping):
-        label = named(batch, TARGETS)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        label = batch[1]
+    label = _images_and_targets(batch)[1]
     if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
         raise ValueError(
             "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
-            "example: DataLoader(held_out, batch_size=64, shuffle=True) makes batches of a data set"
+            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
         )
+    if tensors_of(batch) and not examples_of(batch):
+        raise ValueError("held-out reference holds a batch of no image: leave it out")
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def refuse_no_tensors(batch: Any) -> None:
+    """Refuse images and targets that are no tensors.
+
+    Raises:
+        ValueError: they are not.
+    """
+    parts = (part for part in _images_and_targets(batch) if part is not None)
+    entries = itertools.chain.from_iterable(entries_of(part)[0] for part in parts)
+    if kinds := sorted({type(e).__name__ for e in entries if not isinstance(e, Tensor)}):
+        raise ValueError(
+            "images and targets of held-out batches must be tensors (B, ...), got "
+            f"{', '.join(kinds)}: v2.PILToTensor() in the data set's transform makes them of PIL "
+            "images, torch.from_numpy of arrays, torch.tensor of a list of labels"
+        )
+
+
+def _images_and_targets(batch: Any) -> tuple[Any, Any]:
+    """What should be images and targets, whatever they are; None where there are none."""
+    if isinstance(batch, Mapping):
+        return named(batch, IMAGES), named(batch, TARGETS)
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else ()
+    return (*parts, None, None)[:2]
 
 
 def halves_of(batches: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -193,8 +217,3 @@ def part_of(batch: Any, where: Tensor) -> Any:
 
     entries, spec = entries_of(batch)
     return tree_unflatten(map(chosen, entries), spec)
-
-
-def as_tuple(batch: Any) -> tuple[Any, ...]:
-    """A batch as the arguments of a loss, after the model."""
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)

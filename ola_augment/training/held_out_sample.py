@@ -19,7 +19,7 @@ from ola_augment.training.batches import (
     examples_of,
     tensors_of,
 )
-from ola_augment.training.held_out_batches import NO_BATCH, SPREAD, as_tuple, keys_of, part_of
+from ola_augment.training.held_out_batches import NO_BATCH, SPREAD, checked, keys_of, part_of
 
 #: Of batches without a length, which may have no end, so many examples are read for each that is
 #: wanted.
@@ -40,7 +40,7 @@ def sample_of(batches: Iterable[Any], most: int) -> list[Any]:
     Raises:
         ValueError: there is no batch, or one that cannot be parted.
     """
-    iterator = map(as_tuple, batches)
+    iterator = map(checked, batches)
     kept: list[Any] = []
     count = 0
     for batch in iterator:

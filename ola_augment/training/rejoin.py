@@ -18,7 +18,13 @@ from ola_augment.streams import rank_here
 from ola_augment.training.batches import are_actions, drawing_nothing, entries_of
 from ola_augment.training.flat import nothing_applied
 from ola_augment.training.given import are_counts
-from ola_augment.training.held_out_batches import NO_BATCH, count_examples, examples_of_ranks
+from ola_augment.training.held_out_batches import (
+    NO_BATCH,
+    checked,
+    count_examples,
+    examples_of_ranks,
+    refuse_no_tensors,
+)
 
 #: Entries of a state.
 _STATE = ("owed", "taken")
@@ -86,6 +92,8 @@ class Rejoin:
             first = next(iter(self._batches), None)
         if first is None:
             raise ValueError(NO_BATCH)
+        checked(first)
+        refuse_no_tensors(first)
         held = _leaves(first, "held-out images")
         what = [[(tuple(part.shape[1:]), part.dtype) for part in parts] for parts in (own, held)]
         # Of floats any precision, which a trainer may have changed.
@@ -237,5 +245,6 @@ def _tensors(parts: list[Any], whose: str) -> list[Tensor]:
         return parts
     raise ValueError(
         f"batches of {whose} must consist of tensors (B, ...) of one B, for held-out images to "
-        f"join the training, got {found}; leave them out for good with rejoin=False"
+        f"join the training, got {found}: let a collate_fn leave out what is no such tensor, or "
+        "leave held-out images out for good with rejoin=False"
     )
