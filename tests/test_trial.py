@@ -408,6 +408,30 @@ def test_a_trial_of_a_model_that_diverged_is_not_called_too_short():
         assert evidence.verdict.endswith(" whether augmentation helps: nothing is augmented")
 
 
+def test_a_model_that_is_not_the_one_trained_is_said():
+    learner = trying(first=0)
+    other = copy.deepcopy(learner._model)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+
+    def train():
+        while not learner.trial.over:
+            with learner.step(torch.rand(4, 3, 2, 2)) as step:
+                F.cross_entropy(other(step.images), torch.arange(4) % 2).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with pytest.warns(UserWarning, match="weights of the learner's model did not move: is it the"):
+        train()
+    evidence = learner.evidence()
+    assert (evidence.effect, evidence.std, evidence.strength) == (0, 0, 0)
+    assert evidence.verdict == (
+        "the weights of the learner's model did not move, not known whether augmentation helps: "
+        "nothing is augmented"
+    )
+    assert "nan" not in str(evidence)
+    assert "held-out loss" not in str(evidence)
+
+
 def test_evidence_says_how_far_the_trial_is_or_that_there_is_none():
     learner = trying()
     go_on(learner, 3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ola_augment.alignment._fsdp import own_part
 from ola_augment.alignment.proof import trainable_parameters
 from ola_augment.training.batches import class_labels, tensors_of
+from ola_augment.training.estimates import Contrast
 
 #: Levels above which inputs are not scaled.
 _LEVELS = 10.0
@@ -105,6 +106,16 @@ def warn_of_still_maps(images: Tensor, beside: Any) -> None:
             "while operations move its image. Let workers augment both, with "
             "tv_tensors.Mask(mask) in the samples and DataLoader(collate_fn=augment.collate), or "
             "take a space without rotations, shears, translations and flips",
+            stacklevel=2,
+        )
+
+
+def warn_of_still_weights(contrast: Contrast) -> None:
+    """Warn where the held-out loss was the same to the last digit in a whole trial."""
+    if contrast.still:
+        warnings.warn(
+            "the weights of the learner's model did not move: is it the model that is trained, and "
+            "does the optimizer step its parameters? Nothing is known of augmentation",
             stacklevel=2,
         )
 

@@ -58,6 +58,11 @@ class Contrast(NamedTuple):
     windows: int
 
     @property
+    def still(self) -> bool:
+        """Whether nothing changed at all, as where the model is not the one that is trained."""
+        return self.effect == self.std == 0
+
+    @property
     def t(self) -> float:
         """The effect in standard errors; NaN where there is none."""
         return self.effect / self.std if self.std > 0 else math.nan

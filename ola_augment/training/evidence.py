@@ -14,6 +14,7 @@ from ola_augment.training.values import ValueUpdater
 _CHANCE = 0.05
 #: Standard errors at which a trial has shown something.
 _SURE = 2.0
+_FEW_STEPS = "too few steps to find out"
 
 
 class OperationEvidence(NamedTuple):
@@ -72,7 +73,11 @@ class Evidence(NamedTuple):
     @property
     def t(self) -> float:
         """The effect in standard errors; NaN where there is none."""
-        return Contrast(self.effect, self.std, self.windows).t
+        return self._contrast.t
+
+    @property
+    def _contrast(self) -> Contrast:
+        return Contrast(self.effect, self.std, self.windows)
 
     @property
     def verdict(self) -> str:
@@ -85,11 +90,12 @@ class Evidence(NamedTuple):
             return (
                 f"not yet known whether augmentation helps: {self.ahead} more pairs of steps to go"
             )
-        if math.isnan(self.effect):
+        if math.isnan(self.t):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
             seen = self.windows >= COUNTED  # and yet no number came of it
-            few = "too few steps to find out"
-            why = "the held-out loss was not finite, not known" if seen else few
+            why = "the held-out loss was not finite, not known" if seen else _FEW_STEPS
+            if self._contrast.still:
+                why = "the weights of the learner's model did not move, not known"
             return f"{why} whether augmentation helps: {kept}"
         t = self.t
         if self.strength == 0:
@@ -115,7 +121,7 @@ class Evidence(NamedTuple):
             lines.append("operations: not compared with each other")
         elif not sure:
             lines.append("operations: nothing that differs from chance")
-        if not math.isnan(self.effect):
+        if not math.isnan(self.t):
             more = "more" if self.effect >= 0 else "less"
             lines.append(
                 f"held-out loss fell by {abs(self.effect):.3f} {more} in windows of steps with "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ola_augment.policy import OLAPolicy, check_strength
+from ola_augment.training.checks import warn_of_still_weights
 from ola_augment.training.estimates import Contrast
 from ola_augment.training.given import are_counts
 from ola_augment.training.mean_weights import MeanWeights
@@ -183,6 +184,7 @@ class Trial:
 
     def _end(self, sets: bool = True) -> None:
         self.over = True
+        warn_of_still_weights(self.contrast())
         if sets:
             self._set(self.chosen)
 
