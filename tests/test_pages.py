@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import ImageFolder
 
 from ola_augment import OLAAugment, OLALearner
 
@@ -291,6 +292,19 @@ def test_tutorial(tmp_path, monkeypatch):
     assert len(names["history"]) == 1
     for file in ("metrics.csv", "run.pt", "policy.png", "tables.png", "samples.png", "policy.json"):
         assert (tmp_path / file).stat().st_size > 100, file
+
+
+def test_the_tutorial_refuses_a_folder_that_lacks_a_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "0.png")
+    with pytest.raises(AssertionError):
+        run("tutorial", {})
+    (tmp_path / "test" / "b").mkdir()  # and the way out
+    train, test = (ImageFolder(part, allow_empty=True) for part in ("train", "test"))
+    assert test.class_to_idx == train.class_to_idx
+    assert test.targets == [0, 2]
 
 
 class Accelerator:
