@@ -20,6 +20,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 _MOST_BYTES, _MOST_PIXELS = 64 * 2**20, 64_000_000
 _ORIENTATION = 0x0112
 _PARTS = ("train", "test", "reference")
+#: What other people call them.
+_ALSO = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
 #: Those of torchvision's ImageFolder, and what else Pillow reads of a picture on the web.
 _ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".jp2", ".avif")
 #: Broken images, and notes, that an error names.
@@ -48,22 +53,26 @@ def read_folder(
     if missing := [part for part in ("train", "test") if part not in {file[0] for file in files}]:
         raise ValueError(
             f"no images in {' and '.join(missing)} of {path}: it must hold train/CLASS/IMAGE and "
-            "test/CLASS/IMAGE files" + "".join(f"; {note}" for note in left_out[:_NAMED])
+            "test/CLASS/IMAGE files"
+            + "".join(f"; {note}" for note in [*_meant(path, missing), *left_out[:_NAMED]])
         )
     for part in _PARTS:
         if unknown := {name for own, name, *_ in files if own == part} - {*classes}:
             raise ValueError(
                 f"{part} of {path} has classes that train lacks: {', '.join(sorted(unknown))}"
             )
-    parts, found, bits = {}, Counter(), _grey_bits(files)
+    parts, found, broken = {}, Counter(), {}
+    bits = _grey_bits(files, broken)
     for part in _PARTS:
         chosen = [file[1:] for file in files if file[0] == part]
-        if chosen:
-            images = np.stack(
-                _each(chosen, lambda _, entry, read: _decode(entry, read, size, bits, found))
-            )
-            labels = torch.tensor([classes.index(name) for name, *_ in chosen])
-            parts[part] = (torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+        made = _each(chosen, lambda name, read: _decode(name, read, size, bits, found), broken)
+        if made and not broken:
+            images = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+            parts[part] = images, torch.tensor([classes.index(name) for name, *_ in chosen])
+    if broken:
+        more = len(broken) - _NAMED
+        named = "; ".join([*broken.values()][:_NAMED])
+        raise ValueError(named + f"; and {more} more" * (more > 0))
     told = (*_notes(found, size, bits), *left_out, *_shared(parts))
     return parts, tuple(classes), told
 
@@ -106,6 +115,21 @@ def _shared(parts: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
         if count := sum(image in known for image in pixels.get(one, ())):
             notes.append(f"{count} of {len(pixels[one])} {one} images are in {other}, too: {why}")
     return notes
+
+
+def _meant(path: Path, missing: list[str]) -> list[str]:
+    """Notes on folders that may be the parts that are missing, under another name."""
+    if path.is_dir():
+        folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            folders = {part for name in archive.namelist() for part in name.split("/")[:-1]}
+    return [
+        f"{folder}/ is there: rename it to {part}/"
+        for part in missing
+        for folder in sorted(folders)
+        if folder != part and folder.lower() in _ALSO[part]
+    ]
 
 
 def _zip_entries(path: Path) -> Iterator[tuple]:
@@ -208,17 +232,15 @@ def _upright(image: Image.Image, found: Counter) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _each(files: list, use) -> list:
-    """What ``use`` makes of each file; those that cannot be read are named together."""
-    made, broken = [], []
-    for file in files:
+def _each(files: list, use, broken: dict[str, str]) -> list:
+    """What ``use`` makes of each file; those that cannot be read join ``broken``, by names."""
+    made = []
+    for *_, name, read in files:
         try:
-            made.append(use(*file))
+            if name not in broken:
+                made.append(use(name, read))
         except ValueError as error:
-            broken.append(str(error))
-    if broken:
-        more = len(broken) - _NAMED
-        raise ValueError("; ".join(broken[:_NAMED]) + f"; and {more} more" * (more > 0))
+            broken[name] = str(error)
     return made
 
 
@@ -235,10 +257,10 @@ def _opened(name: str, read, use):
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
 
-def _grey_bits(files: list) -> int:
+def _grey_bits(files: list, broken: dict[str, str]) -> int:
     """How many bits the grey levels of a data set take: a PNG of 10 or 12 is stored in 16."""
-    tops = _each(files, lambda _, __, name, read: _opened(name, read, _top))
-    return max(8, max(tops).bit_length())
+    tops = _each(files, lambda name, read: _opened(name, read, _top), broken)
+    return max(8, max(tops, default=0).bit_length())
 
 
 def _top(image: Image.Image) -> int:

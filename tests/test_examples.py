@@ -147,6 +147,31 @@ def test_an_image_that_cannot_be_read_is_named(run, tmp_path, monkeypatch):
             run("train.py", "--data", f"imagefolder:{tmp_path / 'images.zip'}", "--out", tmp_path)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["directory", "zip"])
+def test_images_that_cannot_be_read_are_named_at_once(tmp_path, monkeypatch, packed):
+    """Of all parts, whether Pillow knows their format or finds their end missing."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 50).save(buffer, "png")
+    good, source = buffer.getvalue(), tmp_path / "images"
+    bad = {"train/a/0": b"no image", "train/b/1": good[:500], "test/b/0": good[:500]}
+    for name in [
+        f"{part}/{label}/{i}" for part in ("train", "test") for label in "ab" for i in "01"
+    ]:
+        (file := source / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bad.get(name, good))
+    if packed:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for file in source.rglob("*.png"):
+                archive.write(file, file.relative_to(source))
+        source = tmp_path / "images.zip"
+    with pytest.raises(ValueError, match="cannot read the image") as caught:
+        importlib.import_module("data").load_data(f"imagefolder:{source}", image_size=8)
+    found = str(caught.value).split("; ")
+    assert len(found) == 3
+    assert all(any(f"{name}.png" in text for text in found) for name in bad)
+
+
 def test_hidden_files_are_no_images_and_sixteen_bits_become_eight(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
