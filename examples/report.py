@@ -39,13 +39,16 @@ def look_for_packages(seeds: int) -> None:
 
 def data_lines(data: Any, given: int | None = None) -> str:
     """Classes, counts and sizes of a data set, and what was done to its images."""
+    from ola_augment.training.given import counted
+
     channels, height, width = data.train_images.shape[1:]
     color = "grey" if channels == 1 else "colour"
     train, size = len(data.train_images), f"{height} x {width} pixels, {color}"
     parts = [f"{train} training" if given is None else f"{given} of {train} training"]
     parts.append(f"{len(data.test_images)} test")
     if data.reference is not None:
-        parts.append(f"{len(data.reference[0])} labelled images of the target domain")
+        known = counted(len(data.reference[0]), "labelled image")
+        parts.append(f"{known} of the target domain")
     classes = "1 class" if data.num_classes == 1 else f"{data.num_classes} classes"
     lines = [f"{data.name}: {classes}, {', '.join(parts)}; {size}"]
     if data.num_classes == 1:
@@ -86,13 +89,15 @@ def check_device(device: str) -> None:
 
 def too_short(images: int, batch_size: int, epochs: int) -> str:
     """What a run lacks for its trial, in a sentence; empty where it is long enough."""
+    from ola_augment.training.given import counted
     from ola_augment.training.trial import SHORTEST_RUN
 
     steps = max(1, images // batch_size)
     pairs = epochs * steps // 2
     if pairs >= _WORTH_HAVING:
         return ""
-    have = f"{epochs} epochs of {steps} steps are {pairs} pairs of steps"
+    whole, verb = counted(epochs, "epoch"), "is" if epochs == 1 else "are"
+    have = f"{whole} of {counted(steps, 'step')} {verb} {counted(pairs, 'pair')} of steps"
     enough, few = (-(-2 * number // steps) for number in (_WORTH_HAVING, SHORTEST_RUN))
     if pairs < SHORTEST_RUN:
         return (

@@ -729,7 +729,7 @@ def test_the_recommended_setting():
     # No more is tried than would be chosen.
     assert learner.trial.strength == learner.trial.most == 2
     assert learner.rejoins
-    with pytest.warns(UserWarning, match=r"1 pairs of steps are too few .*480 are enough"):
+    with pytest.warns(UserWarning, match=r"1 pair of steps is too few .*480 are enough"):
         short = OLALearner.recommended(model, augment, [batch(99)], pairs=1)
     assert short.learn_pairs == 0
     own = OLALearner.recommended(model, augment, [batch(99)], pairs=500, target_domain=False)

@@ -281,6 +281,29 @@ def test_all_broken_images_are_named_at_once(tmp_path):
         load_data(f"imagefolder:{tmp_path}", 16)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("part", "name"), [("test", "val"), ("train", "Training")])
+def test_a_part_of_another_name_is_said(tmp_path, part, name, packed):
+    from data import load_data
+
+    write(source := tmp_path / "images", ("train", "test"), count=1)
+    (source / part).rename(source / name)
+    if packed:
+        source = Path(shutil.make_archive(str(source), "zip", tmp_path, "images"))
+    with pytest.raises(ValueError, match=f"no images in {part} .*; {name}/ is there: rename it to"):
+        load_data(f"imagefolder:{source}", 16)
+
+
+def test_one_image_of_the_target_domain_is_one(tmp_path):
+    from data import load_data
+    from report import data_lines
+
+    write(tmp_path, ("train", "test", "reference"), count=1)
+    shutil.rmtree(tmp_path / "reference" / "b")
+    text = data_lines(load_data(f"imagefolder:{tmp_path}", 16))
+    assert "2 test, 1 labelled image of the target domain;" in text
+
+
 def test_classes_without_test_images_are_said(tmp_path):
     from data import load_data
     from report import data_lines, listed
@@ -304,6 +327,8 @@ def test_a_run_too_short_for_a_trial_is_said_first():
     assert too_short(224, 64, 320).startswith("a short run for ola: 320 epochs of 3 steps are 480 ")
     assert too_short(224, 64, 666).startswith("a short run for ola: ")
     assert too_short(224, 64, 667) == ""
+    assert "nothing: 1 epoch of 3 steps is 1 pair of steps, and" in too_short(224, 64, 1)
+    assert "nothing: 2 epochs of 1 step are 1 pair of steps, and" in too_short(64, 64, 2)
 
 
 def test_options_know_what_there_is():

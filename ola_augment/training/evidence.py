@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ola_augment.training.estimates import Contrast
+from ola_augment.training.given import counted
 from ola_augment.training.trial import COUNTED, Trial
 from ola_augment.training.values import ValueUpdater
 
@@ -87,9 +88,8 @@ class Evidence(NamedTuple):
         if self.strength is None and self.ahead is None:
             return "not known whether augmentation helps: the learner has no trial"
         if self.strength is None:
-            return (
-                f"not yet known whether augmentation helps: {self.ahead} more pairs of steps to go"
-            )
+            left = counted(self.ahead or 0, "more pair")
+            return f"not yet known whether augmentation helps: {left} of steps to go"
         if math.isnan(self.t):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
             seen = self.windows >= COUNTED  # and yet no number came of it
@@ -106,8 +106,8 @@ class Evidence(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"learned from {self.pairs} pairs of steps ({self.examples:,} augmented images) and "
-            f"{self.held_out} held-out images"
+            f"learned from {counted(self.pairs, 'pair')} of steps ({self.examples:,} augmented "
+            f"images) and {counted(self.held_out, 'held-out image')}"
         ]
         sure = [operation for operation in self.operations if operation.differs]
         for label, found in (

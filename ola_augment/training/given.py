@@ -8,6 +8,11 @@ from typing import Any
 from torch import Tensor
 
 
+def counted(number: float, noun: str) -> str:
+    """Such as 1 pair, or 3 pairs."""
+    return f"{number:.0f} {noun}{'s' * (number != 1)}"
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse what is no whole number, or below the least.
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ola_augment.training.given import check_count
+from ola_augment.training.given import check_count, counted
 from ola_augment.training.held_out import BatchLoss
 from ola_augment.training.trial import SHARE, SHORTEST_RUN, Trial
 from ola_augment.training.values import ValueUpdater
@@ -52,8 +52,9 @@ def recommended_parts(
     )
     if not trial.windows:
         warnings.warn(
-            f"{pairs} pairs of steps are too few to try augmentation out ({SHORTEST_RUN} are "
-            "enough): there will be none; train for longer, or take UniformAugment",
+            f"{counted(pairs, 'pair')} of steps {'is' if pairs == 1 else 'are'} too few to try "
+            f"augmentation out ({SHORTEST_RUN} are enough): there will be none; train for "
+            "longer, or take UniformAugment",
             stacklevel=3,
         )
     learn_pairs = first if target_domain and trial.windows else 0
@@ -81,9 +82,9 @@ def check_length(learner: Stepping, pairs: float, stacklevel: int = 3) -> None:
     trial = learner.trial
     if trial is not None and not trial.over and pairs < trial.last:
         warnings.warn(
-            f"this run has {pairs:.0f} pairs of steps, and the trial of its augmentation lasts "
-            f"until pair {trial.last}: it will not end, and what was learned is hardly used. Give "
-            "OLALearner.recommended the pairs of updates of the whole run, epochs * len(loader) "
+            f"this run has {counted(pairs, 'pair')} of steps, and the trial of its augmentation "
+            f"lasts until pair {trial.last}: it will not end, and what was learned is hardly used. "
+            "Give OLALearner.recommended the pairs of updates of the whole run, epochs * len(loader) "
             "// 2, and with gradients accumulated over n batches // (2 * n)",
             stacklevel=stacklevel,
         )
