@@ -84,7 +84,7 @@ def check_length(learner: Stepping, pairs: float, stacklevel: int = 3) -> None:
         warnings.warn(
             f"this run has {counted(pairs, 'pair')} of steps, and the trial of its augmentation "
             f"lasts until pair {trial.last}: it will not end, and what was learned is hardly used. "
-            "Give OLALearner.recommended the pairs of updates of the whole run, epochs * len(loader) "
-            "// 2, and with gradients accumulated over n batches // (2 * n)",
+            "Give OLALearner.recommended the pairs of updates of the whole run, epochs * "
+            "len(loader) // 2, and with gradients accumulated over n batches // (2 * n)",
             stacklevel=stacklevel,
         )
