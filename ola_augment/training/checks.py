@@ -214,8 +214,8 @@ class HeldOutClasses:
         elif all(len(labels) == 1 for labels in batches):
             text = f"each batch of held-out images is of a single class: {_SHUFFLE}"
         elif (found := fmean(map(len, batches))) < _FEW * _expected(batches, counts):
-            text = f"batches of held-out images hold {found:.2g} of {len(counts)} classes on "
-            text += f"average: {_SHUFFLE}"
+            text = f"batches of held-out images hold {found:.2g} of {len(counts)}"
+            text += f" classes on average: {_SHUFFLE}"
         else:
             return
         warnings.warn(text, stacklevel=2)

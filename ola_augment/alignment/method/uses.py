@@ -86,7 +86,8 @@ class LocatedUse(Located):
                 f"{self.name} of parameter {listed(self.names)} gives one number, which belongs to "
                 "no example: take a penalty outside of capture(), in a backward() of its own or as "
                 "the optimizer's weight_decay, and multiply a learned weight with the examples' "
-                'own losses (reduction="none") before their mean or sum'
+                'own losses (reduction="none") before their mean or sum. If it comes of data, '
+                "call the model itself on them, not a part of it"
             )
         if not isinstance(decision, Layout):
             raise RuntimeError(
