@@ -106,7 +106,7 @@ mutants: $(STAMP) ## mutation testing, bounded: 90 % must be noticed
 matrix: $(STAMP) ## the tests that would notice, with both ends of the supported versions
 	$(BIN)/python examples/reliability/matrix.py
 
-zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (one to two hours)
+zoo: $(STAMP) ## the alignment engine on some two hundred models against their oracles (half an hour on two idle cores)
 	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	$(BIN)/python examples/zoo/run.py --jobs 2 --limit 900 --table docs/_zoo_table.md
 
