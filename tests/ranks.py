@@ -12,12 +12,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def run_ranks(worker, *given, ranks=2):
-    """``worker(rank, port, *given)`` in a process for each rank, with a free port."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(worker, (port, *given), ranks, start_method="forkserver")
+        return free.getsockname()[1]
+
+
+def run_ranks(worker, *given, ranks=2):
+    """``worker(rank, port, *given)`` in a process for each rank, with a free port."""
+    mp.start_processes(worker, (free_port(), *given), ranks, start_method="forkserver")
 
 
 def run_checks(checks, folder, given=None, ranks=2):

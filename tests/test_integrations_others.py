@@ -2,7 +2,6 @@
 
 import copy
 import os
-import socket
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from loops import (
     plain_loop,
     rejoining_learner,
 )
+from ranks import free_port
 from torch import nn
 
 from ola_augment import OLAAugment, OLALearner
@@ -84,9 +84,7 @@ def test_a_notebook_launches_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of other tests
     learner = recommended(network())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     accelerate.notebook_launcher(by_accelerate, (tmp_path, learner), num_processes=2, use_port=port)
     check_ranks(tmp_path, pairs=2)
     assert "RANK" not in os.environ

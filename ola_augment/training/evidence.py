@@ -15,7 +15,6 @@ from ola_augment.training.values import ValueUpdater
 _CHANCE = 0.05
 #: Standard errors at which a trial has shown something.
 _SURE = 2.0
-_FEW_STEPS = "too few steps to find out"
 
 
 class OperationEvidence(NamedTuple):
@@ -92,10 +91,12 @@ class Evidence(NamedTuple):
             return f"not yet known whether augmentation helps: {left} of steps to go"
         if math.isnan(self.t):
             kept = f"strength {self.strength:g}" if self.strength else "nothing is augmented"
-            seen = self.windows >= COUNTED  # and yet no number came of it
-            why = "the held-out loss was not finite, not known" if seen else _FEW_STEPS
             if self._contrast.still:
                 why = "the weights of the learner's model did not move, not known"
+            elif self.windows >= COUNTED:  # and yet no number came of it
+                why = "the held-out loss was not finite, not known"
+            else:
+                why = "too few steps to find out"
             return f"{why} whether augmentation helps: {kept}"
         t = self.t
         if self.strength == 0:

@@ -127,7 +127,7 @@ def checked(batch: Any) -> tuple[Any, ...]:
     if isinstance(label, (int, float)) or (hasattr(label, "shape") and not len(label.shape)):
         raise ValueError(
             "held-out images must come in batches, images (B, ...) and targets (B,), got a single "
-            "example: DataLoader(held_out, batch_size=64) makes batches of a data set"
+            "example: DataLoader(held_out, batch_size=64, shuffle=True) makes batches of a data set"
         )
     if tensors_of(batch) and not examples_of(batch):
         raise ValueError("held-out reference holds a batch of no image: leave it out")

@@ -81,7 +81,10 @@ class LocatedUse(Located):
 
     def settle(self, decision: Decision, batch: int) -> None:
         """Where the examples lie was found out; refused where it was not."""
-        if not isinstance(decision, Layout) and not self.shape:
+        if isinstance(decision, Layout):
+            self.layout = decision
+            return
+        if not self.shape:
             raise RuntimeError(
                 f"{self.name} of parameter {listed(self.names)} gives one number, which belongs to "
                 "no example: take a penalty outside of capture(), in a backward() of its own or as "
@@ -89,19 +92,17 @@ class LocatedUse(Located):
                 'own losses (reduction="none") before their mean or sum. If it comes of data, '
                 "call the model itself on them, not a part of it"
             )
-        if not isinstance(decision, Layout):
-            raise RuntimeError(
-                f"{self.name} reads parameter {listed(self.names)} and gives a "
-                f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
-                "could not be told apart: changing one example does not change its own rows alone. "
-                "(The examples are the rows of the first tensor that the model is called with; an "
-                "argument with as many rows is taken for theirs. Make a mask or table that only "
-                "happens to have as many a buffer, and stack a list of images.) "
-                "Keep examples along one dimension, do not mix them, or freeze the parameter. "
-                "Where the number of rows depends on the data (a mixture of experts), run every "
-                "expert on all rows and multiply by its gates, or use DirectionalAlignment"
-            )
-        self.layout = decision
+        raise RuntimeError(
+            f"{self.name} reads parameter {listed(self.names)} and gives a "
+            f"tensor of shape {tuple(self.shape)} in which the {batch} examples of the batch "
+            "could not be told apart: changing one example does not change its own rows alone. "
+            "(The examples are the rows of the first tensor that the model is called with; an "
+            "argument with as many rows is taken for theirs. Make a mask or table that only "
+            "happens to have as many a buffer, and stack a list of images.) "
+            "Keep examples along one dimension, do not mix them, or freeze the parameter. "
+            "Where the number of rows depends on the data (a mixture of experts), run every "
+            "expert on all rows and multiply by its gates, or use DirectionalAlignment"
+        )
 
 
 def differentiated(
